@@ -1,0 +1,3 @@
+//! doc
+pub mod model;
+pub mod storage;

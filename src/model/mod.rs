@@ -1,0 +1,26 @@
+//! The nouns: what a client can name and what storage keeps. Plain data; no I/O, no clock, no behaviour beyond
+//! parsing and rendering.
+
+pub mod assistant;
+pub mod checkpoint;
+pub mod event;
+pub mod id;
+pub mod item;
+pub mod json;
+pub mod run;
+pub mod scope;
+pub mod thread;
+pub mod time;
+
+pub use assistant::Assistant;
+pub use checkpoint::{CheckpointMetadata, CheckpointRef, CheckpointSource, Interrupt, PendingWrite, TaskPath, special};
+pub use event::{Event, EventId, StreamMode};
+pub use id::{CheckpointId, IdError, RunId, ThreadId, ThreadKey, system_assistant_id};
+pub use item::Item;
+pub use json::{Fields, Json, JsonError};
+pub use run::{
+    Breakpoints, CancelAction, Durability, ErrorInfo, MultitaskStrategy, OnCompletion, Run, RunKwargs, RunStatus,
+};
+pub use scope::Scope;
+pub use thread::{Thread, ThreadStatus};
+pub use time::Timestamp;

@@ -1,0 +1,222 @@
+//! Runs: one invocation of a graph on a thread, and how it was asked for.
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use uuid::Uuid;
+
+use super::{Json, RunId, ThreadId, ThreadKey, Timestamp};
+
+/// A run's status (contract section 2). A run that stops at an interrupt ends as `success`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunStatus {
+    Pending,
+    Running,
+    Error,
+    Success,
+    Timeout,
+    Interrupted,
+}
+
+impl RunStatus {
+    const ALL: [RunStatus; 6] = [
+        RunStatus::Pending,
+        RunStatus::Running,
+        RunStatus::Error,
+        RunStatus::Success,
+        RunStatus::Timeout,
+        RunStatus::Interrupted,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RunStatus::Pending => "pending",
+            RunStatus::Running => "running",
+            RunStatus::Error => "error",
+            RunStatus::Success => "success",
+            RunStatus::Timeout => "timeout",
+            RunStatus::Interrupted => "interrupted",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<RunStatus> {
+        Self::ALL.into_iter().find(|status| status.as_str() == text)
+    }
+
+    /// Pending or running: the run still occupies its thread.
+    pub fn is_active(self) -> bool {
+        matches!(self, RunStatus::Pending | RunStatus::Running)
+    }
+}
+
+/// What to do with a new run while the thread has an active one (contract section 3.5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MultitaskStrategy {
+    #[default]
+    Enqueue,
+    Reject,
+    Interrupt,
+    Rollback,
+}
+
+impl MultitaskStrategy {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            MultitaskStrategy::Enqueue => "enqueue",
+            MultitaskStrategy::Reject => "reject",
+            MultitaskStrategy::Interrupt => "interrupt",
+            MultitaskStrategy::Rollback => "rollback",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<MultitaskStrategy> {
+        [Self::Enqueue, Self::Reject, Self::Interrupt, Self::Rollback].into_iter().find(|s| s.as_str() == text)
+    }
+}
+
+/// What cancelling does to what the run has written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CancelAction {
+    /// Completed steps stay; the run ends as `interrupted`.
+    Interrupt,
+    /// The run and all checkpoints it wrote are deleted.
+    Rollback,
+}
+
+impl CancelAction {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            CancelAction::Interrupt => "interrupt",
+            CancelAction::Rollback => "rollback",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<CancelAction> {
+        [Self::Interrupt, Self::Rollback].into_iter().find(|action| action.as_str() == text)
+    }
+}
+
+/// When supersteps are committed (engine specification, section 4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// Each superstep is committed before the next one starts.
+    Sync,
+    /// Supersteps are committed in order in the background; consecutive ones may share a commit.
+    #[default]
+    Async,
+    /// One checkpoint at the end of the run.
+    Exit,
+}
+
+/// What happens to a stateless run's temporary thread afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnCompletion {
+    #[default]
+    Delete,
+    Keep,
+}
+
+/// Static breakpoints: all nodes (`"*"`) or the named ones.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Breakpoints {
+    All,
+    Nodes(Vec<String>),
+}
+
+impl Breakpoints {
+    /// Whether `node` is one of them.
+    pub fn contains(&self, node: &str) -> bool {
+        match self {
+            Breakpoints::All => true,
+            Breakpoints::Nodes(nodes) => nodes.iter().any(|name| name == node),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        matches!(self, Breakpoints::Nodes(nodes) if nodes.is_empty())
+    }
+}
+
+impl Default for Breakpoints {
+    fn default() -> Self {
+        Breakpoints::Nodes(Vec::new())
+    }
+}
+
+impl Serialize for Breakpoints {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Breakpoints::All => serializer.serialize_str("*"),
+            Breakpoints::Nodes(nodes) => nodes.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Breakpoints {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Wire {
+            One(String),
+            Many(Vec<String>),
+        }
+        Ok(match Wire::deserialize(deserializer)? {
+            Wire::One(star) if star == "*" => Breakpoints::All,
+            Wire::One(name) => Breakpoints::Nodes(vec![name]),
+            Wire::Many(names) if names.iter().any(|name| name == "*") => Breakpoints::All,
+            Wire::Many(names) => Breakpoints::Nodes(names),
+        })
+    }
+}
+
+/// A failure as shown to clients: `{"error": class, "message": text}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorInfo {
+    pub error: String,
+    pub message: String,
+}
+
+/// Everything a run was asked to do. Stored as one payload and shown as `kwargs`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RunKwargs {
+    pub input: Option<Json>,
+    pub command: Option<Json>,
+    /// `{tags, recursion_limit, configurable, metadata}`; a checkpoint to start from is inside `configurable`.
+    pub config: Json,
+    pub context: Json,
+    pub stream_mode: Vec<String>,
+    pub interrupt_before: Option<Breakpoints>,
+    pub interrupt_after: Option<Breakpoints>,
+    pub webhook: Option<String>,
+    pub feedback_keys: Option<Vec<String>>,
+    /// The thread is deleted when the run ends.
+    pub temporary: bool,
+    /// Subgraph events are streamed too.
+    pub subgraphs: bool,
+    /// Events are kept for replay.
+    pub resumable: bool,
+    pub durability: Durability,
+}
+
+/// A run row.
+#[derive(Debug, Clone)]
+pub struct Run {
+    pub run_id: RunId,
+    pub thread_key: ThreadKey,
+    pub thread_id: ThreadId,
+    pub assistant_id: Uuid,
+    pub graph_id: String,
+    pub status: RunStatus,
+    pub metadata: Json,
+    pub kwargs: Json,
+    pub multitask_strategy: MultitaskStrategy,
+    /// Claims without progress since the last superstep commit; shown as `attempt` (at least 1).
+    pub attempts: i32,
+    /// Includes the delay of `after_seconds`: such a run's time lies in the future.
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+    pub error: Option<ErrorInfo>,
+}

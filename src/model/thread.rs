@@ -1,0 +1,57 @@
+//! Threads: one conversation or task, and everything tied to it.
+
+use serde::Serialize;
+
+use super::{CheckpointId, ErrorInfo, Json, ThreadId, ThreadKey, Timestamp};
+
+/// A thread's status, derived from its runs and its head; never stored as a second truth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ThreadStatus {
+    /// No active run, nothing pending.
+    Idle,
+    /// A run is pending or running.
+    Busy,
+    /// No active run, and the head checkpoint still has next nodes.
+    Interrupted,
+    /// The last run failed.
+    Error,
+}
+
+impl ThreadStatus {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ThreadStatus::Idle => "idle",
+            ThreadStatus::Busy => "busy",
+            ThreadStatus::Interrupted => "interrupted",
+            ThreadStatus::Error => "error",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<ThreadStatus> {
+        [ThreadStatus::Idle, ThreadStatus::Busy, ThreadStatus::Interrupted, ThreadStatus::Error]
+            .into_iter()
+            .find(|status| status.as_str() == text)
+    }
+}
+
+/// A thread row. Its values and interrupts are not here: they are read from the head checkpoint.
+#[derive(Debug, Clone)]
+pub struct Thread {
+    pub key: ThreadKey,
+    pub id: ThreadId,
+    /// The graph of the thread's latest run, if it ever had one.
+    pub graph_id: Option<String>,
+    pub metadata: Json,
+    pub config: Json,
+    pub status: ThreadStatus,
+    /// The last run's error, while `status` is `error`.
+    pub error: Option<ErrorInfo>,
+    /// The latest checkpoint of the root namespace.
+    pub head: Option<CheckpointId>,
+    /// The largest event id given out so far ([`super::EventId`]), 0 if none.
+    pub last_event: i64,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+    pub state_updated_at: Timestamp,
+}

@@ -1,0 +1,1 @@
+//! From a database URL to a backend.

@@ -1,0 +1,112 @@
+//! Where it is kept: the contract every backend keeps, a trait per noun.
+//!
+//! Rules of the contract, all proved by the suite in `tests/it/storage` on every backend:
+//! * One method is one atomic business operation: all of it is committed when the future resolves to `Ok`, or none of
+//!   it. Nothing like "begin/commit" is visible from outside, so each backend locks in its own way.
+//! * Every method takes a [`Scope`]; rows of other tenants look missing. `Scope::Server` sees all.
+//! * Every write of a run is conditional on its [`Lease`]: the run row still exists, is running and has that epoch.
+//!   A worker whose lease is gone changes nothing and is told so.
+//! * Leases, order and `*_at` columns use the database's clock; the application's clock is never compared with it.
+//! * Payload bytes come back exactly as they went in. Damaged or unknown stored bytes are a
+//!   [`StorageError::Corrupt`] naming table, column and id.
+//! * Dropping a future (cancellation) leaves the operation either wholly done or wholly undone.
+//! * A missing row is `Ok(None)` or an outcome, never an error.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::broadcast;
+
+use crate::model::{RunId, Scope, ThreadKey};
+
+pub mod checkpoints;
+pub mod connect;
+pub mod items;
+pub mod postgres;
+pub mod runs;
+pub mod sqlite;
+pub mod threads;
+
+pub use checkpoints::{
+    CheckpointFilter, CheckpointRow, Checkpoints, LogRange, LogRow, Payload, PayloadHash, StoredCheckpoint,
+    TaskWritesRow, Which,
+};
+pub use items::{ItemFilter, ItemMatch, Items, NamespaceFilter, NewItem};
+pub use runs::{
+    CancelRequest, CancelTarget, Cancelled, Claim, ClaimedRun, CommitOutcome, Lease, LeaseState, NewRun, RunCreated,
+    RunEnd, RunFilter, Runs, StateCommit, StateOutcome, StepCommit, StepRows, StoredEvent,
+};
+pub use threads::{NewThread, Page, ThreadCreated, ThreadFilter, ThreadPatch, ThreadSort, Threads};
+
+/// What can go wrong below the contract. Business outcomes (missing, busy, lease lost) are not errors.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    /// The database cannot be reached, is restarting or out of connections: the same call may succeed later.
+    #[error("storage is unavailable: {0}")]
+    Unavailable(String),
+    /// Stored bytes that this build cannot read.
+    #[error("unreadable data in {table}.{column} of {id}: {reason}")]
+    Corrupt { table: &'static str, column: &'static str, id: String, reason: String },
+    /// The database belongs to a newer build, or a migration failed.
+    #[error("schema: {0}")]
+    Schema(String),
+    /// A database URL this build does not understand. Never contains the password.
+    #[error("database URL: {0}")]
+    Url(String),
+    /// Everything else a driver reports.
+    #[error("storage failed: {0}")]
+    Other(String),
+}
+
+pub type Result<T> = std::result::Result<T, StorageError>;
+
+/// Something happened that a process may be waiting for. Delivered at least to the process that did it; on Postgres
+/// also to the other replicas (LISTEN/NOTIFY, ids only). A notice may be lost (reconnect, lag): whoever waits also
+/// looks from time to time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notice {
+    /// A run may be claimable.
+    RunPending,
+    /// A cancel flag was set on a running run.
+    CancelRequested(RunId),
+    /// A run reached a terminal status or was deleted.
+    RunEnded(RunId),
+    /// Stored events of the thread grew.
+    Events(ThreadKey),
+    /// The listener reconnected: anything may have been missed.
+    Missed,
+}
+
+/// What is in force, for the start line, `/ok` and `check-config`. Holds no secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Description {
+    /// `sqlite` or `postgres`.
+    pub backend: &'static str,
+    /// A file path, `host/database`, or `in memory`.
+    pub location: String,
+    /// Everything is lost when the process ends.
+    pub volatile: bool,
+}
+
+/// A backend: all nouns, and the few things that concern the whole database.
+#[async_trait]
+pub trait Storage: Threads + Runs + Checkpoints + Items + std::fmt::Debug + Send + Sync + 'static {
+    fn describe(&self) -> Description;
+
+    /// Applies missing migrations. Safe to call from many processes at once. Returns how many were applied.
+    async fn migrate(&self) -> Result<usize>;
+
+    /// One round trip to the database: `Ok` when it answers.
+    async fn ping(&self, scope: &Scope) -> Result<()>;
+
+    /// Notices from now on.
+    fn notices(&self) -> broadcast::Receiver<Notice>;
+
+    /// Write transactions committed by this process since it connected: what the cost tests count.
+    fn write_transactions(&self) -> u64;
+
+    /// Finishes what is in flight and closes all connections.
+    async fn close(&self);
+}
+
+pub type SharedStorage = Arc<dyn Storage>;

@@ -1,0 +1,102 @@
+//! The contract for threads.
+
+use async_trait::async_trait;
+
+use super::Result;
+use crate::model::{Json, RunId, Scope, Thread, ThreadId, ThreadStatus};
+
+/// A thread to insert.
+#[derive(Debug, Clone)]
+pub struct NewThread {
+    pub id: ThreadId,
+    pub graph_id: Option<String>,
+    /// An object.
+    pub metadata: Json,
+    /// An object.
+    pub config: Json,
+}
+
+/// What [`Threads::create_thread`] did.
+#[derive(Debug, Clone)]
+pub enum ThreadCreated {
+    New(Thread),
+    /// The id was taken; nothing was changed.
+    Existing(Thread),
+}
+
+/// Changes to a thread; `None` keeps.
+#[derive(Debug, Clone, Default)]
+pub struct ThreadPatch {
+    /// Merged shallowly: given keys replace, others stay.
+    pub metadata: Option<Json>,
+    /// Replaces the thread's graph.
+    pub graph_id: Option<String>,
+}
+
+/// Which threads a list shows. All conditions must hold.
+#[derive(Debug, Clone, Default)]
+pub struct ThreadFilter {
+    pub ids: Option<Vec<ThreadId>>,
+    /// JSON containment: every given key and value is contained, recursively (Postgres `@>` semantics).
+    pub metadata: Option<Json>,
+    pub status: Option<ThreadStatus>,
+}
+
+/// The columns a thread list may be ordered by; ties are broken by the thread's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ThreadSort {
+    ThreadId,
+    Status,
+    CreatedAt,
+    #[default]
+    UpdatedAt,
+    StateUpdatedAt,
+}
+
+/// A window of a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Page {
+    pub limit: i64,
+    pub offset: i64,
+}
+
+impl Default for Page {
+    fn default() -> Self {
+        Page { limit: 10, offset: 0 }
+    }
+}
+
+/// Threads.
+#[async_trait]
+pub trait Threads {
+    /// Inserts the thread unless its id is taken in this tenant.
+    async fn create_thread(&self, scope: &Scope, new: NewThread) -> Result<ThreadCreated>;
+
+    /// Reads one thread, with its status derived from its runs.
+    async fn find_thread(&self, scope: &Scope, id: &ThreadId) -> Result<Option<Thread>>;
+
+    /// Applies a patch and moves `updated_at`. `None` when the thread is missing.
+    async fn update_thread(&self, scope: &Scope, id: &ThreadId, patch: ThreadPatch) -> Result<Option<Thread>>;
+
+    /// Deletes the thread with all its runs, checkpoints, writes, payloads, logs and events. Returns the runs that were
+    /// active (their workers find their lease gone), or `None` when the thread is missing. Final: no late write of a
+    /// run brings anything back.
+    async fn delete_thread(&self, scope: &Scope, id: &ThreadId) -> Result<Option<Vec<RunId>>>;
+
+    /// Copies the thread, all its checkpoints, writes, payloads and logs under a new id; not its runs or events. The
+    /// copy's status is what the head says. `None` when the source is missing.
+    async fn copy_thread(&self, scope: &Scope, from: &ThreadId, to: &ThreadId) -> Result<Option<Thread>>;
+
+    /// One page of the threads that match.
+    async fn search_threads(
+        &self,
+        scope: &Scope,
+        filter: &ThreadFilter,
+        sort: ThreadSort,
+        ascending: bool,
+        page: Page,
+    ) -> Result<Vec<Thread>>;
+
+    /// How many threads match.
+    async fn count_threads(&self, scope: &Scope, filter: &ThreadFilter) -> Result<i64>;
+}
