@@ -1,0 +1,80 @@
+//! Channels: where a graph's values are kept between supersteps, one rule of combination each (section 2).
+
+mod state;
+
+use std::fmt;
+use std::sync::Arc;
+
+pub use state::{Channel, Updated};
+
+use super::EngineError;
+use crate::model::Json;
+
+/// What a reducer did to its channel's value. The precise forms let a list be stored as what was added to it.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// Items were added at the end.
+    Append(Vec<Json>),
+    /// The first `from` items stayed; what follows is `tail`.
+    Edit { from: usize, tail: Vec<Json> },
+    /// A new value.
+    Replace(Json),
+}
+
+/// What a reducer may know besides the values: enough to give derived ids to what has none.
+#[derive(Debug, Clone, Copy)]
+pub struct ReduceContext<'a> {
+    /// The task whose write is folded in.
+    pub task_id: &'a str,
+    /// The position of the write among the task's writes.
+    pub index: usize,
+}
+
+/// How a channel folds a write into its value. Must be a pure function of its arguments.
+pub trait Reduce: Send + Sync {
+    /// The value before the first write: shown, but not stored until written. `None`: the first write is stored as it is.
+    fn initial(&self) -> Option<Json>;
+
+    /// Folds one write in. `current` is never absent when [`Reduce::initial`] gives a value.
+    fn reduce(&self, current: Option<&Json>, write: &Json, context: ReduceContext<'_>) -> Result<Change, EngineError>;
+}
+
+/// The kinds of channels.
+#[derive(Clone)]
+pub enum ChannelKind {
+    /// One value; two writes in one superstep are an error.
+    LastValue,
+    /// The last of many writes; cleared by a superstep that does not write it.
+    Any,
+    /// A reducer.
+    Reducer(Arc<dyn Reduce>),
+    /// A list of what was written, cleared each superstep unless it accumulates.
+    Topic { accumulate: bool },
+    /// One value for one superstep. `guard`: two writes are an error.
+    Ephemeral { guard: bool },
+    /// One value for the run, never stored.
+    Untracked { guard: bool },
+    /// A list that LangGraph stores as deltas, with its snapshot cadence shown in metadata. Here every list is stored
+    /// that way; the kind keeps the bookkeeping clients can see.
+    DeltaAppend { snapshot_frequency: u32 },
+    /// Starts its node after every named node has written.
+    Barrier { names: Vec<String>, deferred: bool },
+    /// Starts a deferred node once nothing else is triggered.
+    AfterFinish,
+}
+
+impl fmt::Debug for ChannelKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ChannelKind::LastValue => "LastValue",
+            ChannelKind::Any => "Any",
+            ChannelKind::Reducer(_) => "Reducer",
+            ChannelKind::Topic { .. } => "Topic",
+            ChannelKind::Ephemeral { .. } => "Ephemeral",
+            ChannelKind::Untracked { .. } => "Untracked",
+            ChannelKind::DeltaAppend { .. } => "DeltaAppend",
+            ChannelKind::Barrier { .. } => "Barrier",
+            ChannelKind::AfterFinish => "AfterFinish",
+        })
+    }
+}

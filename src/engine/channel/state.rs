@@ -1,0 +1,5 @@
+//! placeholder
+#[derive(Debug)]
+pub struct Channel;
+#[derive(Debug)]
+pub struct Updated;

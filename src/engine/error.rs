@@ -1,0 +1,73 @@
+//! Errors of a graph's execution: a class and a message, as clients see them.
+
+use super::py;
+use crate::model::ErrorInfo;
+
+/// What went wrong in a graph, a reducer, a router or a node. The class decides what clients may read: messages of
+/// classes outside [`EngineError::PUBLIC`] are replaced on runs and streams, and kept whole in task errors.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{class}: {message}")]
+pub struct EngineError {
+    pub class: String,
+    pub message: String,
+}
+
+/// What clients read instead of the message of a class that is not public.
+pub const MASKED: &str = "An internal error occurred";
+
+impl EngineError {
+    /// The classes whose messages are shown on runs and streams.
+    pub const PUBLIC: [&'static str; 20] = [
+        "ValueError",
+        "TypeError",
+        "KeyError",
+        "AttributeError",
+        "RuntimeError",
+        "RecursionError",
+        "TimeoutError",
+        "InvalidUpdateError",
+        "EmptyInputError",
+        "GraphRecursionError",
+        "ParentCommand",
+        "GraphDrained",
+        "UnknownInterruptError",
+        "RunQuarantined",
+        "UserInterrupt",
+        "UserRollback",
+        "GraphVersionError",
+        "GraphNotFound",
+        "RunTimeout",
+        "ValidationError",
+    ];
+
+    pub fn new(class: impl Into<String>, message: impl Into<String>) -> EngineError {
+        EngineError { class: class.into(), message: message.into() }
+    }
+
+    pub fn invalid_update(message: impl Into<String>) -> EngineError {
+        EngineError::new("InvalidUpdateError", message)
+    }
+
+    pub fn value(message: impl Into<String>) -> EngineError {
+        EngineError::new("ValueError", message)
+    }
+
+    /// `Class('message')`: how a task's error is stored and shown.
+    pub fn repr(&self) -> String {
+        if self.message.is_empty() {
+            return format!("{}()", self.class);
+        }
+        format!("{}({})", self.class, py::repr_str(&self.message))
+    }
+
+    /// The text after the class name, as a client reads it. A `KeyError` shows its key quoted.
+    pub fn text(&self) -> String {
+        if self.class == "KeyError" { py::repr_str(&self.message) } else { self.message.clone() }
+    }
+
+    /// The public form, with the message masked where the class is not public.
+    pub fn info(&self) -> ErrorInfo {
+        let message = if Self::PUBLIC.contains(&self.class.as_str()) { self.text() } else { MASKED.to_owned() };
+        ErrorInfo { error: self.class.clone(), message }
+    }
+}

@@ -1,0 +1,237 @@
+//! What a node's body can ask of its surroundings while it runs.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
+
+use super::node::{Graph, NodeError};
+use crate::engine::EngineError;
+use crate::model::{Interrupt, Item, Json, JsonError, RunId};
+
+/// Facts about one execution of a node.
+#[derive(Debug, Clone)]
+pub struct ExecutionInfo {
+    pub thread_id: String,
+    pub run_id: RunId,
+    pub graph_id: String,
+    pub node: String,
+    pub task_id: String,
+    /// `node:task_id`, below the namespaces of the graphs around it.
+    pub checkpoint_ns: String,
+    pub step: i64,
+    /// 1 for the first execution of the task in this run, then 2, ..
+    pub attempt: u32,
+    /// The run's config: `{configurable, metadata, tags, recursion_limit}`.
+    pub config: Json,
+    /// The run's static context.
+    pub context: Json,
+}
+
+/// What the runtime offers to a running node. Implemented by the runtime; authors use [`Context`].
+#[async_trait]
+pub trait Host: Send + Sync {
+    /// Sends a `custom` event, at once.
+    fn custom(&self, value: Json);
+    /// Sends a chunk of a message that is being generated; the chunks of one message share an id.
+    fn message(&self, message: Json, complete: bool);
+    /// Restarts the idle timeout.
+    fn heartbeat(&self);
+    /// Asks for the answer to the `index`-th question of this execution.
+    fn answer(&self, index: usize, question: Question) -> Result<Json, NodeError>;
+    /// Asks the run to stop after this superstep.
+    fn drain(&self, reason: &str);
+    /// Runs a graph inside the node. `index` counts the calls of this execution.
+    async fn call(&self, index: usize, graph: &Graph, input: Json) -> Result<Json, NodeError>;
+    async fn put_item(&self, namespace: &[String], key: &str, value: Json) -> Result<(), NodeError>;
+    async fn get_item(&self, namespace: &[String], key: &str) -> Result<Option<Item>, NodeError>;
+    async fn delete_item(&self, namespace: &[String], key: &str) -> Result<(), NodeError>;
+    /// Items below the prefix whose value holds every member of `filter`, newest first.
+    async fn search_items(&self, prefix: &[String], filter: Option<Json>, limit: i64) -> Result<Vec<Item>, NodeError>;
+}
+
+/// A question for a human.
+#[derive(Debug, Clone)]
+pub struct Question {
+    pub value: Json,
+    /// A JSON Schema the answer must satisfy.
+    pub response_schema: Option<Json>,
+}
+
+impl Question {
+    /// The question as clients see it.
+    pub fn with_id(self, id: String) -> Interrupt {
+        Interrupt { id, value: self.value, response_schema: self.response_schema }
+    }
+}
+
+/// A node's view of its surroundings. Cheap to clone; valid while the node runs.
+#[derive(Clone)]
+pub struct Context {
+    info: Arc<ExecutionInfo>,
+    host: Arc<dyn Host>,
+    cancelled: CancellationToken,
+    questions: Arc<AtomicUsize>,
+    calls: Arc<AtomicUsize>,
+    error: Option<Arc<HandledError>>,
+}
+
+/// The failure an error handler was called for.
+#[derive(Debug, Clone)]
+pub struct HandledError {
+    pub node: String,
+    pub error: EngineError,
+}
+
+impl Context {
+    pub(crate) fn new(info: ExecutionInfo, host: Arc<dyn Host>, cancelled: CancellationToken) -> Context {
+        Context { info: Arc::new(info), host, cancelled, questions: Arc::default(), calls: Arc::default(), error: None }
+    }
+
+    pub(crate) fn with_error(mut self, error: HandledError) -> Context {
+        self.error = Some(Arc::new(error));
+        self
+    }
+
+    /// Facts about this execution: ids, step, attempt, config, context.
+    pub fn info(&self) -> &ExecutionInfo {
+        &self.info
+    }
+
+    /// A key that is the same for every execution of this task: pass it to external services that deduplicate.
+    pub fn idempotency_key(&self) -> &str {
+        &self.info.task_id
+    }
+
+    /// In an error handler: the failure it handles.
+    pub fn error(&self) -> Option<&HandledError> {
+        self.error.as_deref()
+    }
+
+    /// The run's static context, decoded.
+    pub fn context<T: DeserializeOwned>(&self) -> Result<T, JsonError> {
+        self.info.context.decode()
+    }
+
+    /// Sends a `custom` stream event, at once.
+    pub fn write(&self, value: impl Serialize) -> Result<(), JsonError> {
+        self.host.custom(Json::of(&value)?);
+        Ok(())
+    }
+
+    /// Streams a message while it is generated; see [`MessageStream`].
+    pub fn messages(&self) -> MessageStream<'_> {
+        MessageStream { context: self }
+    }
+
+    /// Asks a human and returns the answer. Without an answer the run stops here; when it is resumed the node runs again
+    /// from its first line and this call returns. Questions are matched to answers by their order.
+    ///
+    /// # Errors
+    /// [`NodeError::Interrupted`], to be passed on with `?`.
+    pub fn interrupt(&self, question: impl Serialize) -> Result<Json, NodeError> {
+        self.ask(Question { value: Json::of(&question)?, response_schema: None })
+    }
+
+    /// [`Context::interrupt`], with a JSON Schema for the answer.
+    pub fn interrupt_with_schema(&self, question: impl Serialize, schema: Json) -> Result<Json, NodeError> {
+        self.ask(Question { value: Json::of(&question)?, response_schema: Some(schema) })
+    }
+
+    fn ask(&self, question: Question) -> Result<Json, NodeError> {
+        let index = self.questions.fetch_add(1, Ordering::Relaxed);
+        self.host.answer(index, question)
+    }
+
+    /// Runs another graph inside this node, with the node's thread and checkpoints.
+    pub async fn call(&self, graph: &Graph, input: Json) -> Result<Json, NodeError> {
+        let index = self.calls.fetch_add(1, Ordering::Relaxed);
+        self.host.call(index, graph, input).await
+    }
+
+    /// Restarts the node's idle timeout.
+    pub fn heartbeat(&self) {
+        self.host.heartbeat();
+    }
+
+    /// Asks the run to stop after this superstep; null input continues it.
+    pub fn request_drain(&self, reason: &str) {
+        self.host.drain(reason);
+    }
+
+    /// True once the run is being cancelled.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.is_cancelled()
+    }
+
+    /// Resolves when the run is being cancelled. Nodes are dropped at their next await anyway; this is for cleaning up.
+    pub fn cancelled(&self) -> impl Future<Output = ()> + '_ {
+        self.cancelled.cancelled()
+    }
+
+    /// The long-term memory shared by all threads.
+    pub fn items(&self) -> Items<'_> {
+        Items { host: &*self.host }
+    }
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context").field("info", &self.info).finish_non_exhaustive()
+    }
+}
+
+/// Feeds a message to the `messages` streams while it is generated.
+#[derive(Debug)]
+pub struct MessageStream<'a> {
+    context: &'a Context,
+}
+
+impl MessageStream<'_> {
+    /// One chunk: an `AIMessageChunk` with the id all chunks of the message share.
+    pub fn chunk(&self, chunk: &impl Serialize) -> Result<(), JsonError> {
+        self.context.host.message(Json::of(chunk)?, false);
+        Ok(())
+    }
+
+    /// A whole message.
+    pub fn complete(&self, message: &impl Serialize) -> Result<(), JsonError> {
+        self.context.host.message(Json::of(message)?, true);
+        Ok(())
+    }
+}
+
+/// The long-term memory, as a node uses it.
+pub struct Items<'a> {
+    host: &'a dyn Host,
+}
+
+impl Items<'_> {
+    pub async fn put(&self, namespace: &[String], key: &str, value: Json) -> Result<(), NodeError> {
+        self.host.put_item(namespace, key, value).await
+    }
+
+    pub async fn get(&self, namespace: &[String], key: &str) -> Result<Option<Item>, NodeError> {
+        self.host.get_item(namespace, key).await
+    }
+
+    pub async fn delete(&self, namespace: &[String], key: &str) -> Result<(), NodeError> {
+        self.host.delete_item(namespace, key).await
+    }
+
+    /// Items below the prefix whose value holds every member of `filter`, newest first.
+    pub async fn search(&self, prefix: &[String], filter: Option<Json>, limit: i64) -> Result<Vec<Item>, NodeError> {
+        self.host.search_items(prefix, filter, limit).await
+    }
+}
+
+impl fmt::Debug for Items<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Items")
+    }
+}

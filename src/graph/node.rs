@@ -1,0 +1,223 @@
+//! A compiled graph: topology, node bodies, policies and schemas; and the seam through which the runtime runs a body.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde_json::Value;
+
+use super::context::Context;
+use crate::engine::{Command, EngineError, GraphSpec, Output};
+use crate::model::{Fields, Json};
+
+/// What a task hands to its node.
+#[derive(Debug, Clone)]
+pub enum NodeInput {
+    /// The node's input keys that have a value.
+    State(Fields),
+    /// A Send's argument, verbatim.
+    Arg(Json),
+}
+
+impl NodeInput {
+    /// The input as one JSON value, as `tasks` events show it.
+    pub fn to_json(&self) -> Json {
+        match self {
+            NodeInput::State(fields) => Json::from(fields),
+            NodeInput::Arg(arg) => arg.clone(),
+        }
+    }
+}
+
+/// How a node ends other than by an output.
+#[derive(Debug, Clone)]
+pub enum NodeError {
+    /// It failed.
+    Failed(EngineError),
+    /// Control flow, not a failure: an [`Context::interrupt`] without an answer. Pass it on with `?`.
+    Interrupted,
+    /// Control flow: a Command for the graph that hosts this one.
+    Parent(Box<Command>),
+    /// The run was cancelled while the node waited. Pass it on with `?`.
+    Cancelled,
+}
+
+impl NodeError {
+    /// A failure with a class (`ValueError`, `RateLimited`, ..) and a message. Which classes are shown to clients:
+    /// [`EngineError::PUBLIC`].
+    pub fn new(class: impl Into<String>, message: impl Into<String>) -> NodeError {
+        NodeError::Failed(EngineError::new(class, message))
+    }
+}
+
+/// Any error becomes a failure of the class `NodeError`: masked on streams, whole in task errors.
+impl<E: std::error::Error> From<E> for NodeError {
+    fn from(error: E) -> Self {
+        NodeError::new("NodeError", error.to_string())
+    }
+}
+
+/// A node's body. Implemented by the builder for async functions; the runtime calls it.
+#[async_trait]
+pub trait NodeBody: Send + Sync {
+    async fn run(&self, input: NodeInput, context: Context) -> Result<Output, NodeError>;
+}
+
+/// Which failures to retry, and how often. The defaults are the reference's.
+#[derive(Clone)]
+pub struct RetryPolicy {
+    pub initial_interval: Duration,
+    pub backoff_factor: f64,
+    pub max_interval: Duration,
+    /// Attempts in all, the first included.
+    pub max_attempts: u32,
+    /// Adds up to a second to each wait.
+    pub jitter: bool,
+    /// Which failures; the default spares errors that would only repeat (`ValueError`, `TypeError`, ..).
+    pub retry_on: Arc<dyn Fn(&EngineError) -> bool + Send + Sync>,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        RetryPolicy {
+            initial_interval: Duration::from_millis(500),
+            backoff_factor: 2.0,
+            max_interval: Duration::from_secs(128),
+            max_attempts: 3,
+            jitter: true,
+            retry_on: Arc::new(default_retry_on),
+        }
+    }
+}
+
+impl fmt::Debug for RetryPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RetryPolicy")
+            .field("initial_interval", &self.initial_interval)
+            .field("max_attempts", &self.max_attempts)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Errors of programming and of input repeat themselves; everything else may pass.
+pub fn default_retry_on(error: &EngineError) -> bool {
+    const FINAL: [&str; 20] = [
+        "ValueError",
+        "TypeError",
+        "ArithmeticError",
+        "ZeroDivisionError",
+        "OverflowError",
+        "ImportError",
+        "LookupError",
+        "KeyError",
+        "IndexError",
+        "NameError",
+        "SyntaxError",
+        "RuntimeError",
+        "RecursionError",
+        "ReferenceError",
+        "StopIteration",
+        "OSError",
+        "AttributeError",
+        "InvalidUpdateError",
+        "ValidationError",
+        "Panic",
+    ];
+    !FINAL.contains(&error.class.as_str())
+}
+
+/// How a node's executions are limited and repeated.
+#[derive(Debug, Clone, Default)]
+pub struct Policies {
+    /// The first policy whose `retry_on` holds applies.
+    pub retry: Vec<RetryPolicy>,
+    /// Per attempt.
+    pub run_timeout: Option<Duration>,
+    /// Per attempt, restarted by [`Context::heartbeat`] and by stream writes.
+    pub idle_timeout: Option<Duration>,
+    /// Reuse the writes of an earlier execution with the same input for this long (`None` inside: for ever).
+    pub cache: Option<CachePolicy>,
+}
+
+/// Cached outputs: by node and input.
+#[derive(Debug, Clone, Default)]
+pub struct CachePolicy {
+    pub ttl: Option<Duration>,
+}
+
+/// Where a subgraph keeps its checkpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Checkpointing {
+    /// In a namespace of its own per call: fresh state each time, resumable within the call.
+    #[default]
+    Inherit,
+    /// In one stable namespace: state accumulates across calls and runs.
+    Own,
+    /// None: restarts from its beginning when resumed.
+    Off,
+}
+
+/// The JSON Schemas of a graph, for `/assistants/{id}/schemas`.
+#[derive(Debug, Clone, Default)]
+pub struct Schemas {
+    pub state: Value,
+    pub input: Value,
+    pub output: Value,
+    pub config: Value,
+    pub context: Value,
+}
+
+/// A compiled graph. Cheap to clone.
+#[derive(Clone)]
+pub struct Graph {
+    pub(crate) inner: Arc<GraphInner>,
+}
+
+pub(crate) struct GraphInner {
+    pub(crate) spec: Arc<GraphSpec>,
+    pub(crate) bodies: HashMap<String, Arc<dyn NodeBody>>,
+    pub(crate) policies: HashMap<String, Policies>,
+    /// Graphs that are nodes, by node name.
+    pub(crate) subgraphs: HashMap<String, Graph>,
+    /// Graphs that a node's body calls, by node name; declared so that state reads can find them.
+    pub(crate) children: HashMap<String, Graph>,
+    pub(crate) checkpointing: Checkpointing,
+    pub(crate) schemas: Schemas,
+    pub(crate) description: Option<String>,
+}
+
+impl Graph {
+    /// The name it is registered and addressed under.
+    pub fn name(&self) -> &str {
+        &self.inner.spec.name
+    }
+
+    pub fn spec(&self) -> &Arc<GraphSpec> {
+        &self.inner.spec
+    }
+
+    pub fn schemas(&self) -> &Schemas {
+        &self.inner.schemas
+    }
+
+    pub fn description(&self) -> Option<&str> {
+        self.inner.description.as_deref()
+    }
+
+    /// The graph that a node is or calls.
+    pub fn child(&self, node: &str) -> Option<&Graph> {
+        self.inner.subgraphs.get(node).or_else(|| self.inner.children.get(node))
+    }
+
+    pub(crate) fn checkpointing(&self) -> Checkpointing {
+        self.inner.checkpointing
+    }
+}
+
+impl fmt::Debug for Graph {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Graph").field("name", &self.name()).finish_non_exhaustive()
+    }
+}
