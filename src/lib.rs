@@ -1,5 +1,7 @@
 //! doc
+pub mod clock;
 pub mod engine;
 pub mod graph;
 pub mod model;
+pub mod runtime;
 pub mod storage;
