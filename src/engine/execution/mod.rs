@@ -5,6 +5,7 @@
 //! start -> tick -> Run(jobs) -> finish_task for each -> after_tick -> tick -> .. -> Done
 //! ```
 
+mod edit;
 mod start;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,6 +26,7 @@ use crate::model::{
     special,
 };
 
+pub use edit::Edit;
 pub use start::{Input, metadata_json};
 
 /// A checkpoint to start from, with what is recorded on it.

@@ -74,7 +74,11 @@ impl Execution {
         Ok(execution)
     }
 
-    fn load(spec: &Arc<GraphSpec>, loaded: Option<Loaded>, options: Options) -> Result<(Execution, bool), EngineError> {
+    pub(super) fn load(
+        spec: &Arc<GraphSpec>,
+        loaded: Option<Loaded>,
+        options: Options,
+    ) -> Result<(Execution, bool), EngineError> {
         let answers_by_id = options.answers_by_id.clone();
         let mut execution = Execution {
             spec: Arc::clone(spec),
@@ -293,7 +297,7 @@ impl Execution {
     }
 
     /// Applies what a Command wrote; its answer is left for the questions.
-    fn apply_null_writes(&mut self) -> Result<(), EngineError> {
+    pub(super) fn apply_null_writes(&mut self) -> Result<(), EngineError> {
         let Some(null) = self.records.get(special::NULL_TASK) else { return Ok(()) };
         let writes: Vec<TaskWrite> = null.writes.iter().filter(|(channel, _)| !is_control(channel)).cloned().collect();
         if writes.is_empty() {
