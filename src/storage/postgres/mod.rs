@@ -1,1 +1,6 @@
 //! Postgres.
+
+use super::Result;
+use super::connect::ConnectOptions;
+
+pub(super) struct PostgresStorage;
