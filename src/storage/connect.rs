@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::postgres::PostgresStorage;
 use super::sqlite::SqliteStorage;
 use super::{Result, SharedStorage, StorageError};
 
@@ -39,7 +40,7 @@ impl Default for ConnectOptions {
 /// `sqlite:path` or `memory`.
 pub async fn connect(url: &str, options: &ConnectOptions) -> Result<SharedStorage> {
     match Target::parse(url)? {
-        Target::Postgres => Err(StorageError::Url("later".into())),
+        Target::Postgres => Ok(Arc::new(PostgresStorage::connect(url, options).await?)),
         Target::File(path) => Ok(Arc::new(SqliteStorage::open(Some(&path), options).await?)),
         Target::Memory => Ok(Arc::new(SqliteStorage::open(None, options).await?)),
     }
