@@ -5,10 +5,12 @@ mod body;
 mod builder;
 pub mod context;
 mod destinations;
+mod draw;
 pub mod message;
 pub mod node;
 #[doc(hidden)]
 pub mod output;
+mod registry;
 mod schema;
 pub mod testing;
 
@@ -19,6 +21,8 @@ pub use body::{Node, NodeDefaults};
 pub use builder::{BuildError, BuildErrors, StateGraph};
 pub use context::Context;
 pub use destinations::{Any, Destinations, Targets};
+pub use draw::{Drawing, DrawnEdge, DrawnNode};
 pub use message::{AiChunk, Message, Role, ToolCall, ToolCallChunk, Usage};
 pub use node::{CachePolicy, Checkpointing, Graph, NodeBody, NodeError, NodeInput, Policies, RetryPolicy};
 pub use output::{END, IntoOutput, START, Update, goto, send};
+pub use registry::{Registry, RegistryErrors};

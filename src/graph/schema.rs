@@ -132,7 +132,6 @@ mod tests {
     use super::*;
 
     #[derive(Deserialize, JsonSchema)]
-    #[expect(dead_code, reason = "only its shape matters")]
     struct Point {
         y: i64,
         #[serde(rename = "X")]
@@ -148,7 +147,8 @@ mod tests {
     }
 
     #[derive(Deserialize, JsonSchema)]
-    struct Wrapped(#[expect(dead_code, reason = "only its shape matters")] Point);
+    #[expect(dead_code, reason = "only its shape matters")]
+    struct Wrapped(Point);
 
     #[test]
     fn keys_follow_the_names_serde_uses_in_their_order() {

@@ -209,7 +209,7 @@ impl<S> StateGraph<S> {
     }
 
     /// A sum: writes are numbers to add.
-    pub fn add(self, key: impl Into<String>) -> Self {
+    pub fn sum(self, key: impl Into<String>) -> Self {
         self.reducer(key, reducers::add())
     }
 
