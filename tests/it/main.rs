@@ -1,1 +1,3 @@
+//! The one integration test binary: features at their boundary, for real.
 
+mod agent;

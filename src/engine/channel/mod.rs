@@ -1,5 +1,6 @@
 //! Channels: where a graph's values are kept between supersteps, one rule of combination each (section 2).
 
+pub mod reducers;
 mod state;
 
 use std::fmt;
