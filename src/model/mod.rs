@@ -9,6 +9,7 @@ pub mod item;
 pub mod json;
 pub mod run;
 pub mod scope;
+pub mod state;
 pub mod thread;
 pub mod time;
 
@@ -22,5 +23,6 @@ pub use run::{
     Breakpoints, CancelAction, Durability, ErrorInfo, MultitaskStrategy, OnCompletion, Run, RunKwargs, RunStatus,
 };
 pub use scope::Scope;
+pub use state::{Cursor, HeadView, TaskState, ThreadState};
 pub use thread::{Thread, ThreadStatus};
 pub use time::Timestamp;

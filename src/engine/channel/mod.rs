@@ -6,7 +6,7 @@ mod state;
 use std::fmt;
 use std::sync::Arc;
 
-pub use state::{Channel, Updated};
+pub use state::{Channel, Write};
 
 use super::EngineError;
 use crate::model::Json;

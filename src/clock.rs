@@ -1,0 +1,115 @@
+//! The only place that asks the machine for time, randomness and new ids.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use uuid::Uuid;
+
+use crate::model::{CheckpointId, Timestamp};
+
+/// Time and ids. The system clock in production; tests may shift it.
+#[derive(Debug, Default)]
+pub struct Clock {
+    /// Added to the machine's time, in microseconds: clock-skew tests.
+    skew_us: i64,
+    /// The last 100 ns tick used in a checkpoint id by this process.
+    last_tick: AtomicU64,
+}
+
+/// 100 ns ticks between 1582-10-15 (the epoch of UUID versions 1 and 6) and 1970.
+const GREGORIAN_TICKS: u64 = 0x01b2_1dd2_1381_4000;
+
+impl Clock {
+    /// A clock that is off by so many microseconds.
+    pub fn skewed(skew_us: i64) -> Clock {
+        Clock { skew_us, last_tick: AtomicU64::new(0) }
+    }
+
+    pub fn now(&self) -> Timestamp {
+        let micros = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros());
+        Timestamp(i64::try_from(micros).unwrap_or(i64::MAX).saturating_add(self.skew_us))
+    }
+
+    /// For measuring durations.
+    pub fn instant(&self) -> Instant {
+        Instant::now()
+    }
+
+    pub fn new_run_id(&self) -> Uuid {
+        Uuid::now_v7()
+    }
+
+    pub fn new_thread_id(&self) -> Uuid {
+        Uuid::now_v7()
+    }
+
+    pub fn new_uuid(&self) -> Uuid {
+        Uuid::new_v4()
+    }
+
+    /// A fraction in `0..1`, for jitter.
+    pub fn random_fraction(&self) -> f64 {
+        (Uuid::new_v4().as_u128() >> 64) as u64 as f64 / u64::MAX as f64
+    }
+
+    /// A new checkpoint id and its time: UUID version 6, so that ids sort by age as text; later than every id this
+    /// process made and than `newest`, whatever the machine's clock says. The clock sequence carries the step, as in the
+    /// reference (engine specification, section 1.9).
+    pub fn new_checkpoint_id(&self, step: i64, newest: Option<&str>) -> (CheckpointId, Timestamp) {
+        let now = (self.now().0.max(0) as u64) * 10 + GREGORIAN_TICKS;
+        let floor = newest.and_then(checkpoint_ticks).map_or(0, |ticks| ticks + 1);
+        let mut tick = now.max(floor);
+        let mut last = self.last_tick.load(Ordering::Relaxed);
+        loop {
+            tick = tick.max(last + 1);
+            match self.last_tick.compare_exchange_weak(last, tick, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => break,
+                Err(seen) => last = seen,
+            }
+        }
+        let node = (Uuid::new_v4().as_u128() & 0xffff_ffff_ffff) as u64;
+        let sequence = (step & 0x3fff) as u64;
+        let high = ((tick >> 12) << 16) | 0x6000 | (tick & 0xfff);
+        let low = (0b10 << 62) | (sequence << 48) | node;
+        let at = Timestamp(((tick - GREGORIAN_TICKS) / 10) as i64);
+        (Uuid::from_u64_pair(high, low).hyphenated().to_string(), at)
+    }
+
+    /// Waits. Cancel-safe.
+    pub async fn sleep(&self, duration: Duration) {
+        tokio::time::sleep(duration).await;
+    }
+}
+
+/// The tick inside a version 6 id; `None` for foreign ids.
+fn checkpoint_ticks(id: &str) -> Option<u64> {
+    let uuid = Uuid::try_parse(id).ok().filter(|uuid| uuid.get_version_num() == 6)?;
+    let high = uuid.as_u64_pair().0;
+    Some(((high >> 16) << 12) | (high & 0xfff))
+}
+
+impl fmt::Display for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "clock with a skew of {} us", self.skew_us)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Clock;
+
+    #[test]
+    fn checkpoint_ids_grow_even_behind_a_slow_clock() {
+        let ahead = Clock::skewed(3_600_000_000);
+        let behind = Clock::skewed(-3_600_000_000);
+        let (first, at_first) = ahead.new_checkpoint_id(-1, None);
+        let (second, at_second) = behind.new_checkpoint_id(0, Some(&first));
+        let (third, _) = behind.new_checkpoint_id(1, Some(&second));
+        assert!(first < second && second < third, "{first} {second} {third}");
+        assert!(at_first <= at_second);
+        assert!(first[19..].starts_with("bfff"), "{first}");
+        assert!(second[19..].starts_with("8000"), "{second}");
+        assert_eq!(&second[14..15], "6");
+    }
+}

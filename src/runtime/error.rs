@@ -1,0 +1,45 @@
+//! What callers of the runtime must tell apart. HTTP maps these to status codes.
+
+use crate::engine::EngineError;
+use crate::model::RunId;
+use crate::storage::StorageError;
+
+/// Why the runtime refused or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    #[error("Thread with ID {0} not found")]
+    ThreadNotFound(String),
+    /// Creating a run: the thread is missing and was not to be created.
+    #[error("Thread or assistant not found.")]
+    ThreadOrAssistantNotFound,
+    #[error("Run not found")]
+    RunNotFound(RunId),
+    /// An assistant id that is a UUID but unknown.
+    #[error("Assistant not found")]
+    AssistantNotFound,
+    /// An assistant name that is neither a UUID nor a graph. The text lists the graphs.
+    #[error("{0}")]
+    InvalidAssistant(String),
+    /// The thread's graph is not in this build.
+    #[error("{0}")]
+    GraphNotFound(String),
+    /// `multitask_strategy=reject`.
+    #[error("Thread is already running a task. Wait for it to finish or choose a different multitask strategy.")]
+    ThreadRunning,
+    /// A state update on a thread with an active run.
+    #[error("Thread has in-flight runs: state cannot be updated until they finish")]
+    ThreadBusy,
+    #[error("{0}")]
+    Conflict(String),
+    /// The request contradicts the thread: a business error.
+    #[error("{0}")]
+    BadRequest(String),
+    /// The request is malformed.
+    #[error("{0}")]
+    Invalid(String),
+    /// The graph refused a state update.
+    #[error("{0}")]
+    Graph(#[from] EngineError),
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
