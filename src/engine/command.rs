@@ -155,9 +155,10 @@ impl From<()> for Output {
     }
 }
 
-/// Wraps a value so that it replaces a reducer channel's content instead of being folded into it (section 2.1).
+/// Wraps a value so that it replaces a reducer channel's content instead of being folded into it (section 2.1). This is
+/// the form in which clients see an Overwrite that a node returned.
 pub fn overwrite(value: &Json) -> Json {
-    Json::from_fields([("__overwrite__", value)])
+    Json::from_fields([("type", &Json::from("__overwrite__")), ("value", value)])
 }
 
 /// Reads the forms of Overwrite: `{"__overwrite__": v}` and `{"type": "__overwrite__", "value": v}`.

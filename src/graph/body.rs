@@ -168,6 +168,12 @@ impl Node {
         self
     }
 
+    /// [`Node::error_handler`] with a body of the author's own making.
+    pub fn error_body(mut self, handler: impl NodeBody + 'static) -> Node {
+        self.handler = Some(Arc::new(handler));
+        self
+    }
+
     /// Declares that the node's function runs this graph with [`Context::call`], so that reads of the state find it.
     pub fn calls(mut self, graph: &Graph) -> Node {
         self.calls = Some(graph.clone());

@@ -264,7 +264,7 @@ mod tests {
         let update = update!(State { note: None, count });
         assert_eq!(Json::from(update.fields()).text(), r#"{"note":null,"count":2}"#);
         let update = update!(State { count: overwrite(7), note: Some("x".into()) });
-        assert_eq!(Json::from(update.fields()).text(), r#"{"count":{"__overwrite__":7},"note":"x"}"#);
+        assert_eq!(Json::from(update.fields()).text(), r#"{"count":{"type":"__overwrite__","value":7},"note":"x"}"#);
         assert!(update!(State {}).fields().is_empty());
     }
 

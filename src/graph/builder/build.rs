@@ -55,7 +55,10 @@ impl<S> StateGraph<S> {
             Reads::Keys(keys) => Some((format!("node `{name}` reads"), keys.clone())),
             Reads::All => None,
         });
-        let routers = self.router_reads.iter().cloned();
+        let routers = self.router_reads.iter().map(|(node, router, keys)| {
+            let what = format!("router `{router}` of node `{node}` reads");
+            (what, keys.clone())
+        });
         let reads: Vec<(String, Vec<String>)> = selected.chain(nodes).chain(routers).collect();
         for (what, keys) in reads {
             for key in keys.into_iter().filter(|key| !self.keys.contains_key(key)).collect::<Vec<_>>() {
@@ -206,10 +209,14 @@ impl<S> StateGraph<S> {
         };
         let mut inner = Parts::default();
         for (name, node) in &self.nodes {
-            let input = match &node.reads {
+            let mut input = match &node.reads {
                 Reads::All => seen.clone(),
                 Reads::Keys(keys) => keys.clone(),
             };
+            // Routers are shown what their node is shown, so a node is shown what its routers read, too.
+            for (_, _, keys) in self.router_reads.iter().filter(|(from, ..)| from == name) {
+                input.extend(keys.iter().filter(|key| !input.contains(key)).cloned().collect::<Vec<_>>());
+            }
             inner.add(&self, name, node, input);
         }
         if inner.uses_default_handler

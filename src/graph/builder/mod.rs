@@ -73,8 +73,8 @@ pub struct StateGraph<S = Json> {
     edges: Vec<(String, String)>,
     joins: Vec<(Vec<String>, String)>,
     branches: Vec<(String, Branch)>,
-    /// What each router reads; checked when built, as keys may be declared later.
-    router_reads: Vec<(String, Vec<String>)>,
+    /// What each router reads, by its node and name; checked when built, as keys may be declared later.
+    router_reads: Vec<(String, String, Vec<String>)>,
     interrupt_before: Breakpoints,
     interrupt_after: Breakpoints,
     checkpointing: Checkpointing,
@@ -347,7 +347,8 @@ impl<S> StateGraph<S> {
     /// After `from` comes what `router` decides from the state as `from` left it.
     ///
     /// `targets` are the nodes it may name, `[("yes", "approve"), ("no", END)]` if its answers stand for nodes, or
-    /// [`Any`](super::Any). `I` is the state type or a smaller one; what the router may return: [`Destinations`].
+    /// [`Any`](super::Any). `I` is the state type or a smaller one, or [`Json`] for what `from` itself reads; what the
+    /// router may return: [`Destinations`].
     /// Routers must be pure functions: they also run when a client updates the state.
     pub fn branch<I, R>(
         mut self,
@@ -363,7 +364,7 @@ impl<S> StateGraph<S> {
         let (from, name, Targets(path_map)) = (from.into(), name.into(), targets.into());
         let keys = Keys::of::<I>();
         if let Keys::Named(keys) = &keys {
-            self.router_reads.push((format!("router `{name}` of node `{from}`"), keys.clone()));
+            self.router_reads.push((from.clone(), name.clone(), keys.clone()));
         }
         let label = name.clone();
         let route = move |fields: &Fields| {

@@ -121,6 +121,7 @@ fn routers_decode_the_state_and_say_where() {
         .branch("a", "undecided", Any, |_: &N| None::<&str>)
         .build()
         .expect("builds");
+    assert_eq!(node(&graph, "a").input, ["n"]);
     let state: Fields = [("n".to_owned(), Json::from(1))].into();
     let answer = |n: usize| (node(&graph, "a").writers.branches[n].route)(&state);
     assert_eq!(answer(0), Ok(Some(vec![Destination::from(END)])));
