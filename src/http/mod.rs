@@ -124,3 +124,6 @@ fn cors() -> CorsLayer {
         ])
         .max_age(Duration::from_secs(600))
 }
+
+#[cfg(test)]
+mod tests;

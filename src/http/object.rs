@@ -148,7 +148,8 @@ impl Object {
 
     pub(crate) fn uuid(&mut self, key: &str) -> ApiResult<Option<Uuid>> {
         let Some(text) = self.string(key)? else { return Ok(None) };
-        parse_uuid(&self.name(key), &text).map(Some)
+        let name = self.name(key);
+        Uuid::try_parse(&text).map(Some).map_err(|_| ApiError::invalid(format!("{name}: must be a UUID")))
     }
 
     /// One of a few words.
@@ -201,8 +202,9 @@ pub(crate) fn check_range(name: &str, number: i64, range: &RangeInclusive<i64>) 
     Err(ApiError::invalid(format!("{name}: must be {rule}, got {number}")))
 }
 
-pub(crate) fn parse_uuid(name: &str, text: &str) -> ApiResult<Uuid> {
-    Uuid::try_parse(text).map_err(|_| ApiError::invalid(format!("Invalid {}: must be a UUID", name.replace('_', " "))))
+/// Reads an id that is called by its noun: `run ID`.
+pub(crate) fn parse_uuid(noun: &str, text: &str) -> ApiResult<Uuid> {
+    Uuid::try_parse(text).map_err(|_| ApiError::invalid(format!("Invalid {noun}: must be a UUID")))
 }
 
 pub(crate) fn parse_choice<T>(
