@@ -56,8 +56,13 @@ pub(super) async fn batch(State(state): State<AppState>, caller: Caller, AnyBody
     for (index, item) in items.iter().enumerate() {
         let request = Object::body(item).and_then(|object| run_request::read(&state, &caller, None, object, false));
         let request = request.map_err(|error| error.at(&format!("[{index}].")))?;
-        if let Some(name) = &request.assistant {
-            state.runtime.find_assistant(&caller.scope, name).await?;
+        match &request.assistant {
+            Some(name) => drop(state.runtime.find_assistant(&caller.scope, name).await?),
+            None if state.runtime.graphs().len() == 1 => {}
+            None => {
+                let text = format!("[{index}].assistant_id: field required (GET /graphs lists the graphs)");
+                return Err(ApiError::invalid(text));
+            }
         }
         requests.push(request);
     }

@@ -61,6 +61,7 @@ async fn batches_are_accepted_whole_or_refused_whole() {
     let text = server.post("/runs/batch", bad).await.refused(422);
     assert!(text.starts_with("[1].stream_mode"), "{text}");
     server.post("/runs/batch", json!([counter(), {"assistant_id": "nope"}])).await.refused(422);
+    server.post("/runs/batch", json!([counter(), {}])).await.refused(422);
     assert_eq!(server.post("/threads/count", json!({})).await.ok(), json!(0));
     let runs = server.post("/runs/batch", json!([counter(), counter()])).await.ok();
     assert_eq!(runs.as_array().map(Vec::len), Some(2));
