@@ -207,6 +207,12 @@ async fn locked(conn: &mut PgConnection, tenant: Uuid, new: &NewRun) -> std::res
     let there = lock_thread(conn, key).await?;
     let mut cancelled = Vec::new();
     if there && new.multitask_strategy == MultitaskStrategy::Rollback {
+        // Asked before anything is deleted: the taken id may be that of a run about to go.
+        let taken =
+            sqlx::query("SELECT 1 FROM run_lookup WHERE run_id = $1").bind(new.run_id).fetch_optional(&mut *conn);
+        if taken.await?.is_some() {
+            return Err(Failure::RunExists);
+        }
         let reason = Some(format!("superseded by run {} (rollback)", new.run_id));
         let request = CancelRequest { action: CancelAction::Rollback, actor: new.actor.clone(), reason };
         cancelled = cancel_active(conn, key, &Selection::All, &request).await?;
