@@ -122,6 +122,23 @@ async fn a_second_open_of_a_file_is_refused() {
     connect(&url, &options()).await.unwrap().close().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn behind_pgbouncer_nothing_depends_on_the_connection() {
+    let Some(database) = Database::create().await else { return };
+    let pinned = ConnectOptions { pgbouncer: true, ..options() };
+    let storage = connect(&database.url(), &pinned).await.unwrap();
+    storage.migrate().await.unwrap();
+    let lease = start(&storage, "t", 1).await.lease;
+    created(storage.create_run(&TENANT, run("t", 2)).await.unwrap());
+    assert_eq!(commit(&storage, head_step(lease, "c1", None)).await, CommitOutcome::Committed);
+    finish(&storage, lease).await;
+    assert_eq!(ids(&claim_all(&storage, MINUTE).await), [id(2)]);
+    assert_eq!(find_thread(&storage, "t").await.unwrap().head.as_deref(), Some("c1"));
+    assert_eq!(storage.write_transactions(), 6);
+    storage.close().await;
+    database.drop().await;
+}
+
 #[tokio::test]
 async fn errors_hold_no_password() {
     let quick = ConnectOptions { acquire_timeout: Duration::from_secs(1), ..options() };

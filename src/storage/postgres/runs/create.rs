@@ -146,8 +146,12 @@ impl PostgresStorage {
             } else {
                 let mut session = self.session().await?;
                 let tried = statement(session.conn(), tenant, &new).await;
-                if tried.is_ok() {
-                    self.wrote(session).await?;
+                match &tried {
+                    Ok(Tried::Done(created)) if matches!(**created, RunCreated::Created { .. }) => {
+                        self.wrote(session).await?;
+                    }
+                    // Nothing happened, nothing counts.
+                    _ => drop(session),
                 }
                 tried
             };
