@@ -1,0 +1,74 @@
+//! Stand-ins for modules that other branches add. At merge: delete this file and replace `crate::shim::` by `crate::`.
+
+pub(crate) mod graph {
+    pub use crate::graph::Graph;
+
+    /// All errors of one graph.
+    #[derive(Debug)]
+    pub struct BuildErrors(String);
+
+    impl std::fmt::Display for BuildErrors {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str(&self.0)
+        }
+    }
+
+    pub(crate) mod draw {
+        pub(crate) fn mermaid(_graph: &super::Graph, _xray: bool) -> String {
+            String::new()
+        }
+    }
+}
+
+pub(crate) mod storage {
+    pub(crate) mod connect {
+        use std::time::Duration;
+
+        use crate::storage::{SharedStorage, StorageError};
+
+        #[expect(dead_code, reason = "a stand-in")]
+        pub(crate) struct ConnectOptions {
+            pub(crate) max_connections: u32,
+            pub(crate) pgbouncer: bool,
+            pub(crate) acquire_timeout: Duration,
+            pub(crate) statement_timeout: Duration,
+            pub(crate) sqlite_synchronous_full: bool,
+        }
+
+        pub(crate) async fn connect(_url: &str, _options: &ConnectOptions) -> Result<SharedStorage, StorageError> {
+            Err(StorageError::Other("not merged".into()))
+        }
+    }
+}
+
+pub(crate) mod http {
+    use std::time::Duration;
+
+    use tokio_util::sync::CancellationToken;
+
+    use crate::runtime::Runtime;
+
+    #[expect(dead_code, reason = "a stand-in")]
+    pub(crate) struct HttpSettings {
+        pub(crate) api_key: Option<String>,
+        pub(crate) max_body_bytes: usize,
+        pub(crate) heartbeat: Duration,
+        pub(crate) shutdown: CancellationToken,
+        pub(crate) version: String,
+    }
+
+    pub(crate) fn router(_runtime: Runtime, _settings: HttpSettings) -> axum::Router {
+        axum::Router::new()
+    }
+}
+
+/// The background loops of the runtime.
+pub(crate) trait Loops {
+    fn start(&self);
+    async fn drain(&self);
+}
+
+impl Loops for crate::runtime::Runtime {
+    fn start(&self) {}
+    async fn drain(&self) {}
+}
