@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    session_store::main(Vec::new())
+    session_store::main(session_store::graphs::all())
 }

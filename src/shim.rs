@@ -1,7 +1,7 @@
 //! Stand-ins for modules that other branches add. At merge: delete this file and replace `crate::shim::` by `crate::`.
 
 pub(crate) mod graph {
-    pub use crate::graph::Graph;
+    pub(crate) use crate::graph::Graph;
 
     /// All errors of one graph.
     #[derive(Debug)]

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use config::{Environment, File, FileFormat, Map, Source, Value, ValueKind};
-use serde::{Deserialize, Serialize, Serializer};
+use serde::de::IntoDeserializer as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::model::Durability;
 
@@ -49,6 +50,7 @@ pub struct DatabaseConfig {
     pub acquire_timeout_secs: f64,
     pub statement_timeout_secs: f64,
     pub pgbouncer: bool,
+    #[serde(deserialize_with = "word")]
     pub sqlite_synchronous: SqliteSynchronous,
 }
 
@@ -68,7 +70,9 @@ pub struct RuntimeConfig {
     pub max_attempts: i32,
     pub run_timeout_secs: f64,
     pub recursion_limit: i64,
+    #[serde(deserialize_with = "word")]
     pub durability: Durability,
+    #[serde(deserialize_with = "word")]
     pub role: Role,
 }
 
@@ -76,7 +80,13 @@ pub struct RuntimeConfig {
 #[serde(deny_unknown_fields)]
 pub struct LogConfig {
     pub filter: String,
+    #[serde(deserialize_with = "word")]
     pub format: LogFormat,
+}
+
+/// Reads one of a few words. By way of a string, because then the error lists the words.
+fn word<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    T::deserialize(String::deserialize(deserializer)?.into_deserializer())
 }
 
 /// What this process does.

@@ -1,1 +1,9 @@
+//! The one integration test binary: features at their boundary, for real.
 
+mod compose;
+mod cost;
+mod crash;
+mod readme;
+mod sdk;
+mod support;
+mod tidy;
