@@ -21,7 +21,7 @@ use crate::config::{Config, DatabaseConfig, DatabaseUrl, Role, SqliteSynchronous
 use crate::graph::Graph;
 use crate::runtime::{Runtime, Settings};
 use crate::shim::Loops as _;
-use crate::shim::http::{HttpSettings, router};
+use crate::shim::http::{ApiKey, HttpSettings, router};
 use crate::shim::storage::connect::{ConnectOptions, connect};
 use crate::storage::{Description, SharedStorage};
 
@@ -54,11 +54,12 @@ impl Server {
 
         let stopping = CancellationToken::new();
         let http = HttpSettings {
-            api_key: config.auth.api_key.reveal().map(str::to_owned),
-            max_body_bytes: config.server.max_body_bytes,
+            api_keys: config.auth.api_key.reveal().map(ApiKey::new).into_iter().collect(),
+            body_limit: config.server.max_body_bytes,
             heartbeat: seconds(config.server.heartbeat_secs),
+            durability: config.runtime.durability,
             shutdown: stopping.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..HttpSettings::default()
         };
         let mut routes: Router = router(runtime.clone(), http);
         if config.runtime.role == Role::Worker {

@@ -46,15 +46,26 @@ pub(crate) mod http {
 
     use tokio_util::sync::CancellationToken;
 
+    use crate::model::Durability;
     use crate::runtime::Runtime;
 
+    pub(crate) struct ApiKey;
+
+    impl ApiKey {
+        pub(crate) fn new(_secret: &str) -> ApiKey {
+            ApiKey
+        }
+    }
+
+    #[derive(Default)]
     #[expect(dead_code, reason = "a stand-in")]
     pub(crate) struct HttpSettings {
-        pub(crate) api_key: Option<String>,
-        pub(crate) max_body_bytes: usize,
+        pub(crate) body_limit: usize,
+        pub(crate) api_keys: Vec<ApiKey>,
         pub(crate) heartbeat: Duration,
+        pub(crate) durability: Durability,
         pub(crate) shutdown: CancellationToken,
-        pub(crate) version: String,
+        pub(crate) check_timeout: Duration,
     }
 
     pub(crate) fn router(_runtime: Runtime, _settings: HttpSettings) -> axum::Router {

@@ -37,8 +37,7 @@ async def session_store_demonstration(client):
             seen.append(part.data)
         elif part.event == "values":
             last = part.data
-    printed = [text if isinstance(text, str) else str(text) for text in seen]
-    equal([text for text in printed if "Current counter" in text], [f"Current counter: {n}" for n in range(3)])
+    equal(seen, [f"Current counter: {n}" for n in range(3)] + ["Stopping condition reached"])
     equal(last, {"counter": 3}, "the first run")
     equal(await client.runs.wait("demo-session", "counter", input=None), {"counter": 3}, "the resumed run")
 
@@ -118,36 +117,65 @@ async def update_state(client):
     equal(await client.runs.wait(tid, "counter", input=None), {"counter": 3}, "null input goes on from the edit")
 
 
+DRAFT = "Everything worth knowing about tea."
+PUBLISHED = {"topic": "tea", "draft": DRAFT, "approved": True, "published": DRAFT}
+
+
 @check
 async def interrupt_before_and_resume(client):
     """graph.invoke(input, interrupt_before=["approve"]), later graph.invoke(None)."""
     tid = (await client.threads.create())["thread_id"]
-    await client.runs.wait(tid, "approval", input={}, interrupt_before=["approve"])
+    await client.runs.wait(tid, "approval", input={"topic": "tea"}, interrupt_before=["approve"])
     state = await client.threads.get_state(tid)
-    equal(state["next"], ["approve"])
-    thread = await client.threads.get(tid)
-    equal(thread["status"], "interrupted")
-    # The breakpoint is passed by null input; then the node itself asks.
-    asked = await client.runs.wait(tid, "approval", input=None)
-    assert asked["__interrupt__"], asked
-    await client.runs.wait(tid, "approval", command={"resume": "yes"})
+    equal((state["next"], state["values"]["draft"]), (["approve"], DRAFT))
+    equal((await client.threads.get(tid))["status"], "interrupted")
+    # The human looks, decides, and the run goes on from where it stopped.
+    await client.threads.update_state(tid, {"approved": True}, as_node="draft")
+    equal(await client.runs.wait(tid, "approval", input=None), PUBLISHED)
     state = await client.threads.get_state(tid)
     equal((state["next"], state["tasks"]), ([], []))
     equal((await client.threads.get(tid))["status"], "idle")
 
 
 @check
+async def a_breakpoint_then_a_question(client):
+    tid = (await client.threads.create())["thread_id"]
+    await client.runs.wait(tid, "approval", input={"topic": "tea"}, interrupt_before=["approve"])
+    asked = await client.runs.wait(tid, "approval", input=None)
+    equal(asked["__interrupt__"][0]["value"], {"question": "Publish this draft?", "draft": DRAFT})
+    equal(await client.runs.wait(tid, "approval", command={"resume": "yes"}), PUBLISHED)
+
+
+@check
 async def interrupt_and_resume(client):
     tid = (await client.threads.create())["thread_id"]
-    asked = await client.runs.wait(tid, "approval", input={})
+    asked = await client.runs.wait(tid, "approval", input={"topic": "tea"})
     question = asked["__interrupt__"][0]
     equal(len(question["id"]), 32)
+    equal(question["value"], {"question": "Publish this draft?", "draft": DRAFT})
     thread = await client.threads.get(tid)
     equal(thread["status"], "interrupted")
     equal([i["value"] for many in thread["interrupts"].values() for i in many], [question["value"]])
-    done = await client.runs.wait(tid, "approval", command={"resume": "yes"})
-    assert "__interrupt__" not in done, done
+    state = await client.threads.get_state(tid)
+    equal([task["interrupts"][0]["id"] for task in state["tasks"]], [question["id"]])
+    done = await client.runs.wait(tid, "approval", command={"resume": "no"})
+    equal((done["approved"], done["published"]), (False, None))
     equal((await client.threads.get(tid))["status"], "idle")
+
+
+@check
+async def the_other_graphs(client):
+    answer = "This is the fixed answer of the benchmark node, about eighty characters long, ok."
+    tid = (await client.threads.create())["thread_id"]
+    hello = {"messages": [{"type": "human", "content": "hello"}]}
+    values = await client.runs.wait(tid, "chat", input=hello)
+    equal([(m["type"], m["content"]) for m in values["messages"]], [("human", "hello"), ("ai", answer)])
+    assert all(m["id"] for m in values["messages"]), values
+    values = await client.runs.wait(tid, "chat", input=hello)
+    equal(len(values["messages"]), 4, "the second turn")
+    tid = (await client.threads.create())["thread_id"]
+    values = await client.runs.wait(tid, "fanout", input={"items": []})
+    equal(sorted(values["items"]), list(range(20)), "twenty parallel tasks")
 
 
 @check
