@@ -1,7 +1,6 @@
 //! The command line: what [`crate::main`] does with its arguments.
 
 use std::collections::HashMap;
-use std::fmt::Display;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
@@ -12,7 +11,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::app;
 use crate::config::{Config, Overrides, Role};
-use crate::shim::graph::{Graph, draw};
+use crate::shim::graph::{BuildErrors, Draw as _, Graph, Registry};
 use crate::telemetry;
 
 /// A self-hosted session store and graph runtime for LangGraph-style agents.
@@ -63,8 +62,8 @@ enum Command {
 }
 
 impl Cli {
-    /// Executes the command. `graphs` are the registered graphs, or why some of them are unusable.
-    pub(crate) fn run<E: Display>(self, graphs: Vec<Result<Graph, E>>) -> anyhow::Result<()> {
+    /// Executes the command. `graphs` are the graphs of this program, or why some of them are unusable.
+    pub(crate) fn run(self, graphs: impl IntoIterator<Item = Result<Graph, BuildErrors>>) -> anyhow::Result<()> {
         let Cli { config: file, database_url, serve: outer, command } = self;
         let command = command.unwrap_or_else(|| Command::Serve(ServeArgs::default()));
         let load = |args: ServeArgs| {
@@ -84,9 +83,9 @@ impl Cli {
         match command {
             Command::Serve(args) => {
                 let config = valid(args)?;
-                let graphs = usable(graphs)?;
+                let graphs = Registry::new(graphs)?;
                 telemetry::init(&config.log)?;
-                block_on(app::serve(config, graphs))
+                block_on(app::serve(config, graphs.iter().cloned().collect()))
             }
             Command::Migrate => {
                 let config = valid(ServeArgs::default())?;
@@ -100,7 +99,7 @@ impl Cli {
                 Ok(())
             }
             Command::Graphs { mermaid } => {
-                let graphs = usable(graphs)?;
+                let graphs = Registry::new(graphs)?;
                 match mermaid {
                     Some(name) => draw_one(&graphs, &name),
                     None => {
@@ -135,30 +134,19 @@ fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()
     result
 }
 
-/// All graphs, or everything that is wrong with them.
-fn usable<E: Display>(graphs: Vec<Result<Graph, E>>) -> anyhow::Result<Vec<Graph>> {
-    let (good, bad): (Vec<_>, Vec<_>) = graphs.into_iter().partition(Result::is_ok);
-    let errors: Vec<String> = bad.into_iter().filter_map(Result::err).map(|error| error.to_string()).collect();
-    if !errors.is_empty() {
-        bail!("{}", errors.join("\n"));
-    }
-    Ok(good.into_iter().filter_map(Result::ok).collect())
-}
-
-fn list(graphs: &[Graph]) {
-    let width = graphs.iter().map(|graph| graph.name().len()).max().unwrap_or(0);
-    for graph in graphs {
+fn list(graphs: &Registry) {
+    let width = graphs.names().map(str::len).max().unwrap_or(0);
+    for graph in graphs.iter() {
         let description = graph.description().unwrap_or_default();
         app::say(format!("{:width$}  {description}", graph.name()).trim_end());
     }
 }
 
-fn draw_one(graphs: &[Graph], name: &str) -> anyhow::Result<()> {
-    let Some(graph) = graphs.iter().find(|graph| graph.name() == name) else {
-        let names: Vec<&str> = graphs.iter().map(Graph::name).collect();
-        bail!("no graph is named {name}; there are {}", names.join(", "));
+fn draw_one(graphs: &Registry, name: &str) -> anyhow::Result<()> {
+    let Some(graph) = graphs.get(name) else {
+        bail!("no graph is named {name}; there are {}", graphs.names().collect::<Vec<_>>().join(", "));
     };
-    app::say(draw::mermaid(graph, false).trim_end());
+    app::say(graph.drawing(0).mermaid().trim_end());
     Ok(())
 }
 

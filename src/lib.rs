@@ -41,7 +41,7 @@ use crate::shim::graph::{BuildErrors, Graph};
 /// The whole command line (`serve`, `migrate`, `check-config`, `graphs`, `healthcheck`) over these graphs: the `main` of
 /// a program that brings its own.
 pub fn main(graphs: impl IntoIterator<Item = Result<Graph, BuildErrors>>) -> ExitCode {
-    match cli::Cli::parse().run(graphs.into_iter().collect()) {
+    match cli::Cli::parse().run(graphs) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             for line in format!("{error:#}").lines() {
