@@ -6,5 +6,6 @@ mod cost;
 mod crash;
 mod readme;
 mod sdk;
+mod serve;
 mod support;
 mod tidy;
