@@ -55,7 +55,8 @@ async fn open_streams_do_not_hold_up_a_shutdown() {
     let body = json!({"assistant_id": "slow", "input": {"n": 0, "steps": 10_000, "sleep_ms": 20}});
     let url = format!("{}/threads/endless/runs/stream", server.url);
     let request = reqwest::Client::new().post(&url).timeout(PATIENCE).json(&body);
-    let mut stream = request.send().await.expect("a stream").bytes_stream();
+    let response = request.send().await.expect("an answer");
+    let mut stream = response.error_for_status().expect("a stream").bytes_stream();
     stream.next().await.expect("a first frame").expect("read");
     let reader = tokio::spawn(async move { while let Some(Ok(_)) = stream.next().await {} });
     let start = Instant::now();

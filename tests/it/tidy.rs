@@ -71,7 +71,8 @@ fn product_code() -> Vec<(String, String)> {
         .into_iter()
         .filter(|(name, _)| !is_test(name))
         .map(|(name, text)| {
-            let text = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+            // Inline test modules stand at the end of a file; `mod tests;` may stand anywhere.
+            let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
             let code = |line: &&str| !line.trim_start().starts_with("//");
             (name, text.lines().filter(code).collect::<Vec<_>>().join("\n"))
         })

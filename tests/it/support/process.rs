@@ -34,6 +34,17 @@ pub(crate) fn provided(variable: &str) -> Option<String> {
     value
 }
 
+/// Whether a program is installed; the test is skipped if not, or fails when all are wanted.
+pub(crate) fn available(program: &str) -> bool {
+    let mut command = Command::new(program);
+    let found = command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
+    assert!(found || !everything_is_wanted(), "{program} is not installed");
+    if !found {
+        eprintln!("skipped: {program} is not installed");
+    }
+    found
+}
+
 /// A server process. Killed when dropped.
 pub(crate) struct Server {
     child: Child,
