@@ -22,7 +22,7 @@ use crate::graph::Graph;
 use crate::runtime::{Runtime, Settings};
 use crate::shim::Loops as _;
 use crate::shim::http::{ApiKey, HttpSettings, router};
-use crate::shim::storage::connect::{ConnectOptions, connect};
+use crate::storage::connect::{ConnectOptions, connect};
 use crate::storage::{Description, SharedStorage};
 
 /// A server that has not been started.

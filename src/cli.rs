@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::app;
 use crate::config::{Config, Overrides, Role};
-use crate::shim::graph::{BuildErrors, Draw as _, Graph, Registry};
+use crate::graph::{BuildErrors, Graph, Registry};
 use crate::telemetry;
 
 /// A self-hosted session store and graph runtime for LangGraph-style agents.

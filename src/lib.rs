@@ -6,7 +6,7 @@
 //! * `http`: how it is asked for: routes, wire formats, status codes, event streams.
 //! * [`runtime`]: when it happens: queue, leases, executor, live events.
 //! * [`storage`]: where it is kept: a trait per noun, and the backends.
-//! * [`graph`]: what authors write. `graphs`: the graphs this server ships.
+//! * [`graph`]: what authors write. [`graphs`]: the graphs this server ships.
 //! * [`engine`]: what a graph does, as pure functions.
 //! * [`model`]: the nouns.
 //!
@@ -18,14 +18,7 @@ pub mod clock;
 pub mod config;
 pub mod engine;
 pub mod graph;
-/// A stand-in until the shipped graphs are merged: becomes `pub mod graphs;`.
-pub mod graphs {
-    use crate::shim::graph::{BuildErrors, Graph};
-
-    pub fn all() -> Vec<Result<Graph, BuildErrors>> {
-        Vec::new()
-    }
-}
+pub mod graphs;
 pub mod model;
 pub mod runtime;
 mod shim;
@@ -36,7 +29,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use crate::shim::graph::{BuildErrors, Graph};
+use crate::graph::{BuildErrors, Graph};
 
 /// The whole command line (`serve`, `migrate`, `check-config`, `graphs`, `healthcheck`) over these graphs: the `main` of
 /// a program that brings its own.

@@ -7,12 +7,14 @@
 //! Section numbers in comments are those of the engine specification this was written against (README, "Sources").
 
 pub mod channel;
+pub mod chunk;
 pub mod command;
 pub mod error;
 pub mod execution;
 pub mod ids;
 pub mod message;
 pub mod py;
+pub mod record;
 pub mod spec;
 pub mod step;
 pub mod view;

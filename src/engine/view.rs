@@ -1,1 +1,102 @@
-//! placeholder
+//! Reading a thread's state at a checkpoint (section 6.1).
+
+use super::chunk::result_of;
+use super::execution::Loaded;
+use super::record::TaskRecord;
+use super::step::{
+    At, Progress, TaskWrite, TaskWrites, apply_writes, channels_from, is_control, prepare_next_tasks, read_channels,
+};
+use super::{EngineError, GraphSpec};
+use crate::model::{Fields, Interrupt, Json, TaskPath, special};
+
+/// A task of a state.
+#[derive(Debug, Clone)]
+pub struct TaskView {
+    pub id: String,
+    pub name: String,
+    pub path: TaskPath,
+    /// Where the checkpoints of a graph inside it are.
+    pub ns: String,
+    pub error: Option<String>,
+    pub interrupts: Vec<Interrupt>,
+    pub result: Option<Json>,
+}
+
+/// A state.
+#[derive(Debug, Clone)]
+pub struct StateView {
+    pub values: Fields,
+    pub next: Vec<String>,
+    pub tasks: Vec<TaskView>,
+}
+
+/// The state at a checkpoint. `live`: outputs of finished tasks of the unfinished superstep are applied, their nodes are
+/// not in `next`, and answered questions are left out; otherwise the state is that of the superstep's start.
+pub fn state_at(spec: &GraphSpec, loaded: &Loaded, ns: &str, live: bool) -> Result<StateView, EngineError> {
+    let checkpoint = &loaded.checkpoint;
+    let mut channels = channels_from(spec, &checkpoint.values)?;
+    let mut progress = Progress::of(checkpoint);
+    let step = loaded.metadata.step + 1;
+    let at = At { checkpoint_id: &checkpoint.id, ns, step, stop: step + 1 };
+    let tasks = prepare_next_tasks(spec, &channels, &progress, None, at);
+    let record_of = |id: &str| loaded.records.iter().find(|record| record.task_id == id);
+    if let Some(null) = record_of(special::NULL_TASK) {
+        let writes: Vec<TaskWrite> = null.writes.iter().filter(|(channel, _)| !is_control(channel)).cloned().collect();
+        let task = TaskWrites {
+            name: special::INPUT,
+            id: special::NULL_TASK,
+            path: &TaskPath::Null,
+            triggers: &[],
+            writes: &writes,
+        };
+        apply_writes(spec, &mut channels, &mut progress, &[task])?;
+    }
+    if live {
+        let outputs: Vec<_> = tasks
+            .iter()
+            .filter_map(|task| Some((task, record_of(&task.id).filter(|record| record.is_finished())?.outputs())))
+            .collect();
+        let writes: Vec<TaskWrites<'_>> = outputs
+            .iter()
+            .map(|(task, writes)| TaskWrites {
+                name: &task.name,
+                id: &task.id,
+                path: &task.path,
+                triggers: &task.triggers,
+                writes,
+            })
+            .collect();
+        if !writes.is_empty() {
+            let mut applied = channels.clone();
+            // Writes that contradict each other failed their run; the thread stays readable without them.
+            if apply_writes(spec, &mut applied, &mut progress, &writes).is_ok() {
+                channels = applied;
+            }
+        }
+    }
+    let is_open = |id: &str| !record_of(id).is_some_and(TaskRecord::is_finished);
+    let next = tasks.iter().filter(|task| !live || is_open(&task.id)).map(|task| task.name.clone()).collect();
+    let tasks = tasks
+        .into_iter()
+        .map(|task| {
+            let record = record_of(&task.id);
+            let finished = record.filter(|record| record.is_finished());
+            let shows_questions = !live || finished.is_none();
+            TaskView {
+                error: record.and_then(TaskRecord::error),
+                interrupts: record.filter(|_| shows_questions).map(TaskRecord::interrupts).unwrap_or_default(),
+                result: finished.map(|record| result_of(&record.outputs(), &spec.stream)),
+                id: task.id,
+                name: task.name,
+                path: task.path,
+                ns: task.ns,
+            }
+        })
+        .collect();
+    Ok(StateView { values: read_channels(&channels, &spec.stream), next, tasks })
+}
+
+/// The values of a checkpoint alone, under the keys streams show.
+pub fn values_at(spec: &GraphSpec, loaded: &Loaded) -> Result<Fields, EngineError> {
+    Ok(read_channels(&channels_from(spec, &loaded.checkpoint.values)?, &spec.stream))
+}

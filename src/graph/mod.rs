@@ -1,8 +1,28 @@
 //! What authors write: a [`StateGraph`] builder, node functions with a [`Context`], reducers, typed messages, and the
 //! registry of graphs a server offers.
 
+mod body;
+mod builder;
 pub mod context;
+mod destinations;
+mod draw;
+pub mod message;
 pub mod node;
+#[doc(hidden)]
+pub mod output;
+mod registry;
+mod schema;
+pub mod testing;
 
+pub use crate::engine::channel::reducers;
+pub use crate::engine::{ChannelKind, Command, Destination, Managed, Output, Reduce};
+pub use crate::update;
+pub use body::{Node, NodeDefaults};
+pub use builder::{BuildError, BuildErrors, StateGraph};
 pub use context::Context;
-pub use node::{Graph, NodeBody, NodeError, NodeInput, Policies};
+pub use destinations::{Any, Destinations, Targets};
+pub use draw::{Drawing, DrawnEdge, DrawnNode};
+pub use message::{AiChunk, Message, Role, ToolCall, ToolCallChunk, Usage};
+pub use node::{CachePolicy, Checkpointing, Graph, NodeBody, NodeError, NodeInput, Policies, RetryPolicy};
+pub use output::{END, IntoOutput, START, Update, goto, send};
+pub use registry::{Registry, RegistryErrors};

@@ -52,10 +52,14 @@ impl NodeError {
     }
 }
 
-/// Any error becomes a failure of the class `NodeError`: masked on streams, whole in task errors.
-impl<E: std::error::Error> From<E> for NodeError {
+/// Any error becomes a failure of the class `NodeError`: masked on streams, whole in task errors. An [`EngineError`]
+/// keeps its class.
+impl<E: std::error::Error + 'static> From<E> for NodeError {
     fn from(error: E) -> Self {
-        NodeError::new("NodeError", error.to_string())
+        match (&error as &dyn std::error::Error).downcast_ref::<EngineError>() {
+            Some(error) => NodeError::Failed(error.clone()),
+            None => NodeError::new("NodeError", error.to_string()),
+        }
     }
 }
 

@@ -17,15 +17,21 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::broadcast;
 
-use crate::model::{RunId, Scope, ThreadKey};
+use crate::model::{ErrorInfo, RunId, Scope, ThreadKey};
 
 pub mod checkpoints;
 pub mod connect;
 pub mod items;
-pub mod postgres;
 pub mod runs;
-pub mod sqlite;
 pub mod threads;
+
+mod encoding;
+mod matching;
+mod migrations;
+mod payloads;
+mod postgres;
+mod rows;
+mod sqlite;
 
 pub use checkpoints::{
     CheckpointFilter, CheckpointRow, Checkpoints, LogRange, LogRow, Payload, PayloadHash, StoredCheckpoint,
@@ -110,3 +116,11 @@ pub trait Storage: Threads + Runs + Checkpoints + Items + std::fmt::Debug + Send
 }
 
 pub type SharedStorage = Arc<dyn Storage>;
+
+/// How a run ends that was attempted too often: on every backend the same words.
+fn quarantined(attempts: i32) -> ErrorInfo {
+    ErrorInfo {
+        error: "RunQuarantined".into(),
+        message: format!("the run was attempted {attempts} times without progress; it is not tried again"),
+    }
+}

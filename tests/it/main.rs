@@ -1,5 +1,6 @@
 //! The one integration test binary: features at their boundary, for real.
 
+mod agent;
 mod cli;
 mod compose;
 mod cost;

@@ -1,11 +1,12 @@
 //! Channels: where a graph's values are kept between supersteps, one rule of combination each (section 2).
 
+pub mod reducers;
 mod state;
 
 use std::fmt;
 use std::sync::Arc;
 
-pub use state::{Channel, Updated};
+pub use state::{Channel, Write};
 
 use super::EngineError;
 use crate::model::Json;

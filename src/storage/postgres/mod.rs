@@ -1,1 +1,299 @@
-//! Postgres.
+//! Postgres: the backend for production and for several replicas.
+//!
+//! Hot operations are one autocommit statement each; the rest are short transactions that lock first and look after.
+//! The rules that keep them correct under READ COMMITTED:
+//!
+//! * **Lock order.** Thread rows in ascending order of their key, then run rows in ascending order. Only renewals and
+//!   claims lock run rows without their thread; claims skip what is locked.
+//! * **A statement has one snapshot.** When it waited for a row lock, that row is read anew, other rows are not. So no
+//!   statement that locks also decides by rows it did not lock, unless it proves its snapshot fresh: `threads.revision`
+//!   grows with every run inserted, and [`runs::create`] does nothing when the locked row's revision is not the
+//!   snapshot's. Transactions lock in a first statement and decide in a later one, which has a new snapshot.
+//! * **The fence.** Every write of a run selects from the run row, locked, with the epoch of the lease.
+
+use std::str::FromStr as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use sqlx::{ConnectOptions as _, Connection as _, Postgres, Transaction};
+use tokio::sync::broadcast;
+use tokio::task::JoinHandle;
+
+use super::connect::ConnectOptions;
+use super::migrations::{self, Migration};
+use super::rows::driver_error;
+use super::{Description, Notice, Result, Storage, StorageError};
+use crate::model::Scope;
+
+mod checkpoints;
+mod items;
+mod listen;
+mod runs;
+mod threads;
+
+mod rows {
+    //! The shared mapping over Postgres' row type.
+    use sqlx::postgres::PgRow;
+
+    crate::storage::rows::define_rows!(PgRow);
+}
+
+const MIGRATIONS: &[Migration] =
+    &[Migration { version: 1, name: "0001_init", sql: include_str!("../../../migrations/postgres/0001_init.sql") }];
+
+/// The advisory lock of migrations: `sessstor` in bytes.
+const MIGRATION_LOCK: i64 = 0x7365_7373_7374_6f72;
+
+/// A connection that was idle this long is tried before it is used; a busy one is not worth a round trip.
+const TEST_AFTER_IDLE: Duration = Duration::from_secs(2);
+
+/// The database's clock in microseconds.
+macro_rules! now {
+    () => {
+        "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+    };
+}
+use now;
+
+/// Runs a read, and once more if its connection turned out to be broken: reads change nothing.
+macro_rules! read {
+    ($attempt:expr) => {
+        match $attempt.await {
+            Err(error) if crate::storage::postgres::worth_repeating(&error) => $attempt.await,
+            outcome => outcome,
+        }
+    };
+}
+use read;
+
+/// A broken connection, not an overloaded database.
+fn worth_repeating(error: &StorageError) -> bool {
+    matches!(error, StorageError::Unavailable(text) if !text.contains("timed out") && !text.contains("timeout"))
+}
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX / 4)
+}
+
+/// A connection for one statement. Behind PgBouncer it is pinned by a transaction, since the parts of one prepared
+/// statement must meet the same server.
+enum Session {
+    Plain(PoolConnection<Postgres>),
+    Pinned(Transaction<'static, Postgres>),
+}
+
+impl Session {
+    fn conn(&mut self) -> &mut PgConnection {
+        match self {
+            Session::Plain(conn) => conn,
+            Session::Pinned(transaction) => transaction,
+        }
+    }
+
+    /// Makes the statement count.
+    async fn finish(self) -> Result<()> {
+        match self {
+            Session::Plain(_) => Ok(()),
+            Session::Pinned(transaction) => transaction.commit().await.map_err(driver_error),
+        }
+    }
+}
+
+/// The Postgres backend.
+pub(super) struct PostgresStorage {
+    pool: PgPool,
+    pgbouncer: bool,
+    notices: broadcast::Sender<Notice>,
+    commits: AtomicU64,
+    location: String,
+    listener: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl std::fmt::Debug for PostgresStorage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PostgresStorage").field("location", &self.location).finish_non_exhaustive()
+    }
+}
+
+impl PostgresStorage {
+    pub(super) async fn connect(url: &str, options: &ConnectOptions) -> Result<PostgresStorage> {
+        let mut connect = PgConnectOptions::from_str(url)
+            .map_err(|error| StorageError::Url(format!("not a Postgres URL: {error}")))?
+            .application_name("session-store")
+            .disable_statement_logging();
+        if options.pgbouncer {
+            // PgBouncer refuses start-up parameters it does not know, and may hand each statement to another server.
+            connect = connect.statement_cache_capacity(0).extra_float_digits(None);
+        } else {
+            let timeout = options.statement_timeout.as_millis().to_string();
+            connect = connect.options([
+                ("statement_timeout", timeout.as_str()),
+                ("default_transaction_isolation", "read committed"),
+            ]);
+        }
+        let location = format!("{}/{}", connect.get_host(), connect.get_database().unwrap_or(connect.get_username()));
+        let pool = PgPoolOptions::new()
+            .max_connections(options.max_connections.max(1))
+            .acquire_timeout(options.acquire_timeout)
+            .test_before_acquire(false)
+            .before_acquire(|conn, meta| {
+                Box::pin(async move {
+                    if meta.idle_for > TEST_AFTER_IDLE {
+                        conn.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
+            .connect_with(connect)
+            .await
+            .map_err(|error| match driver_error(error) {
+                StorageError::Other(text) | StorageError::Unavailable(text) => {
+                    StorageError::Unavailable(format!("{location}: {text}"))
+                }
+                other => other,
+            })?;
+        let (notices, _) = broadcast::channel(4096);
+        let listener = match options.pgbouncer {
+            true => None,
+            false => Some(listen::start(&pool, notices.clone()).await),
+        };
+        Ok(PostgresStorage {
+            pool,
+            pgbouncer: options.pgbouncer,
+            notices,
+            commits: AtomicU64::new(0),
+            location,
+            listener: Mutex::new(listener),
+        })
+    }
+
+    async fn session(&self) -> Result<Session> {
+        if self.pgbouncer {
+            return Ok(Session::Pinned(self.begin().await?));
+        }
+        Ok(Session::Plain(self.pool.acquire().await.map_err(driver_error)?))
+    }
+
+    async fn begin(&self) -> Result<Transaction<'static, Postgres>> {
+        self.pool.begin().await.map_err(driver_error)
+    }
+
+    /// Ends a writing session.
+    async fn wrote(&self, session: Session) -> Result<()> {
+        session.finish().await?;
+        self.commits.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Ends a writing transaction.
+    async fn commit(&self, transaction: Transaction<'static, Postgres>) -> Result<()> {
+        transaction.commit().await.map_err(driver_error)?;
+        self.commits.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Tells this process.
+    fn tell(&self, notices: impl IntoIterator<Item = Notice>) {
+        for notice in notices {
+            // Nobody listening is fine.
+            let _unheard = self.notices.send(notice);
+        }
+    }
+}
+
+/// Tells the other processes, when the transaction commits.
+async fn notify(conn: &mut PgConnection, notices: &[Notice]) -> Result<()> {
+    let payloads: Vec<String> = notices.iter().filter_map(listen::payload).collect();
+    if payloads.is_empty() {
+        return Ok(());
+    }
+    sqlx::query("SELECT pg_notify('session_store', p) FROM UNNEST($1::text[]) AS p")
+        .bind(payloads)
+        .execute(conn)
+        .await
+        .map_err(driver_error)?;
+    Ok(())
+}
+
+#[async_trait]
+impl Storage for PostgresStorage {
+    fn describe(&self) -> Description {
+        Description { backend: "postgres", location: self.location.clone(), volatile: false }
+    }
+
+    async fn migrate(&self) -> Result<usize> {
+        let mut transaction = self.begin().await?;
+        // Processes that start together wait here for the first one; the lock goes with the transaction. Migrations
+        // may take longer than a statement normally should.
+        sqlx::query("SET LOCAL statement_timeout = 0").execute(&mut *transaction).await.map_err(driver_error)?;
+        sqlx::query("SELECT pg_advisory_xact_lock($1)")
+            .bind(MIGRATION_LOCK)
+            .execute(&mut *transaction)
+            .await
+            .map_err(driver_error)?;
+        sqlx::query(
+            "CREATE TABLE IF NOT EXISTS schema_migrations (
+                version    bigint NOT NULL,
+                name       text NOT NULL,
+                checksum   text NOT NULL,
+                applied_at bigint NOT NULL,
+                PRIMARY KEY (version)
+            )",
+        )
+        .execute(&mut *transaction)
+        .await
+        .map_err(driver_error)?;
+        let applied: Vec<(i64, String)> = sqlx::query_as("SELECT version, checksum FROM schema_migrations")
+            .fetch_all(&mut *transaction)
+            .await
+            .map_err(driver_error)?;
+        let missing = migrations::missing(MIGRATIONS, &applied)?;
+        for migration in &missing {
+            sqlx::raw_sql(migration.sql)
+                .execute(&mut *transaction)
+                .await
+                .map_err(|error| StorageError::Schema(format!("migration {}: {error}", migration.name)))?;
+            sqlx::query(concat!(
+                "INSERT INTO schema_migrations (version, name, checksum, applied_at) VALUES ($1, $2, $3, ",
+                now!(),
+                ")"
+            ))
+            .bind(migration.version)
+            .bind(migration.name)
+            .bind(migration.checksum())
+            .execute(&mut *transaction)
+            .await
+            .map_err(driver_error)?;
+        }
+        self.commit(transaction).await?;
+        Ok(missing.len())
+    }
+
+    async fn ping(&self, _scope: &Scope) -> Result<()> {
+        read!(async {
+            let mut session = self.session().await?;
+            sqlx::query("SELECT 1").execute(session.conn()).await.map_err(driver_error)?;
+            Ok(())
+        })
+    }
+
+    fn notices(&self) -> broadcast::Receiver<Notice> {
+        self.notices.subscribe()
+    }
+
+    fn write_transactions(&self) -> u64 {
+        self.commits.load(Ordering::Relaxed)
+    }
+
+    async fn close(&self) {
+        let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(listener) = listener {
+            listener.abort();
+        }
+        self.pool.close().await;
+    }
+}

@@ -1,1 +1,393 @@
-//! SQLite.
+//! SQLite: the backend in the box, in a file or in memory.
+//!
+//! One task owns the only writing connection. Operations are sent to it; those that queue up while it works share one
+//! transaction, each inside its own savepoint, and every caller is answered after the commit. A caller that goes away
+//! changes nothing about that: its operation is done or, if it had not started, done all the same. Reads use a pool
+//! beside it (WAL); a database in memory has one connection, so there reads queue with the writes.
+//!
+//! The file belongs to one process, proved by a lock on `<file>.lock`; so the process clock is the database's clock.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use futures_util::future::BoxFuture;
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+use sqlx::{ConnectOptions as _, Connection as _};
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use super::connect::ConnectOptions;
+use super::migrations::{self, Migration};
+use super::rows::driver_error;
+use super::{Description, Notice, Result, Storage, StorageError};
+use crate::model::Scope;
+
+mod checkpoints;
+mod items;
+mod runs;
+mod threads;
+
+mod rows {
+    //! The shared mapping over SQLite's row type.
+    use sqlx::sqlite::SqliteRow;
+
+    crate::storage::rows::define_rows!(SqliteRow);
+}
+
+const MIGRATIONS: &[Migration] =
+    &[Migration { version: 1, name: "0001_init", sql: include_str!("../../../migrations/sqlite/0001_init.sql") }];
+
+/// Operations that may share a transaction. A bound, so that the first caller does not wait for a crowd.
+const MAX_BATCH: usize = 128;
+
+/// What the writer task works with.
+struct Write {
+    conn: SqliteConnection,
+    /// The time of the operation in progress; grows strictly from one to the next.
+    now: i64,
+    /// Sent after the commit.
+    notices: Vec<Notice>,
+}
+
+/// How an operation ended: whether its savepoint is kept, and how to answer its caller once the fate of the whole
+/// transaction is known (`Some` text: it could not be committed).
+struct Finish {
+    keep: bool,
+    answer: Box<dyn FnOnce(Option<String>) + Send>,
+}
+
+type Operation = Box<dyn for<'c> FnOnce(&'c mut Write) -> BoxFuture<'c, Finish> + Send>;
+
+struct Job {
+    writes: bool,
+    operation: Operation,
+}
+
+/// The SQLite backend.
+pub(super) struct SqliteStorage {
+    /// `None` once closed.
+    writer: Mutex<Option<mpsc::Sender<Job>>>,
+    writer_task: Mutex<Option<tokio::task::JoinHandle<()>>>,
+    /// `None` for a database in memory.
+    readers: Option<SqlitePool>,
+    notices: broadcast::Sender<Notice>,
+    commits: Arc<AtomicU64>,
+    location: Option<PathBuf>,
+    /// Held for the life of the storage.
+    lock: Mutex<Option<File>>,
+}
+
+impl std::fmt::Debug for SqliteStorage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SqliteStorage").field("location", &self.location).finish_non_exhaustive()
+    }
+}
+
+/// Microseconds since 1970. The clock of this backend; nothing else here asks the machine.
+fn clock() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX / 4)
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl SqliteStorage {
+    /// Opens (and creates) a database file, or a database in memory when there is no path.
+    pub(super) async fn open(path: Option<&Path>, options: &ConnectOptions) -> Result<SqliteStorage> {
+        let synchronous =
+            if options.sqlite_synchronous_full { SqliteSynchronous::Full } else { SqliteSynchronous::Normal };
+        let base = SqliteConnectOptions::new()
+            .busy_timeout(options.acquire_timeout.max(Duration::from_secs(1)))
+            .foreign_keys(false)
+            .synchronous(synchronous)
+            .disable_statement_logging();
+        let (writer_options, lock) = match path {
+            None => (base.clone().in_memory(true), None),
+            Some(path) => {
+                if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+                    std::fs::create_dir_all(parent)
+                        .map_err(|error| StorageError::Unavailable(format!("{}: {error}", parent.display())))?;
+                }
+                let lock = lock_file(path)?;
+                let on_file = base.clone().filename(path).create_if_missing(true).journal_mode(SqliteJournalMode::Wal);
+                (on_file, Some(lock))
+            }
+        };
+        let conn = SqliteConnection::connect_with(&writer_options).await.map_err(|error| match path {
+            Some(path) => StorageError::Unavailable(format!("{}: {error}", path.display())),
+            None => driver_error(error),
+        })?;
+        let readers = path.map(|path| {
+            SqlitePoolOptions::new()
+                .max_connections(options.max_connections.clamp(1, 8))
+                .acquire_timeout(options.acquire_timeout)
+                .test_before_acquire(false)
+                .connect_lazy_with(base.filename(path).pragma("query_only", "ON"))
+        });
+        let (notices, _) = broadcast::channel(4096);
+        let commits = Arc::new(AtomicU64::new(0));
+        let (sender, receiver) = mpsc::channel(1024);
+        let write = Write { conn, now: 0, notices: Vec::new() };
+        let task = tokio::spawn(write_loop(receiver, write, notices.clone(), Arc::clone(&commits)));
+        Ok(SqliteStorage {
+            writer: Mutex::new(Some(sender)),
+            writer_task: Mutex::new(Some(task)),
+            readers,
+            notices,
+            commits,
+            location: path.map(Path::to_owned),
+            lock: Mutex::new(lock),
+        })
+    }
+
+    async fn send(&self, job: Job) -> Result<()> {
+        let sender = locked(&self.writer).clone();
+        let closed = || StorageError::Unavailable("the database is closed".into());
+        sender.ok_or_else(closed)?.send(job).await.map_err(|_| closed())
+    }
+
+    /// Runs an operation on the writing connection; its result arrives after the commit.
+    async fn write<T, F>(&self, operation: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut Write) -> BoxFuture<'c, Result<T>> + Send + 'static,
+    {
+        let (answer, result) = oneshot::channel();
+        let operation: Operation = Box::new(move |write: &mut Write| {
+            Box::pin(async move {
+                let result = operation(write).await;
+                let keep = result.is_ok();
+                let answer = Box::new(move |failure: Option<String>| {
+                    let outcome = match failure {
+                        Some(reason) => result.and(Err(StorageError::Unavailable(reason))),
+                        None => result,
+                    };
+                    // The caller may be gone; the operation counts all the same.
+                    let _gone = answer.send(outcome);
+                });
+                Finish { keep, answer }
+            })
+        });
+        self.send(Job { writes: true, operation }).await?;
+        result.await.map_err(|_| StorageError::Unavailable("the database was closed".into()))?
+    }
+
+    /// Runs a read in one snapshot.
+    async fn read<T, F>(&self, read: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T>> + Send + 'static,
+    {
+        let Some(readers) = &self.readers else {
+            let (answer, result) = oneshot::channel();
+            let operation: Operation = Box::new(move |write: &mut Write| {
+                Box::pin(async move {
+                    let result = read(&mut write.conn).await;
+                    // Answered whatever becomes of the transaction: in memory it is only undone by a broken process.
+                    let answer = Box::new(move |_failure: Option<String>| {
+                        let _gone = answer.send(result);
+                    });
+                    Finish { keep: true, answer }
+                })
+            });
+            self.send(Job { writes: false, operation }).await?;
+            return result.await.map_err(|_| StorageError::Unavailable("the database was closed".into()))?;
+        };
+        let mut transaction = readers.begin().await.map_err(driver_error)?;
+        let result = read(&mut transaction).await;
+        // Nothing was written; a failure to end the snapshot only costs the connection.
+        let _ended = transaction.rollback().await;
+        result
+    }
+}
+
+/// Takes the lock that makes a file belong to this process.
+fn lock_file(path: &Path) -> Result<File> {
+    // The lock follows the real file, so that a second name (a symlink) is the same database.
+    let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let mut name = real.into_os_string();
+    name.push(".lock");
+    let name = PathBuf::from(name);
+    let failed = |error: std::io::Error| StorageError::Unavailable(format!("{}: {error}", name.display()));
+    let file = File::options().create(true).truncate(false).write(true).open(&name).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(StorageError::Unavailable(format!(
+            "{} is in use by another process (it holds {}): stop that process, choose another file, or use Postgres \
+             to run several processes",
+            path.display(),
+            name.display()
+        ))),
+        Err(std::fs::TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+/// The writer task: batches, commits, answers.
+async fn write_loop(
+    mut jobs: mpsc::Receiver<Job>,
+    mut write: Write,
+    notices: broadcast::Sender<Notice>,
+    commits: Arc<AtomicU64>,
+) {
+    while let Some(first) = jobs.recv().await {
+        let mut finished = Vec::new();
+        let mut open = false;
+        let mut failure: Option<String> = None;
+        let mut next = Some(first);
+        while let Some(job) = next.take() {
+            let finish = match run_job(job, &mut write, &mut open).await {
+                Ok(finish) => finish,
+                Err((finish, error)) => {
+                    failure = Some(error.to_string());
+                    finished.extend(finish);
+                    break;
+                }
+            };
+            finished.push(finish);
+            if finished.len() < MAX_BATCH {
+                next = jobs.try_recv().ok();
+            }
+        }
+        if open && failure.is_none() {
+            match sqlx::query("COMMIT").execute(&mut write.conn).await {
+                Ok(_) => {
+                    commits.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(error) => failure = Some(error.to_string()),
+            }
+        }
+        if failure.is_some() {
+            write.notices.clear();
+            // After a failed COMMIT the transaction may be gone already.
+            let _ended = sqlx::query("ROLLBACK").execute(&mut write.conn).await;
+        }
+        for finish in finished {
+            (finish.answer)(failure.clone());
+        }
+        for notice in write.notices.drain(..) {
+            // Nobody listening is fine.
+            let _unheard = notices.send(notice);
+        }
+    }
+    let _closed = write.conn.close().await;
+}
+
+type JobError = (Option<Finish>, sqlx::Error);
+
+/// Runs one job, in its own savepoint when it writes. An error here spoils the whole transaction.
+async fn run_job(job: Job, write: &mut Write, open: &mut bool) -> std::result::Result<Finish, JobError> {
+    let before = |error| (None, error);
+    if !job.writes {
+        return Ok((job.operation)(write).await);
+    }
+    if !*open {
+        sqlx::query("BEGIN IMMEDIATE").execute(&mut write.conn).await.map_err(before)?;
+        *open = true;
+    }
+    sqlx::query("SAVEPOINT operation").execute(&mut write.conn).await.map_err(before)?;
+    write.now = clock().max(write.now + 1);
+    let heard = write.notices.len();
+    let finish = (job.operation)(write).await;
+    if !finish.keep {
+        write.notices.truncate(heard);
+        if let Err(error) = sqlx::query("ROLLBACK TO operation").execute(&mut write.conn).await {
+            return Err((Some(finish), error));
+        }
+    }
+    match sqlx::query("RELEASE operation").execute(&mut write.conn).await {
+        Ok(_) => Ok(finish),
+        Err(error) => Err((Some(finish), error)),
+    }
+}
+
+#[async_trait]
+impl Storage for SqliteStorage {
+    fn describe(&self) -> Description {
+        Description {
+            backend: "sqlite",
+            location: self.location.as_ref().map_or_else(|| "in memory".to_owned(), |path| path.display().to_string()),
+            volatile: self.location.is_none(),
+        }
+    }
+
+    async fn migrate(&self) -> Result<usize> {
+        self.write(|write| Box::pin(migrate(write))).await
+    }
+
+    async fn ping(&self, _scope: &Scope) -> Result<()> {
+        self.read(|conn| {
+            Box::pin(async move {
+                sqlx::query("SELECT 1").execute(conn).await.map_err(driver_error)?;
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    fn notices(&self) -> broadcast::Receiver<Notice> {
+        self.notices.subscribe()
+    }
+
+    fn write_transactions(&self) -> u64 {
+        self.commits.load(Ordering::Relaxed)
+    }
+
+    async fn close(&self) {
+        // Without senders the writer finishes what is queued and ends.
+        drop(locked(&self.writer).take());
+        let task = locked(&self.writer_task).take();
+        if let Some(task) = task {
+            let _ended = task.await;
+        }
+        if let Some(readers) = &self.readers {
+            readers.close().await;
+        }
+        drop(locked(&self.lock).take());
+    }
+}
+
+async fn migrate(write: &mut Write) -> Result<usize> {
+    sqlx::query(
+        "CREATE TABLE IF NOT EXISTS schema_migrations (
+            version    INTEGER NOT NULL,
+            name       TEXT NOT NULL,
+            checksum   TEXT NOT NULL,
+            applied_at INTEGER NOT NULL,
+            PRIMARY KEY (version)
+        ) STRICT",
+    )
+    .execute(&mut write.conn)
+    .await
+    .map_err(driver_error)?;
+    let applied: Vec<(i64, String)> = sqlx::query_as("SELECT version, checksum FROM schema_migrations")
+        .fetch_all(&mut write.conn)
+        .await
+        .map_err(driver_error)?;
+    let missing = migrations::missing(MIGRATIONS, &applied)?;
+    for migration in &missing {
+        sqlx::raw_sql(migration.sql)
+            .execute(&mut write.conn)
+            .await
+            .map_err(|error| StorageError::Schema(format!("migration {}: {error}", migration.name)))?;
+        sqlx::query("INSERT INTO schema_migrations (version, name, checksum, applied_at) VALUES ($1, $2, $3, $4)")
+            .bind(migration.version)
+            .bind(migration.name)
+            .bind(migration.checksum())
+            .bind(write.now)
+            .execute(&mut write.conn)
+            .await
+            .map_err(driver_error)?;
+    }
+    Ok(missing.len())
+}

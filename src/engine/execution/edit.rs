@@ -1,0 +1,265 @@
+//! Changing state from outside a run: `update_state` and its special nodes (section 6.2).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::start::NOTHING;
+use super::{Effect, Execution, Loaded, NewId, Options};
+use crate::engine::command::Output;
+use crate::engine::record::TaskRecord;
+use crate::engine::spec::GraphSpec;
+use crate::engine::step::{Task, TaskInput, TaskWrite, TaskWrites, WriteError, apply_writes, writes_of};
+use crate::engine::{EngineError, ids};
+use crate::model::{CheckpointSource, Fields, Json, TaskPath, special};
+
+/// One change, as if a node had returned it.
+#[derive(Debug, Clone)]
+pub struct Edit {
+    pub values: Output,
+    /// `None`: the node that updated the state last.
+    pub as_node: Option<String>,
+}
+
+impl Edit {
+    /// Reads what clients send as `values`: an object, null, or what will be refused.
+    pub fn from_json(values: &Json, as_node: Option<String>) -> Edit {
+        let values = match values.fields() {
+            Some(fields) => Output::Update(fields),
+            None if values.is_null() => Output::Nothing,
+            None => Output::Other(values.clone()),
+        };
+        Edit { values, as_node }
+    }
+}
+
+impl Execution {
+    /// Applies supersteps of edits, one checkpoint each. The returned execution stands on the last one.
+    ///
+    /// # Errors
+    /// The first edit that cannot be applied; `effects` must be dropped then.
+    pub fn edit(
+        spec: &Arc<GraphSpec>,
+        loaded: Option<Loaded>,
+        supersteps: &[Vec<Edit>],
+        options: Options,
+        new_id: NewId<'_>,
+        effects: &mut Vec<Effect>,
+    ) -> Result<Execution, EngineError> {
+        if supersteps.is_empty() {
+            return Err(EngineError::value("No supersteps provided"));
+        }
+        let (mut execution, _) = Execution::load(spec, loaded, options)?;
+        for edits in supersteps {
+            execution.edit_superstep(edits, new_id, effects)?;
+            execution.records.clear();
+        }
+        execution.tasks = execution.plan();
+        Ok(execution)
+    }
+
+    fn edit_superstep(
+        &mut self,
+        edits: &[Edit],
+        new_id: NewId<'_>,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), EngineError> {
+        let Some(first) = edits.first() else {
+            return Err(EngineError::value("No updates provided"));
+        };
+        let alone = |what: &str| {
+            if edits.len() == 1 { Ok(()) } else { Err(EngineError::invalid_update(format!("Cannot {what}"))) }
+        };
+        match first.as_node.as_deref() {
+            Some(special::END) if first.values == Output::Nothing => {
+                alone("apply multiple updates when clearing state")?;
+                self.clear_tasks(new_id, effects)
+            }
+            Some(special::INPUT) => {
+                alone("apply multiple updates when updating as input")?;
+                self.edit_input(&first.values, new_id, effects)
+            }
+            Some(special::COPY) => {
+                alone("copy checkpoint with multiple updates")?;
+                self.copy(&first.values, new_id, effects)
+            }
+            _ => self.edit_as_nodes(edits, new_id, effects),
+        }
+    }
+
+    /// No values as END: what had finished is applied, what was pending is dropped.
+    fn clear_tasks(&mut self, new_id: NewId<'_>, effects: &mut Vec<Effect>) -> Result<(), EngineError> {
+        if self.checkpoint_id != NOTHING {
+            self.updated = None;
+            self.tasks = self.plan();
+            self.apply_null_writes()?;
+            let tasks = std::mem::take(&mut self.tasks);
+            let outputs: Vec<Vec<TaskWrite>> = tasks
+                .iter()
+                .map(|task| self.records.get(&task.id).map(TaskRecord::outputs).unwrap_or_default())
+                .collect();
+            let writes: Vec<TaskWrites<'_>> = tasks
+                .iter()
+                .zip(&outputs)
+                .map(|(task, writes)| TaskWrites {
+                    name: &task.name,
+                    id: &task.id,
+                    path: &task.path,
+                    triggers: &task.triggers,
+                    writes,
+                })
+                .collect();
+            let updated = apply_writes(&self.spec, &mut self.channels, &mut self.progress, &writes)?;
+            self.updated = Some(updated);
+        }
+        self.put_update(new_id, effects);
+        Ok(())
+    }
+
+    fn put_update(&mut self, new_id: NewId<'_>, effects: &mut Vec<Effect>) {
+        // A fresh thread's first update is step 0: the input it stands for was step -1.
+        self.step = self.step.max(0);
+        self.put_checkpoint(CheckpointSource::Update, new_id, effects);
+        self.updated = None;
+    }
+
+    fn edit_input(&mut self, values: &Output, new_id: NewId<'_>, effects: &mut Vec<Effect>) -> Result<(), EngineError> {
+        let input = match values {
+            Output::Update(fields) => Json::from(fields),
+            Output::Other(value) => value.clone(),
+            _ => return Err(EngineError::invalid_update("Received no input for __start__")),
+        };
+        let writes = [(special::START.to_owned(), input)];
+        let task = TaskWrites {
+            name: special::INPUT,
+            id: special::NULL_TASK,
+            path: &TaskPath::Null,
+            triggers: &[],
+            writes: &writes,
+        };
+        let updated = apply_writes(&self.spec, &mut self.channels, &mut self.progress, &[task])?;
+        self.updated = Some(updated);
+        self.put_checkpoint(CheckpointSource::Input, new_id, effects);
+        self.updated = None;
+        Ok(())
+    }
+
+    /// A sibling of the checkpoint with the same values; a list of `[values, node]` pairs is applied to the copy.
+    fn copy(&mut self, values: &Output, new_id: NewId<'_>, effects: &mut Vec<Effect>) -> Result<(), EngineError> {
+        if self.checkpoint_id == NOTHING {
+            return Err(EngineError::invalid_update("Cannot copy a non-existent checkpoint"));
+        }
+        self.checkpoint_id = self.parent.clone().unwrap_or_else(|| NOTHING.to_owned());
+        self.updated = None;
+        self.records.clear();
+        self.put_checkpoint(CheckpointSource::Fork, new_id, effects);
+        let Output::Other(list) = values else { return Ok(()) };
+        let Some(items) = list.items() else { return Ok(()) };
+        let edits: Vec<Edit> = items
+            .iter()
+            .map(|item| {
+                let pair = item.items().filter(|pair| pair.len() >= 2);
+                let node = pair.as_ref().and_then(|pair| pair[1].as_str().map(str::to_owned));
+                match (pair, node) {
+                    (Some(pair), Some(node)) => Ok(Edit::from_json(&pair[0], Some(node))),
+                    _ => {
+                        Err(EngineError::invalid_update(format!("Invalid update item: {item} when copying checkpoint")))
+                    }
+                }
+            })
+            .collect::<Result<_, _>>()?;
+        if edits.is_empty() { Ok(()) } else { self.edit_as_nodes(&edits, new_id, effects) }
+    }
+
+    fn edit_as_nodes(
+        &mut self,
+        edits: &[Edit],
+        new_id: NewId<'_>,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), EngineError> {
+        self.updated = None;
+        // The ids of the tasks that would run now: an edit as one of their nodes is recorded as that task's result.
+        let mut planned: BTreeMap<String, Vec<Task>> = BTreeMap::new();
+        for task in self.plan().into_iter().rev() {
+            planned.entry(task.name.clone()).or_default().push(task);
+        }
+        self.apply_null_writes()?;
+        let mut done: Vec<(Task, Vec<TaskWrite>)> = Vec::new();
+        for (index, edit) in edits.iter().enumerate() {
+            let name = match &edit.as_node {
+                Some(name) => name.clone(),
+                None if edits.len() > 1 => {
+                    return Err(EngineError::invalid_update("as_node is required when applying multiple updates"));
+                }
+                None => {
+                    self.last_node().ok_or_else(|| EngineError::invalid_update("Ambiguous update, specify as_node"))?
+                }
+            };
+            let node = self
+                .spec
+                .node(&name)
+                .cloned()
+                .ok_or_else(|| EngineError::invalid_update(format!("Node {name} does not exist")))?;
+            let reused = planned.get_mut(&name).and_then(Vec::pop);
+            let is_planned = reused.is_some();
+            let mut task = reused.unwrap_or_else(|| Task {
+                id: ids::derived(&self.checkpoint_id, &[index]),
+                name: name.clone(),
+                path: TaskPath::Null,
+                triggers: Vec::new(),
+                input: TaskInput::State(Fields::new()),
+                ns: String::new(),
+            });
+            let writes = match writes_of(&self.spec, &node, &self.channels, &task, self.at(), &edit.values) {
+                Ok(writes) => writes,
+                Err(WriteError::Failed(error)) => return Err(error),
+                Err(WriteError::Parent(_)) => {
+                    return Err(EngineError::invalid_update("There is no parent graph"));
+                }
+            };
+            if is_planned {
+                let record = self.records.remove(&task.id);
+                let mut record = record.unwrap_or_else(|| TaskRecord::new(&task.id, task.path.clone()));
+                record.set_outputs(writes.clone());
+                effects.push(Effect::Writes { checkpoint_id: self.checkpoint_id.clone(), record });
+            }
+            // Applied in the given order, and as a superstep: all other pending triggers and Sends are dropped.
+            task.path = TaskPath::Null;
+            task.triggers = vec![special::INTERRUPT.to_owned()];
+            done.push((task, writes));
+        }
+        let writes: Vec<TaskWrites<'_>> = done
+            .iter()
+            .map(|(task, writes)| TaskWrites {
+                name: &task.name,
+                id: &task.id,
+                path: &task.path,
+                triggers: &task.triggers,
+                writes,
+            })
+            .collect();
+        let updated = apply_writes(&self.spec, &mut self.channels, &mut self.progress, &writes)?;
+        self.updated = Some(updated);
+        self.put_update(new_id, effects);
+        Ok(())
+    }
+
+    /// The node that updated the state last: START while no node has read anything, else the one that saw the greatest
+    /// version, unless two did.
+    fn last_node(&self) -> Option<String> {
+        let seen = &self.progress.versions_seen;
+        if seen.values().all(|versions| versions.is_empty()) {
+            return Some(special::START.to_owned());
+        }
+        let mut last: Vec<(u64, &String)> = seen
+            .iter()
+            .filter(|(name, _)| self.spec.node(name).is_some())
+            .flat_map(|(name, versions)| versions.values().map(move |version| (*version, name)))
+            .collect();
+        last.sort();
+        match last.as_slice() {
+            [] => None,
+            [(_, only)] => Some((*only).clone()),
+            [.., (before, _), (version, name)] => (before != version).then(|| (*name).clone()),
+        }
+    }
+}

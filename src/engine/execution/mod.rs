@@ -1,0 +1,691 @@
+//! The loop of one graph as a state machine. Whoever drives it runs the jobs it asks for and stores the effects it
+//! returns, in order; it decides everything else (section 1.2).
+//!
+//! ```text
+//! start -> tick -> Run(jobs) -> finish_task for each -> after_tick -> tick -> .. -> Done
+//! ```
+
+mod edit;
+mod start;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::chunk::{self, Chunk, Wanted};
+use super::command::Output;
+use super::record::TaskRecord;
+use super::spec::GraphSpec;
+use super::step::{
+    At, Channels, Progress, Task, TaskInput, TaskWrites, WriteError, apply_writes, prepare_next_tasks, read_channels,
+    should_interrupt, writes_of,
+};
+use super::{Command, EngineError, ids};
+use crate::model::checkpoint::Checkpoint;
+use crate::model::{
+    Breakpoints, CheckpointId, CheckpointMetadata, CheckpointSource, Fields, Interrupt, Json, TaskPath, Timestamp,
+    special,
+};
+
+pub use edit::Edit;
+pub use start::{Input, metadata_json};
+
+/// A checkpoint to start from, with what is recorded on it.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    pub checkpoint: Checkpoint,
+    pub metadata: CheckpointMetadata,
+    pub parent: Option<CheckpointId>,
+    pub records: Vec<TaskRecord>,
+    /// No later checkpoint exists in its namespace.
+    pub is_head: bool,
+}
+
+/// How an execution is set up.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub thread_id: String,
+    /// `""` for the root graph.
+    pub ns: String,
+    /// The checkpoint of every graph around this one.
+    pub parents: BTreeMap<String, CheckpointId>,
+    /// Further keys of stored metadata: `run_id`, `graph_id`, the user's.
+    pub extra: Fields,
+    /// The `metadata` of task events.
+    pub task_metadata: Json,
+    pub recursion_limit: i64,
+    pub interrupt_before: Option<Breakpoints>,
+    pub interrupt_after: Option<Breakpoints>,
+    /// Refuse answers that no pending question waits for.
+    pub strict_resume: bool,
+    /// Whether the graph around this one is resuming; `None` at the root.
+    pub resuming: Option<bool>,
+    /// The caller named the checkpoint: time travel.
+    pub addressed: bool,
+    /// Answers by interrupt id, from the graph around this one.
+    pub answers_by_id: Fields,
+    /// Only the last checkpoint is stored (durability `exit`).
+    pub exit: bool,
+    /// Checkpoints are kept at all.
+    pub has_storage: bool,
+    pub wanted: Wanted,
+}
+
+/// A new checkpoint, and how much of each list is already stored with the previous one.
+#[derive(Debug, Clone)]
+pub struct Draft {
+    pub ns: String,
+    pub checkpoint: Checkpoint,
+    pub metadata: CheckpointMetadata,
+    pub parent: Option<CheckpointId>,
+    /// Leading items shared with the last stored checkpoint, by list channel.
+    pub kept: BTreeMap<String, usize>,
+    /// The nodes that run next, as record views show them.
+    pub next: Vec<String>,
+}
+
+/// Something to store or to tell, in order.
+#[derive(Debug, Clone)]
+pub enum Effect {
+    Chunk(Chunk),
+    Checkpoint(Box<Draft>),
+    /// The writes of a task on a checkpoint of this graph: all of them, replacing what was stored for the task.
+    Writes {
+        checkpoint_id: CheckpointId,
+        record: TaskRecord,
+    },
+}
+
+/// A task to run.
+#[derive(Debug, Clone)]
+pub struct Job {
+    pub task: Task,
+    /// Answers to the task's questions so far, in order.
+    pub answers: Vec<Json>,
+    /// Set for an error handler: the failed node and its failure.
+    pub handles: Option<(String, EngineError)>,
+}
+
+/// What comes next.
+#[derive(Debug)]
+pub enum Next {
+    Run(Vec<Job>),
+    Done,
+    /// A static breakpoint.
+    Interrupted,
+    OutOfSteps,
+}
+
+/// How a job ended.
+#[derive(Debug)]
+pub enum TaskEnd {
+    Output(Output),
+    /// Unanswered questions of the task (or of a graph inside it).
+    Interrupted(Vec<Interrupt>),
+    Failed(EngineError),
+    /// Stopped because a sibling failed.
+    Cancelled,
+}
+
+/// What follows from a job's end.
+#[derive(Debug)]
+pub enum Finished {
+    /// Its writes are recorded.
+    Done,
+    /// It failed and its node has an error handler: run this job in the same superstep.
+    Handle(Box<Job>),
+    /// It failed, finally.
+    Failed(EngineError),
+    /// It asked.
+    Interrupted(Vec<Interrupt>),
+    /// It returned a Command for the graph around this one.
+    Parent(Box<Command>),
+}
+
+/// Gives new checkpoint ids: `(step) -> (id, time)`, later than every id of the thread.
+pub type NewId<'a> = &'a mut dyn FnMut(i64) -> (CheckpointId, Timestamp);
+
+/// One graph in execution.
+#[derive(Debug)]
+pub struct Execution {
+    spec: Arc<GraphSpec>,
+    options: Options,
+    channels: Channels,
+    progress: Progress,
+    /// Channels updated by the last superstep; `None`: unknown, plan every node.
+    updated: Option<BTreeSet<String>>,
+    checkpoint_id: CheckpointId,
+    parent: Option<CheckpointId>,
+    /// What checkpoint events show as metadata.
+    shown_metadata: Json,
+    step: i64,
+    stop: i64,
+    records: BTreeMap<String, TaskRecord>,
+    tasks: Vec<Task>,
+    /// Error handlers at work in this superstep, by their task id: the failed task's id.
+    handlers: BTreeMap<String, String>,
+    answers_by_id: Fields,
+    /// Answers that tasks of a fork take over from the tasks they repeat.
+    answers_by_path: BTreeMap<String, Vec<Json>>,
+    delta: BTreeMap<String, (u64, u64)>,
+    /// Delta channels whose content must be shown as a snapshot at the next checkpoint.
+    delta_snapshot: BTreeSet<String>,
+    interrupted: bool,
+    resuming: bool,
+}
+
+impl Execution {
+    /// The channels' values under the graph's output keys: its result.
+    pub fn output(&self) -> Fields {
+        read_channels(&self.channels, self.output_keys())
+    }
+
+    /// The values that streams of this graph show.
+    fn output_keys(&self) -> &[String] {
+        if self.is_nested() { &self.spec.output } else { &self.spec.stream }
+    }
+
+    fn is_nested(&self) -> bool {
+        !self.options.ns.is_empty()
+    }
+
+    /// The plain answer of the Command this execution was started with, until a question takes it.
+    pub fn null_resume(&self) -> Option<Json> {
+        self.records.get(special::NULL_TASK)?.get(special::RESUME).cloned()
+    }
+
+    /// Answers by interrupt id, for graphs inside this one.
+    pub fn answers_by_id(&self) -> &Fields {
+        &self.answers_by_id
+    }
+
+    /// Still passing what an earlier run left: graphs inside continue instead of starting anew.
+    pub fn is_resuming(&self) -> bool {
+        self.resuming
+    }
+
+    pub fn checkpoint_id(&self) -> &str {
+        &self.checkpoint_id
+    }
+
+    pub fn step(&self) -> i64 {
+        self.step
+    }
+
+    /// The nodes still to run, for the thread's status.
+    pub fn has_pending_tasks(&self) -> bool {
+        self.tasks.iter().any(|task| !self.is_finished(&task.id))
+    }
+
+    fn is_finished(&self, task_id: &str) -> bool {
+        self.records.get(task_id).is_some_and(TaskRecord::is_finished)
+    }
+
+    fn at(&self) -> At<'_> {
+        At { checkpoint_id: &self.checkpoint_id, ns: &self.options.ns, step: self.step, stop: self.stop }
+    }
+
+    fn plan(&self) -> Vec<Task> {
+        prepare_next_tasks(&self.spec, &self.channels, &self.progress, self.updated.as_ref(), self.at())
+    }
+
+    /// Plans the superstep and says what to do.
+    pub fn tick(&mut self, effects: &mut Vec<Effect>) -> Next {
+        self.tasks = self.plan();
+        self.handlers.clear();
+        if self.options.wanted.checkpoints && self.options.has_storage {
+            effects.push(Effect::Chunk(self.checkpoint_chunk()));
+        }
+        if self.step > self.stop {
+            return Next::OutOfSteps;
+        }
+        if self.tasks.is_empty() {
+            return Next::Done;
+        }
+        let before = self.options.interrupt_before.as_ref().unwrap_or(&self.spec.interrupt_before);
+        if !before.is_empty() && !should_interrupt(&self.progress, before, &self.tasks).is_empty() {
+            return Next::Interrupted;
+        }
+        for task in self.tasks.iter().filter(|task| !task.is_hidden()) {
+            if self.options.wanted.tasks {
+                let payload = chunk::task_start(task, &self.options.task_metadata);
+                effects.push(Effect::Chunk(Chunk::TaskStart { step: self.step, payload }));
+            }
+        }
+        let mut jobs = Vec::new();
+        for task in self.tasks.clone() {
+            match self.records.get(&task.id) {
+                Some(record) if record.is_finished() => {
+                    if !task.is_hidden() && self.options.wanted.updates {
+                        let payload = chunk::updates(&task, &record.outputs(), self.output_keys(), true);
+                        effects.push(Effect::Chunk(Chunk::Updates(payload)));
+                    }
+                }
+                Some(record) if record.get(special::ERROR_SOURCE_NODE).is_some() => {
+                    let error = stored_error(record);
+                    jobs.extend(self.handler_job(&task, error));
+                }
+                _ => {
+                    let answers = self.answers_of(&task);
+                    jobs.push(Job { task, answers, handles: None });
+                }
+            }
+        }
+        Next::Run(jobs)
+    }
+
+    /// The answers a task starts with: recorded ones, and one given by id for its current question.
+    fn answers_of(&mut self, task: &Task) -> Vec<Json> {
+        let mut answers = self.records.get(&task.id).map(TaskRecord::answers).unwrap_or_default();
+        if let Some(carried) = self.answers_by_path.get(&task.path.sort_key()) {
+            answers.extend(carried.iter().cloned());
+        }
+        // A task's first id stays valid for its later questions.
+        let current = ids::interrupt(&task.ns, answers.len());
+        let first = ids::interrupt(&task.ns, 0);
+        let answer = self.answers_by_id.get(&current).or_else(|| self.answers_by_id.get(&first));
+        let is_asking = self.records.get(&task.id).is_some_and(|record| record.get(special::INTERRUPT).is_some());
+        if let Some(answer) = answer.filter(|_| is_asking) {
+            answers.push(answer.clone());
+        }
+        answers
+    }
+
+    fn handler_job(&mut self, failed: &Task, error: EngineError) -> Option<Job> {
+        let name = self.spec.nodes.get(&failed.name)?.error_handler.clone()?;
+        let id = ids::handler_task(&self.checkpoint_id, &self.options.ns, self.step, &name, &failed.id);
+        if self.is_finished(&id) {
+            self.handlers.insert(id, failed.id.clone());
+            return None;
+        }
+        let path = match &failed.path {
+            TaskPath::Push(index) => TaskPath::Handler(failed.name.clone(), Some(*index)),
+            _ => TaskPath::Handler(failed.name.clone(), None),
+        };
+        let task = Task {
+            ns: ids::task_ns(&self.options.ns, &name, &id),
+            id: id.clone(),
+            name,
+            path,
+            triggers: vec![special::PUSH.to_owned()],
+            input: failed.input.clone(),
+        };
+        self.handlers.insert(id, failed.id.clone());
+        let answers = self.answers_of(&task);
+        self.tasks.push(task.clone());
+        Some(Job { task, answers, handles: Some((failed.name.clone(), error)) })
+    }
+
+    /// What the hidden start node returns.
+    pub fn start_output(task: &Task) -> Output {
+        match &task.input {
+            TaskInput::Arg(input) => input.fields().map_or_else(|| Output::Other(input.clone()), Output::Update),
+            TaskInput::State(fields) => Output::Update(fields.clone()),
+        }
+    }
+
+    /// Records a job's end. `answers`: all answers its questions took, in order. `took_plain`: one of them was the plain
+    /// answer of the Command, which is spent now: it answers one question only.
+    pub fn finish_task(
+        &mut self,
+        job: &Job,
+        end: TaskEnd,
+        answers: &[Json],
+        took_plain: bool,
+        effects: &mut Vec<Effect>,
+    ) -> Finished {
+        let task = &job.task;
+        let mut record = self.records.remove(&task.id).unwrap_or_else(|| TaskRecord::new(&task.id, task.path.clone()));
+        if !answers.is_empty() {
+            record.set(special::RESUME, answers.iter().cloned().collect());
+        }
+        let finished = match end {
+            TaskEnd::Output(output) => self.record_output(job, &output, &mut record, effects),
+            TaskEnd::Interrupted(list) => {
+                record.set(special::INTERRUPT, Json::of(&list).unwrap_or_default());
+                self.interrupted = true;
+                if !task.is_hidden() {
+                    self.emit_interrupts(task, &list, effects);
+                }
+                Finished::Interrupted(list)
+            }
+            TaskEnd::Failed(error) => self.record_failure(job, error, &mut record, effects),
+            TaskEnd::Cancelled => {
+                let error = EngineError::new("CancelledError", "");
+                record.set(special::ERROR, Json::from(error.repr()));
+                self.emit_task_end(task, Some(&error), &[], &[], effects);
+                Finished::Failed(error)
+            }
+        };
+        self.store_record(record, effects);
+        if took_plain && let Some(mut null) = self.records.remove(special::NULL_TASK) {
+            null.remove(special::RESUME);
+            self.store_record(null, effects);
+        }
+        finished
+    }
+
+    fn store_record(&mut self, record: TaskRecord, effects: &mut Vec<Effect>) {
+        effects.push(Effect::Writes { checkpoint_id: self.checkpoint_id.clone(), record: record.clone() });
+        self.records.insert(record.task_id.clone(), record);
+    }
+
+    fn record_output(
+        &mut self,
+        job: &Job,
+        output: &Output,
+        record: &mut TaskRecord,
+        effects: &mut Vec<Effect>,
+    ) -> Finished {
+        let task = &job.task;
+        let Some(node) = self.spec.node(&task.name) else {
+            return Finished::Failed(EngineError::new("GraphVersionError", format!("node '{}' is gone", task.name)));
+        };
+        match writes_of(&self.spec, node, &self.channels, task, self.at(), output) {
+            Ok(outputs) => {
+                record.set_outputs(outputs);
+                let outputs = record.outputs();
+                if !task.is_hidden() {
+                    if self.options.wanted.updates {
+                        let payload = chunk::updates(task, &outputs, self.output_keys(), false);
+                        effects.push(Effect::Chunk(Chunk::Updates(payload)));
+                    }
+                    self.emit_task_end(task, None, &outputs, &[], effects);
+                }
+                Finished::Done
+            }
+            Err(WriteError::Parent(command)) => Finished::Parent(command),
+            Err(WriteError::Failed(error)) => self.record_failure(job, error, record, effects),
+        }
+    }
+
+    fn record_failure(
+        &mut self,
+        job: &Job,
+        error: EngineError,
+        record: &mut TaskRecord,
+        effects: &mut Vec<Effect>,
+    ) -> Finished {
+        let task = &job.task;
+        record.set(special::ERROR, Json::from(error.repr()));
+        if !task.is_hidden() {
+            self.emit_task_end(task, Some(&error), &[], &[], effects);
+        }
+        let handler = self.spec.nodes.get(&task.name).and_then(|node| node.error_handler.as_ref());
+        if handler.is_some() && job.handles.is_none() {
+            record.set(special::ERROR_SOURCE_NODE, Json::from(task.name.as_str()));
+            if let Some(job) = self.handler_job(task, error.clone()) {
+                return Finished::Handle(Box::new(job));
+            }
+        }
+        Finished::Failed(error)
+    }
+
+    fn emit_task_end(
+        &self,
+        task: &Task,
+        error: Option<&EngineError>,
+        outputs: &[super::step::TaskWrite],
+        questions: &[Interrupt],
+        effects: &mut Vec<Effect>,
+    ) {
+        if self.options.wanted.tasks && !task.is_hidden() {
+            let result = chunk::result_of(outputs, &self.spec.stream);
+            let payload = chunk::task_end(task, error, &result, questions);
+            effects.push(Effect::Chunk(Chunk::TaskEnd { step: self.step, payload }));
+        }
+    }
+
+    fn emit_interrupts(&self, task: &Task, list: &[Interrupt], effects: &mut Vec<Effect>) {
+        if self.options.wanted.updates {
+            let payload = Json::from_fields([(special::INTERRUPT, &chunk::interrupts(list))]);
+            effects.push(Effect::Chunk(Chunk::Updates(payload)));
+        }
+        if self.options.wanted.values {
+            let values = read_channels(&self.channels, self.output_keys());
+            effects.push(Effect::Chunk(Chunk::Values(chunk::values_with_interrupts(&values, list))));
+        }
+        self.emit_task_end(task, None, &[], list, effects);
+    }
+
+    /// Applies the superstep and makes its checkpoint. True: a breakpoint after one of the nodes stops the run here.
+    ///
+    /// # Errors
+    /// A channel refused its writes. The superstep is not applied; the execution must not be used further.
+    pub fn after_tick(&mut self, new_id: NewId<'_>, effects: &mut Vec<Effect>) -> Result<bool, EngineError> {
+        let ran = std::mem::take(&mut self.tasks);
+        let outputs: Vec<(&Task, Vec<super::step::TaskWrite>)> = ran
+            .iter()
+            .map(|task| (task, self.records.get(&task.id).map(TaskRecord::outputs).unwrap_or_default()))
+            .collect();
+        let writes: Vec<TaskWrites<'_>> = outputs
+            .iter()
+            .map(|(task, writes)| TaskWrites {
+                name: &task.name,
+                id: &task.id,
+                path: &task.path,
+                triggers: &task.triggers,
+                writes,
+            })
+            .collect();
+        self.note_delta_overwrites(&writes);
+        let mut channels = self.channels.clone();
+        let updated = apply_writes(&self.spec, &mut channels, &mut self.progress, &writes)?;
+        self.channels = channels;
+        self.emit_values_if(&updated, effects);
+        self.updated = Some(updated);
+        self.records.clear();
+        self.answers_by_path.clear();
+        self.put_checkpoint(CheckpointSource::Loop, new_id, effects);
+        let after = self.options.interrupt_after.as_ref().unwrap_or(&self.spec.interrupt_after);
+        if !after.is_empty() && !should_interrupt(&self.progress, after, &ran).is_empty() {
+            self.tasks = self.plan();
+            return Ok(true);
+        }
+        self.resuming = false;
+        Ok(false)
+    }
+
+    fn emit_values_if(&self, updated: &BTreeSet<String>, effects: &mut Vec<Effect>) {
+        if self.options.wanted.values && self.output_keys().iter().any(|key| updated.contains(key)) {
+            effects.push(Effect::Chunk(Chunk::Values(Json::from(&self.output()))));
+        }
+    }
+
+    /// The run stops at a breakpoint or at questions: what is told last. Outputs of finished siblings are applied to the
+    /// values shown, in memory only (section 5.2).
+    pub fn suspend(&mut self, effects: &mut Vec<Effect>) {
+        let outputs: Vec<(Task, Vec<super::step::TaskWrite>)> = self
+            .tasks
+            .iter()
+            .map(|task| (task.clone(), self.records.get(&task.id).map(TaskRecord::outputs).unwrap_or_default()))
+            .filter(|(_, writes)| !writes.is_empty())
+            .collect();
+        if !outputs.is_empty() {
+            let writes: Vec<TaskWrites<'_>> = outputs
+                .iter()
+                .map(|(task, writes)| TaskWrites {
+                    name: &task.name,
+                    id: &task.id,
+                    path: &task.path,
+                    triggers: &task.triggers,
+                    writes,
+                })
+                .collect();
+            if let Ok(updated) = apply_writes(&self.spec, &mut self.channels, &mut self.progress, &writes) {
+                self.emit_values_if(&updated, effects);
+            }
+        }
+        if !self.interrupted && self.options.wanted.updates {
+            let none = Json::list(imbl::Vector::new());
+            effects.push(Effect::Chunk(Chunk::Updates(Json::from_fields([(special::INTERRUPT, &none)]))));
+        }
+    }
+
+    fn put_checkpoint(&mut self, source: CheckpointSource, new_id: NewId<'_>, effects: &mut Vec<Effect>) {
+        let (id, at) = new_id(self.step);
+        let counters = self.count_deltas();
+        let parent = (!self.checkpoint_id.is_empty() && self.parent_exists()).then(|| self.checkpoint_id.clone());
+        let mut values = Fields::new();
+        for (name, channel) in &self.channels {
+            if self.progress.versions.contains_key(name)
+                && let Some(value) = channel.persisted()
+            {
+                values.insert(name.clone(), value);
+            }
+        }
+        let mut extra = self.options.extra.clone();
+        let mut shown = serde_json::json!({
+            "source": source.as_str(), "step": self.step, "parents": self.options.parents,
+        });
+        if let Some(counters) = counters {
+            shown["counters_since_delta_snapshot"] = counters.value().clone();
+            extra.insert("counters_since_delta_snapshot".to_owned(), counters);
+        }
+        self.shown_metadata = Json::from(shown);
+        let metadata = CheckpointMetadata { source, step: self.step, parents: self.options.parents.clone(), extra };
+        let kept = self
+            .channels
+            .iter()
+            .filter(|(name, _)| values.contains_key(*name))
+            .filter(|(_, channel)| channel.kept() > 0)
+            .map(|(name, channel)| (name.clone(), channel.kept()))
+            .collect();
+        self.parent = parent.clone();
+        self.checkpoint_id = id.clone();
+        self.step += 1;
+        let updated = match source {
+            CheckpointSource::Input | CheckpointSource::Loop => {
+                self.updated.as_ref().map(|updated| updated.iter().cloned().collect())
+            }
+            CheckpointSource::Update | CheckpointSource::Fork => None,
+        };
+        let next = prepare_next_tasks(&self.spec, &self.channels, &self.progress, None, self.at())
+            .into_iter()
+            .map(|task| task.name)
+            .collect();
+        let checkpoint = Checkpoint {
+            id,
+            at,
+            values,
+            versions: self.progress.versions.clone(),
+            versions_seen: self.progress.versions_seen.clone(),
+            updated,
+        };
+        if self.options.has_storage {
+            let ns = self.options.ns.clone();
+            effects.push(Effect::Checkpoint(Box::new(Draft { ns, checkpoint, metadata, parent, kept, next })));
+        }
+        if !self.options.exit {
+            self.channels.values_mut().for_each(super::channel::Channel::mark_stored);
+        }
+    }
+
+    /// False while the execution stands on the empty checkpoint before the first one.
+    fn parent_exists(&self) -> bool {
+        self.checkpoint_id != start::NOTHING
+    }
+
+    fn checkpoint_chunk(&self) -> Chunk {
+        let (thread, ns) = (&self.options.thread_id, &self.options.ns);
+        let parents = &self.options.parents;
+        let config = chunk::config(thread, ns, Some(&self.checkpoint_id), parents);
+        let parent_config =
+            self.parent.as_ref().map_or_else(Json::null, |id| chunk::config(thread, ns, Some(id), parents));
+        let values = Json::from(&read_channels(&self.channels, &self.spec.stream));
+        let next: Json = self.tasks.iter().map(|task| Json::from(task.name.as_str())).collect();
+        let tasks = chunk::checkpoint_tasks(&self.spec, thread, ns, &self.tasks, |id| self.records.get(id).cloned());
+        let payload = Json::from_fields([
+            ("config", &config),
+            ("parent_config", &parent_config),
+            ("values", &values),
+            ("metadata", &self.shown_metadata),
+            ("next", &next),
+            ("tasks", &tasks),
+        ]);
+        Chunk::Checkpoint { step: self.step - 1, payload }
+    }
+
+    /// Why a run that is out of steps fails.
+    pub fn out_of_steps_error(&self) -> EngineError {
+        EngineError::new(
+            "GraphRecursionError",
+            format!(
+                "Recursion limit of {} reached without hitting a stop condition. You can increase the limit by setting \
+                 the `recursion_limit` config key.",
+                self.options.recursion_limit
+            ),
+        )
+    }
+}
+
+mod delta {
+    //! The bookkeeping of delta channels that clients can see: counters in the metadata (section 2.2). Storage keeps
+    //! every list as deltas whatever they say.
+
+    use std::collections::BTreeMap;
+
+    use super::super::channel::ChannelKind;
+    use super::super::command::as_overwrite;
+    use super::super::step::TaskWrites;
+    use super::{Execution, Json};
+
+    const MAX_SUPERSTEPS: u64 = 5000;
+
+    impl Execution {
+        pub(super) fn note_delta_overwrites(&mut self, tasks: &[TaskWrites<'_>]) {
+            let overwritten: Vec<String> = tasks
+                .iter()
+                .flat_map(|task| task.writes)
+                .filter(|(channel, value)| self.delta_frequency(channel).is_some() && as_overwrite(value).is_some())
+                .map(|(channel, _)| channel.clone())
+                .collect();
+            self.delta_snapshot.extend(overwritten);
+        }
+
+        fn delta_frequency(&self, channel: &str) -> Option<u64> {
+            match self.spec.channels.get(channel)? {
+                ChannelKind::DeltaAppend { snapshot_frequency } => Some(u64::from(*snapshot_frequency)),
+                _ => None,
+            }
+        }
+
+        /// Moves the counters for the checkpoint that is being made; `None` when there is nothing to show.
+        pub(super) fn count_deltas(&mut self) -> Option<Json> {
+            let names: Vec<String> = self
+                .spec
+                .channels
+                .iter()
+                .filter(|(_, kind)| matches!(kind, ChannelKind::DeltaAppend { .. }))
+                .map(|(name, _)| name.clone())
+                .collect();
+            for name in names {
+                let frequency = self.delta_frequency(&name).unwrap_or(u64::MAX);
+                let written = self.updated.as_ref().is_some_and(|updated| updated.contains(&name));
+                let (updates, supersteps) = self.delta.get(&name).copied().unwrap_or((0, 0));
+                let (updates, supersteps) = (updates + u64::from(written), supersteps + 1);
+                let forced = self.delta_snapshot.remove(&name);
+                if forced || updates >= frequency || supersteps >= MAX_SUPERSTEPS {
+                    self.delta.remove(&name);
+                } else {
+                    self.delta.insert(name, (updates, supersteps));
+                }
+            }
+            let shown: BTreeMap<&String, [u64; 2]> =
+                self.delta.iter().map(|(name, (updates, steps))| (name, [*updates, *steps])).collect();
+            if shown.is_empty() { None } else { Json::of(&shown).ok() }
+        }
+    }
+}
+
+/// A stored failure, for the handler that is owed to it.
+fn stored_error(record: &TaskRecord) -> EngineError {
+    let repr = record.error().unwrap_or_default();
+    match repr.split_once('(') {
+        Some((class, rest)) => {
+            let message = rest.strip_suffix(')').unwrap_or(rest);
+            let message = message.trim_matches(|c| c == '\'' || c == '"');
+            EngineError::new(class, message)
+        }
+        None => EngineError::new("NodeError", repr),
+    }
+}

@@ -1,0 +1,394 @@
+//! How an execution begins: from nothing, from the latest checkpoint, or from one the caller named (sections 1.4, 4, 5.3,
+//! 6.3).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::{Effect, Execution, Loaded, NewId, Options};
+use crate::engine::chunk::Chunk;
+use crate::engine::command::{CommandUpdate, Destination};
+use crate::engine::record::TaskRecord;
+use crate::engine::spec::{GraphSpec, branch_to};
+use crate::engine::step::{
+    Progress, TaskWrite, TaskWrites, apply_writes, channels_from, is_control, prepare_next_tasks,
+};
+use crate::engine::{Command, EngineError, ids};
+use crate::model::{CheckpointSource, Fields, Json, TaskPath, special};
+
+/// Stands for "no checkpoint yet" where an id is needed.
+pub(super) const NOTHING: &str = "";
+
+/// What a run is given.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    /// Continue.
+    Null,
+    Value(Json),
+    Command(Command),
+}
+
+impl Execution {
+    /// Prepares the first superstep. `effects` gets what must be stored and told before it.
+    ///
+    /// # Errors
+    /// The input does not fit the thread: nothing was changed, `effects` must be dropped.
+    pub fn start(
+        spec: &Arc<GraphSpec>,
+        loaded: Option<Loaded>,
+        input: Input,
+        options: Options,
+        new_id: NewId<'_>,
+        effects: &mut Vec<Effect>,
+    ) -> Result<Execution, EngineError> {
+        if options.recursion_limit < 1 {
+            return Err(EngineError::value("'recursion_limit' must be at least 1"));
+        }
+        let (mut execution, is_head) = Execution::load(spec, loaded, options)?;
+        let is_fresh = execution.progress.versions.is_empty();
+        let resuming = !is_fresh && execution.options.resuming.unwrap_or(!matches!(input, Input::Value(_)));
+        let input = match input {
+            Input::Command(command) if is_fresh => execution.command_on_nothing(command)?,
+            Input::Command(command) => {
+                execution.accept_command(command, is_head, new_id, effects)?;
+                Input::Null
+            }
+            other => other,
+        };
+        if execution.options.addressed && resuming && input == Input::Null {
+            execution.replay(is_head, new_id, effects)?;
+        }
+        execution.apply_null_writes()?;
+        if resuming {
+            execution.progress.pass_breakpoints();
+            if execution.options.wanted.values {
+                effects.push(Effect::Chunk(Chunk::Values(Json::from(&execution.output()))));
+            }
+        } else {
+            match input {
+                Input::Value(value) => execution.accept_input(value, new_id, effects)?,
+                _ if execution.options.resuming == Some(true) => {}
+                _ => return Err(EngineError::new("EmptyInputError", "Received no input for __start__")),
+            }
+        }
+        execution.resuming = resuming;
+        Ok(execution)
+    }
+
+    pub(super) fn load(
+        spec: &Arc<GraphSpec>,
+        loaded: Option<Loaded>,
+        options: Options,
+    ) -> Result<(Execution, bool), EngineError> {
+        let answers_by_id = options.answers_by_id.clone();
+        let mut execution = Execution {
+            spec: Arc::clone(spec),
+            channels: channels_from(spec, &Fields::new())?,
+            progress: Progress::default(),
+            updated: None,
+            checkpoint_id: NOTHING.to_owned(),
+            parent: None,
+            shown_metadata: Json::null(),
+            step: -1,
+            stop: options.recursion_limit,
+            records: BTreeMap::new(),
+            tasks: Vec::new(),
+            handlers: BTreeMap::new(),
+            answers_by_id,
+            answers_by_path: BTreeMap::new(),
+            delta: BTreeMap::new(),
+            delta_snapshot: BTreeSet::new(),
+            interrupted: false,
+            resuming: false,
+            options,
+        };
+        let Some(loaded) = loaded else { return Ok((execution, true)) };
+        execution.channels = channels_from(spec, &loaded.checkpoint.values)?;
+        execution.progress = Progress::of(&loaded.checkpoint);
+        execution.updated = loaded.checkpoint.updated.map(|names| names.into_iter().collect());
+        execution.checkpoint_id = loaded.checkpoint.id;
+        execution.parent = loaded.parent;
+        execution.step = loaded.metadata.step + 1;
+        execution.stop = execution.step + execution.options.recursion_limit + 1;
+        execution.records = loaded.records.into_iter().map(|record| (record.task_id.clone(), record)).collect();
+        if let Some(counters) = loaded.metadata.extra.get("counters_since_delta_snapshot") {
+            let counters: BTreeMap<String, [u64; 2]> = counters.decode().unwrap_or_default();
+            execution.delta = counters.into_iter().map(|(name, [updates, steps])| (name, (updates, steps))).collect();
+        }
+        execution.shown_metadata = metadata_json(&loaded.metadata);
+        Ok((execution, loaded.is_head))
+    }
+
+    /// A Command on a thread without checkpoints: its update is the input, its destinations start beside the entry
+    /// nodes, and an answer has no question to go to. (The reference applies the update twice.)
+    fn command_on_nothing(&mut self, command: Command) -> Result<Input, EngineError> {
+        check_command(&command, &self.options)?;
+        let update = match command.update {
+            Some(CommandUpdate::Fields(fields)) => Json::from(&fields),
+            Some(CommandUpdate::Pairs(pairs)) => Json::from(&pairs.into_iter().collect::<Fields>()),
+            Some(CommandUpdate::Other(value)) => {
+                return Err(EngineError::invalid_update(format!("Expected dict, got {value}")));
+            }
+            None => Json::object(),
+        };
+        let mut null = TaskRecord::null();
+        goto_writes(&command.goto, &mut null.writes)?;
+        if !null.writes.is_empty() {
+            self.records.insert(null.task_id.clone(), null);
+        }
+        Ok(Input::Value(update))
+    }
+
+    /// Turns a Command into writes of the null task on the loaded checkpoint.
+    fn accept_command(
+        &mut self,
+        command: Command,
+        is_head: bool,
+        new_id: NewId<'_>,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), EngineError> {
+        check_command(&command, &self.options)?;
+        let by_id = command.resume.as_ref().and_then(resume_map);
+        if let Some(resume) = &command.resume {
+            self.check_resume(resume, by_id.as_ref())?;
+            if self.options.addressed && !is_head && self.answers_answered(by_id.as_ref()) {
+                self.branch_with_answers(resume, by_id, new_id, effects)?;
+                return self.record_command(&command, None, effects);
+            }
+        }
+        // An answer at the head is a plain resume; only null input at a named checkpoint is a replay.
+        self.options.addressed = false;
+        let plain = if by_id.is_some() { None } else { command.resume.clone() };
+        self.answers_by_id.extend(by_id.unwrap_or_default());
+        self.record_command(&command, plain, effects)
+    }
+
+    fn record_command(
+        &mut self,
+        command: &Command,
+        plain: Option<Json>,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), EngineError> {
+        let mut writes = Vec::new();
+        goto_writes(&command.goto, &mut writes)?;
+        match &command.update {
+            None => {}
+            Some(CommandUpdate::Fields(fields)) => {
+                writes.extend(fields.iter().map(|(key, value)| (key.clone(), value.clone())));
+            }
+            Some(CommandUpdate::Pairs(pairs)) => writes.extend(pairs.iter().cloned()),
+            Some(CommandUpdate::Other(value)) => {
+                return Err(EngineError::invalid_update(format!("Expected dict, got {value}")));
+            }
+        }
+        if writes.is_empty() && plain.is_none() {
+            return Ok(());
+        }
+        let mut null = self.records.remove(special::NULL_TASK).unwrap_or_else(TaskRecord::null);
+        null.writes.retain(|(channel, _)| plain.is_none() || channel != special::RESUME);
+        null.writes.extend(writes);
+        if let Some(plain) = plain {
+            null.writes.push((special::RESUME.to_owned(), plain));
+        }
+        effects.push(Effect::Writes { checkpoint_id: self.checkpoint_id.clone(), record: null.clone() });
+        self.records.insert(null.task_id.clone(), null);
+        Ok(())
+    }
+
+    /// Questions of tasks that still have to run.
+    fn pending_questions(&self) -> Vec<String> {
+        self.records
+            .values()
+            .filter(|record| !record.is_finished())
+            .flat_map(TaskRecord::interrupts)
+            .map(|interrupt| interrupt.id)
+            .collect()
+    }
+
+    fn check_resume(&self, resume: &Json, by_id: Option<&Fields>) -> Result<(), EngineError> {
+        let pending = self.pending_questions();
+        if self.options.strict_resume && !self.is_nested() {
+            let refuse = |reason: &str| {
+                EngineError::new(
+                    "UnknownInterruptError",
+                    format!("cannot resume ({reason}): pending interrupts are {pending:?}, given {resume}"),
+                )
+            };
+            match by_id {
+                Some(map) if map.is_empty() => return Err(refuse("empty_map")),
+                Some(map) if map.keys().any(|id| !pending.contains(id)) => return Err(refuse("not_pending")),
+                None if pending.len() > 1 => return Err(refuse("ambiguous")),
+                None if pending.is_empty() => return Err(refuse("not_pending")),
+                _ => {}
+            }
+        }
+        if by_id.is_none() && pending.len() > 1 {
+            return Err(EngineError::new(
+                "RuntimeError",
+                "When there are multiple pending interrupts, you must specify the interrupt id when resuming. Docs: \
+                 https://docs.langchain.com/oss/python/langgraph/interrupts#handling-multiple-interrupts.",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether the answers go to questions that have been answered before.
+    fn answers_answered(&self, by_id: Option<&Fields>) -> bool {
+        self.records.values().filter(|record| record.is_finished()).any(|record| match by_id {
+            Some(map) => record.interrupts().iter().any(|interrupt| map.contains_key(&interrupt.id)),
+            None => record.get(special::INTERRUPT).is_some() && self.pending_questions().is_empty(),
+        })
+    }
+
+    /// An old, answered question gets another answer: a fork in which the tasks that had asked run again with it. (The
+    /// reference ignores the new answer.)
+    fn branch_with_answers(
+        &mut self,
+        resume: &Json,
+        by_id: Option<Fields>,
+        new_id: NewId<'_>,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), EngineError> {
+        let mut carried: BTreeMap<String, Vec<Json>> = BTreeMap::new();
+        for record in self.records.values() {
+            for interrupt in record.interrupts() {
+                let answer = match &by_id {
+                    Some(map) => map.get(&interrupt.id).cloned(),
+                    None => Some(resume.clone()),
+                };
+                if let Some(answer) = answer {
+                    let mut answers = record.answers();
+                    answers.pop();
+                    answers.push(answer);
+                    carried.insert(record.path.sort_key(), answers);
+                }
+            }
+        }
+        self.fork(new_id, effects)?;
+        self.answers_by_path = carried;
+        self.options.addressed = false;
+        Ok(())
+    }
+
+    /// Null input at a checkpoint the caller named: everything from there runs again, on a branch of its own, unless the
+    /// checkpoint is itself an edit or a fork that nothing followed (section 6.3).
+    fn replay(&mut self, is_head: bool, new_id: NewId<'_>, effects: &mut Vec<Effect>) -> Result<(), EngineError> {
+        let source = self.shown_metadata.get("source");
+        let is_branch = matches!(source.as_ref().and_then(Json::as_str), Some("update" | "fork"));
+        if is_branch && is_head {
+            for record in self.records.values_mut() {
+                record.remove(special::RESUME);
+                record.remove(special::INTERRUPT);
+            }
+            return Ok(());
+        }
+        self.fork(new_id, effects)
+    }
+
+    fn fork(&mut self, new_id: NewId<'_>, effects: &mut Vec<Effect>) -> Result<(), EngineError> {
+        if let Some(null) = self.records.get_mut(special::NULL_TASK) {
+            null.remove(special::RESUME);
+        }
+        self.apply_null_writes()?;
+        self.progress.pass_breakpoints();
+        self.records.clear();
+        self.updated = None;
+        self.put_checkpoint(CheckpointSource::Fork, new_id, effects);
+        Ok(())
+    }
+
+    /// Applies what a Command wrote; its answer is left for the questions.
+    pub(super) fn apply_null_writes(&mut self) -> Result<(), EngineError> {
+        let Some(null) = self.records.get(special::NULL_TASK) else { return Ok(()) };
+        let writes: Vec<TaskWrite> = null.writes.iter().filter(|(channel, _)| !is_control(channel)).cloned().collect();
+        if writes.is_empty() {
+            return Ok(());
+        }
+        let task = TaskWrites {
+            name: special::INPUT,
+            id: special::NULL_TASK,
+            path: &TaskPath::Null,
+            triggers: &[],
+            writes: &writes,
+        };
+        let updated = apply_writes(&self.spec, &mut self.channels, &mut self.progress, &[task])?;
+        if let Some(known) = &mut self.updated {
+            known.extend(updated);
+        }
+        Ok(())
+    }
+
+    /// A new input: what was pending is dropped, the input becomes a checkpoint of its own.
+    fn accept_input(&mut self, input: Json, new_id: NewId<'_>, effects: &mut Vec<Effect>) -> Result<(), EngineError> {
+        let goto: Vec<TaskWrite> = Vec::new();
+        let dropped = prepare_next_tasks(&self.spec, &self.channels, &self.progress, None, self.at());
+        let mut tasks: Vec<TaskWrites<'_>> = dropped
+            .iter()
+            .map(|task| TaskWrites {
+                name: &task.name,
+                id: &task.id,
+                path: &task.path,
+                triggers: &task.triggers,
+                writes: &goto,
+            })
+            .collect();
+        let is_fresh = self.checkpoint_id == NOTHING;
+        let writes = [(special::START.to_owned(), input)];
+        // On an empty thread nothing was pending: what a Command started there must not be dropped.
+        if is_fresh {
+            tasks.clear();
+        }
+        tasks.push(TaskWrites {
+            name: special::INPUT,
+            id: special::NULL_TASK,
+            path: &TaskPath::Null,
+            triggers: &[],
+            writes: &writes,
+        });
+        let mut updated = apply_writes(&self.spec, &mut self.channels, &mut self.progress, &tasks)?;
+        if is_fresh && let Some(null) = self.records.get(special::NULL_TASK) {
+            let started = null.writes.iter().map(|(channel, _)| channel.clone());
+            updated.extend(started.filter(|channel| self.channels.contains_key(channel)));
+        }
+        self.updated = Some(updated);
+        self.records.clear();
+        self.put_checkpoint(CheckpointSource::Input, new_id, effects);
+        Ok(())
+    }
+}
+
+fn check_command(command: &Command, options: &Options) -> Result<(), EngineError> {
+    if command.parent {
+        return Err(EngineError::invalid_update("There is no parent graph"));
+    }
+    if command.is_empty() {
+        return Err(EngineError::new("EmptyInputError", "Received empty Command input"));
+    }
+    if command.resume.is_some() && !options.has_storage {
+        return Err(EngineError::new("RuntimeError", "Cannot use Command(resume=...) without checkpointer"));
+    }
+    Ok(())
+}
+
+/// The map form of an answer: an object whose keys are all interrupt ids; `{}` counts.
+fn resume_map(resume: &Json) -> Option<Fields> {
+    resume.fields().filter(|fields| fields.keys().all(|key| ids::is_interrupt_id(key)))
+}
+
+fn goto_writes(goto: &[Destination], writes: &mut Vec<TaskWrite>) -> Result<(), EngineError> {
+    for destination in goto {
+        match destination {
+            Destination::Node(name) => writes.push((branch_to(name), Json::from(special::START))),
+            send => crate::engine::step::push_destination(send, Json::null(), writes)?,
+        }
+    }
+    Ok(())
+}
+
+/// The stored metadata as clients see it.
+pub fn metadata_json(metadata: &crate::model::CheckpointMetadata) -> Json {
+    let mut fields = metadata.extra.clone();
+    fields.insert("source".to_owned(), Json::from(metadata.source.as_str()));
+    fields.insert("step".to_owned(), Json::from(metadata.step));
+    fields.insert("parents".to_owned(), Json::of(&metadata.parents).unwrap_or_default());
+    Json::from(&fields)
+}

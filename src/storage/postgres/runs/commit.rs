@@ -1,0 +1,438 @@
+//! The fenced commits. A batch of supersteps is one statement over arrays: it locks the threads and the live runs, and
+//! everything it writes selects from those, so a member without its lease writes nothing and the others are not held up.
+
+use std::collections::HashSet;
+
+use sqlx::Postgres;
+use sqlx::postgres::{PgArguments, PgConnection};
+use sqlx::query::Query;
+use uuid::Uuid;
+
+use super::super::rows::get;
+use super::super::threads::lock_thread;
+use super::super::{PostgresStorage, notify, now};
+use crate::model::{Json, Scope};
+use crate::storage::encoding::{self, error_bytes, hide_nul};
+use crate::storage::rows::driver_error;
+use crate::storage::{
+    CommitOutcome, Lease, Notice, Result, StateCommit, StateOutcome, StepCommit, StepRows, StoredEvent,
+};
+
+/// The inserts of rows: parameters 1-35, from `live (member, thread_key, tenant, gone)`. A row that is there already (a
+/// commit repeated after its answer was lost) is replaced by the same.
+macro_rules! row_inserts {
+    () => {
+        "put_checkpoints AS (
+            INSERT INTO checkpoints (thread_key, ns, checkpoint_id, tenant, parent_id, run_id, step, source, created_at,
+                                     metadata, codec, next_nodes, body, size_bytes)
+            SELECT l.thread_key, c.ns, c.checkpoint_id, l.tenant, c.parent_id, c.run_id, c.step, c.source, c.created_at,
+                   c.metadata::jsonb, 0, c.next_nodes, c.body, c.size_bytes
+            FROM UNNEST($1::int[], $2::text[], $3::text[], $4::text[], $5::uuid[], $6::bigint[], $7::text[],
+                        $8::bigint[], $9::text[], $10::bytea[], $11::bytea[], $12::bigint[])
+                AS c (member, ns, checkpoint_id, parent_id, run_id, step, source, created_at, metadata, next_nodes, body,
+                      size_bytes)
+            JOIN live l ON l.member = c.member AND NOT l.gone
+            ON CONFLICT (thread_key, ns, checkpoint_id) DO UPDATE SET
+                tenant = EXCLUDED.tenant, parent_id = EXCLUDED.parent_id, run_id = EXCLUDED.run_id,
+                step = EXCLUDED.step, source = EXCLUDED.source, created_at = EXCLUDED.created_at,
+                metadata = EXCLUDED.metadata, codec = EXCLUDED.codec, next_nodes = EXCLUDED.next_nodes,
+                body = EXCLUDED.body, size_bytes = EXCLUDED.size_bytes
+        ),
+        put_task_writes AS (
+            INSERT INTO task_writes (thread_key, ns, checkpoint_id, task_id, run_id, tenant, path, written_at, codec,
+                                     body)
+            SELECT l.thread_key, w.ns, w.checkpoint_id, w.task_id, w.run_id, l.tenant, w.path, clock.now, 0, w.body
+            FROM UNNEST($13::int[], $14::text[], $15::text[], $16::text[], $17::uuid[], $18::text[], $19::bytea[])
+                AS w (member, ns, checkpoint_id, task_id, run_id, path, body)
+            JOIN live l ON l.member = w.member AND NOT l.gone
+            CROSS JOIN clock
+            ON CONFLICT (thread_key, ns, checkpoint_id, task_id, run_id) DO UPDATE SET
+                tenant = EXCLUDED.tenant, path = EXCLUDED.path, written_at = EXCLUDED.written_at,
+                codec = EXCLUDED.codec, body = EXCLUDED.body
+        ),
+        put_payloads AS (
+            INSERT INTO payloads (thread_key, hash, tenant, codec, value)
+            SELECT l.thread_key, p.hash, l.tenant, 0, p.value
+            FROM UNNEST($20::int[], $21::bytea[], $22::bytea[]) AS p (member, hash, value)
+            JOIN live l ON l.member = p.member AND NOT l.gone
+            ON CONFLICT (thread_key, hash) DO NOTHING
+        ),
+        put_log AS (
+            INSERT INTO channel_log (thread_key, ns, channel, branch, start, tenant, count, run_id, codec, items)
+            SELECT l.thread_key, i.ns, i.channel, i.branch, i.start, l.tenant, i.count, i.run_id, 0, i.items
+            FROM UNNEST($23::int[], $24::text[], $25::text[], $26::bigint[], $27::bigint[], $28::bigint[], $29::uuid[],
+                        $30::bytea[]) AS i (member, ns, channel, branch, start, count, run_id, items)
+            JOIN live l ON l.member = i.member AND NOT l.gone
+            ON CONFLICT (thread_key, ns, channel, branch, start) DO UPDATE SET
+                tenant = EXCLUDED.tenant, count = EXCLUDED.count, run_id = EXCLUDED.run_id, codec = EXCLUDED.codec,
+                items = EXCLUDED.items
+        ),
+        put_events AS (
+            INSERT INTO events (thread_key, event_id, tenant, run_id, name, codec, data)
+            SELECT l.thread_key, e.event_id, l.tenant, e.run_id, e.name, 0, e.data
+            FROM UNNEST($31::int[], $32::bigint[], $33::uuid[], $34::text[], $35::bytea[])
+                AS e (member, event_id, run_id, name, data)
+            JOIN live l ON l.member = e.member AND NOT l.gone
+            ON CONFLICT (thread_key, event_id) DO NOTHING
+        )"
+    };
+}
+
+/// Locks what is live: parameters 36-48.
+macro_rules! live_members {
+    () => {
+        concat!(
+            "WITH clock AS MATERIALIZED (SELECT ",
+            now!(),
+            " AS now),
+            wanted AS MATERIALIZED (
+                SELECT member, thread_key, run_id, epoch, input_applied, progress, head, end_status, end_error,
+                       rest_status, last_event, announce
+                FROM UNNEST($36::int[], $37::uuid[], $38::uuid[], $39::bigint[], $40::bool[], $41::bool[], $42::text[],
+                            $43::text[], $44::bytea[], $45::text[], $46::bigint[], $47::bool[])
+                    AS m (member, thread_key, run_id, epoch, input_applied, progress, head, end_status, end_error,
+                          rest_status, last_event, announce)
+            ),
+            snap AS MATERIALIZED (SELECT thread_key, revision FROM threads WHERE thread_key = ANY ($37::uuid[])),
+            held AS MATERIALIZED (
+                -- Threads before runs, in the order of their keys: everybody locks like this.
+                SELECT thread_key, revision FROM threads WHERE thread_key = ANY ($37::uuid[])
+                ORDER BY thread_key FOR NO KEY UPDATE
+            ),
+            live AS MATERIALIZED (
+                SELECT m.member, m.thread_key, m.run_id, m.input_applied, m.progress, m.head, m.end_status, m.end_error,
+                       m.rest_status, m.last_event, m.announce, r.tenant,
+                       (r.temporary AND m.end_status IS NOT NULL) AS gone,
+                       -- A run was inserted between this statement's snapshot and its lock on the thread.
+                       (h.revision <> s.revision) AS moved
+                FROM wanted m
+                JOIN held h ON h.thread_key = m.thread_key
+                JOIN snap s ON s.thread_key = m.thread_key
+                JOIN runs r ON r.thread_key = m.thread_key AND r.run_id = m.run_id
+                -- The fence.
+                WHERE r.status = 'running' AND r.lease_epoch = m.epoch AND ($48::uuid IS NULL OR r.tenant = $48)
+                ORDER BY r.thread_key, r.run_id
+                FOR UPDATE OF r
+            ), ",
+            row_inserts!(),
+            ",
+            put_runs AS (
+                UPDATE runs r SET
+                    -- A checkpoint is progress: this is the first attempt since.
+                    attempts = CASE WHEN l.progress THEN 1 ELSE r.attempts END,
+                    input_applied = r.input_applied OR l.input_applied,
+                    status = COALESCE(l.end_status, r.status),
+                    error = COALESCE(l.end_error, r.error),
+                    lease_until = CASE WHEN l.end_status IS NULL THEN r.lease_until ELSE 0 END,
+                    updated_at = clock.now
+                FROM live l, clock
+                WHERE r.thread_key = l.thread_key AND r.run_id = l.run_id AND NOT l.gone
+                  AND (l.progress OR l.input_applied OR l.end_status IS NOT NULL)
+            ),
+            put_threads AS (
+                UPDATE threads t SET
+                    head = COALESCE(l.head, t.head),
+                    last_event = GREATEST(t.last_event, l.last_event),
+                    rest_status = COALESCE(l.rest_status, t.rest_status),
+                    error = CASE WHEN l.rest_status IS NULL THEN t.error ELSE l.end_error END,
+                    updated_at = CASE WHEN l.head IS NULL AND l.rest_status IS NULL THEN t.updated_at
+                                      ELSE clock.now END,
+                    state_updated_at = CASE WHEN l.head IS NULL AND l.rest_status IS NULL THEN t.state_updated_at
+                                            ELSE clock.now END
+                FROM live l, clock
+                WHERE t.thread_key = l.thread_key AND NOT l.gone
+                  AND (l.head IS NOT NULL OR l.last_event > 0 OR l.rest_status IS NOT NULL)
+            )"
+        )
+    };
+}
+
+/// A batch in which no run ends.
+const COMMIT: &str = concat!(live_members!(), " SELECT member, FALSE AS waiting FROM live");
+
+/// A batch in which runs end: temporary threads go, and whoever waits is told.
+const COMMIT_ENDS: &str = concat!(
+    live_members!(),
+    ",
+    drop_lookup AS (DELETE FROM run_lookup x USING runs r, live l
+                    WHERE l.gone AND r.thread_key = l.thread_key AND x.run_id = r.run_id),
+    drop_runs AS (DELETE FROM runs x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
+    drop_checkpoints AS (DELETE FROM checkpoints x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
+    drop_task_writes AS (DELETE FROM task_writes x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
+    drop_payloads AS (DELETE FROM payloads x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
+    drop_log AS (DELETE FROM channel_log x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
+    drop_events AS (DELETE FROM events x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
+    drop_threads AS (DELETE FROM threads x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
+    ended AS MATERIALIZED (
+        SELECT l.member, l.run_id, l.announce,
+               -- With an old snapshot: perhaps. A needless look costs less than a run that waits for the next poll.
+               (NOT l.gone AND (l.moved OR EXISTS (SELECT 1 FROM runs p
+                                                   WHERE p.thread_key = l.thread_key AND p.status = 'pending')))
+               AS waiting
+        FROM live l WHERE l.end_status IS NOT NULL
+    ),
+    told AS MATERIALIZED (
+        SELECT pg_notify('session_store', 'e:' || run_id) FROM ended WHERE announce
+        UNION ALL
+        SELECT pg_notify('session_store', 'p') FROM ended WHERE waiting
+    )
+    SELECT l.member, COALESCE(e.waiting, FALSE) AS waiting, (SELECT COUNT(*) FROM told) AS told
+    FROM live l LEFT JOIN ended e ON e.member = l.member"
+);
+
+/// Inserts for a locked thread: parameters 36-37.
+const INSERT_STATE: &str = concat!(
+    "WITH clock AS MATERIALIZED (SELECT ",
+    now!(),
+    " AS now),
+    live AS (SELECT 0 AS member, $36::uuid AS thread_key, $37::uuid AS tenant, FALSE AS gone), ",
+    row_inserts!(),
+    " UPDATE threads t SET head = COALESCE($38, t.head), rest_status = $39, error = NULL, updated_at = clock.now,
+                           state_updated_at = clock.now
+      FROM clock WHERE t.thread_key = $36"
+);
+
+type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
+
+/// Column-wise rows of a batch.
+#[derive(Default)]
+struct Columns {
+    checkpoint: (Vec<i32>, Vec<String>, Vec<String>, Vec<Option<String>>, Vec<Option<Uuid>>, Vec<i64>),
+    checkpoint_rest: (Vec<String>, Vec<i64>, Vec<String>, Vec<Vec<u8>>, Vec<Vec<u8>>, Vec<i64>),
+    write: (Vec<i32>, Vec<String>, Vec<String>, Vec<String>, Vec<Uuid>, Vec<String>, Vec<Vec<u8>>),
+    payload: (Vec<i32>, Vec<Vec<u8>>, Vec<Vec<u8>>),
+    log: (Vec<i32>, Vec<String>, Vec<String>, Vec<i64>, Vec<i64>, Vec<i64>, Vec<Option<Uuid>>, Vec<Vec<u8>>),
+    event: (Vec<i32>, Vec<i64>, Vec<Uuid>, Vec<String>, Vec<Vec<u8>>),
+}
+
+impl Columns {
+    fn push(&mut self, member: i32, rows: &StepRows, events: &[StoredEvent]) {
+        // One statement may touch a row once: of rows with the same key the last one counts, as if inserted in order.
+        let mut seen = HashSet::new();
+        for row in rows.checkpoints.iter().rev().filter(|row| seen.insert((&row.ns, &row.id))) {
+            let (a, b) = (&mut self.checkpoint, &mut self.checkpoint_rest);
+            a.0.push(member);
+            a.1.push(row.ns.clone());
+            a.2.push(row.id.clone());
+            a.3.push(row.parent.clone());
+            a.4.push(row.run_id);
+            a.5.push(row.step);
+            b.0.push(row.source.as_str().to_owned());
+            b.1.push(row.at.0);
+            b.2.push(encoding::metadata_text(&row.metadata));
+            b.3.push(encoding::bytes(&row.next.iter().map(|node| Json::from(node.as_str())).collect()));
+            b.4.push(encoding::bytes(&row.body));
+            b.5.push(row.bytes);
+        }
+        let mut seen = HashSet::new();
+        let key = |row: &crate::storage::TaskWritesRow| {
+            (row.ns.clone(), row.checkpoint_id.clone(), row.task_id.clone(), row.run_id)
+        };
+        for row in rows.task_writes.iter().rev().filter(|row| seen.insert(key(row))) {
+            let w = &mut self.write;
+            w.0.push(member);
+            w.1.push(row.ns.clone());
+            w.2.push(row.checkpoint_id.clone());
+            w.3.push(row.task_id.clone());
+            w.4.push(row.run_id.unwrap_or(Uuid::nil()));
+            w.5.push(row.path.clone());
+            w.6.push(encoding::bytes(&row.body));
+        }
+        for payload in &rows.payloads {
+            self.payload.0.push(member);
+            self.payload.1.push(payload.hash.to_vec());
+            self.payload.2.push(encoding::bytes(&payload.value));
+        }
+        let mut seen = HashSet::new();
+        for row in rows.log.iter().rev().filter(|row| seen.insert((&row.ns, &row.channel, row.branch, row.start))) {
+            let i = &mut self.log;
+            i.0.push(member);
+            i.1.push(row.ns.clone());
+            i.2.push(row.channel.clone());
+            i.3.push(row.branch);
+            i.4.push(row.start);
+            i.5.push(row.count);
+            i.6.push(row.run_id);
+            i.7.push(encoding::bytes(&row.items));
+        }
+        for event in events {
+            let e = &mut self.event;
+            e.0.push(member);
+            e.1.push(event.id.0);
+            e.2.push(event.run_id);
+            e.3.push(hide_nul(&event.name).into_owned());
+            e.4.push(encoding::bytes(&event.data));
+        }
+    }
+
+    /// Binds parameters 1-35.
+    fn bind<'q>(self, query: PgQuery<'q>) -> PgQuery<'q> {
+        let (a, b, w, p, i, e) =
+            (self.checkpoint, self.checkpoint_rest, self.write, self.payload, self.log, self.event);
+        let query = query.bind(a.0).bind(a.1).bind(a.2).bind(a.3).bind(a.4).bind(a.5);
+        let query = query.bind(b.0).bind(b.1).bind(b.2).bind(b.3).bind(b.4).bind(b.5);
+        let query = query.bind(w.0).bind(w.1).bind(w.2).bind(w.3).bind(w.4).bind(w.5).bind(w.6);
+        let query = query.bind(p.0).bind(p.1).bind(p.2);
+        let query = query.bind(i.0).bind(i.1).bind(i.2).bind(i.3).bind(i.4).bind(i.5).bind(i.6).bind(i.7);
+        query.bind(e.0).bind(e.1).bind(e.2).bind(e.3).bind(e.4)
+    }
+}
+
+/// Column-wise members of a batch.
+#[derive(Default)]
+struct Members {
+    member: Vec<i32>,
+    thread: Vec<Uuid>,
+    run: Vec<Uuid>,
+    epoch: Vec<i64>,
+    input_applied: Vec<bool>,
+    progress: Vec<bool>,
+    head: Vec<Option<String>>,
+    end_status: Vec<Option<String>>,
+    end_error: Vec<Option<Vec<u8>>>,
+    rest_status: Vec<Option<String>>,
+    last_event: Vec<i64>,
+    announce: Vec<bool>,
+}
+
+impl Members {
+    fn push(&mut self, member: i32, step: &StepCommit) {
+        let end = step.end.as_ref();
+        self.member.push(member);
+        self.thread.push(step.lease.thread.0);
+        self.run.push(step.lease.run_id);
+        self.epoch.push(step.lease.epoch);
+        self.input_applied.push(step.input_applied);
+        self.progress.push(!step.rows.checkpoints.is_empty());
+        self.head.push(step.rows.head.clone());
+        self.end_status.push(end.map(|end| end.status.as_str().to_owned()));
+        self.end_error.push(end.and_then(|end| end.error.as_ref()).map(error_bytes));
+        self.rest_status.push(end.map(|end| end.thread_status.as_str().to_owned()));
+        self.last_event.push(step.events.iter().map(|event| event.id.0).max().unwrap_or(0));
+        self.announce.push(end.is_some_and(|end| end.announce));
+    }
+
+    /// Binds parameters 36-47.
+    fn bind<'q>(self, query: PgQuery<'q>) -> PgQuery<'q> {
+        let query = query.bind(self.member).bind(self.thread).bind(self.run).bind(self.epoch).bind(self.input_applied);
+        let query = query.bind(self.progress).bind(self.head).bind(self.end_status).bind(self.end_error);
+        query.bind(self.rest_status).bind(self.last_event).bind(self.announce)
+    }
+}
+
+impl PostgresStorage {
+    pub(super) async fn commit_batch(&self, scope: &Scope, batch: &[StepCommit]) -> Result<Vec<CommitOutcome>> {
+        let mut outcomes = vec![CommitOutcome::LeaseLost; batch.len()];
+        let mut left: Vec<usize> = (0..batch.len()).collect();
+        // One statement touches a thread once; a second member of the same thread goes into the next one.
+        while !left.is_empty() {
+            let mut threads = HashSet::new();
+            let (now, later): (Vec<usize>, Vec<usize>) =
+                left.into_iter().partition(|index| threads.insert(batch[*index].lease.thread));
+            self.commit_members(scope, batch, &now, &mut outcomes).await?;
+            left = later;
+        }
+        Ok(outcomes)
+    }
+
+    async fn commit_members(
+        &self,
+        scope: &Scope,
+        batch: &[StepCommit],
+        indexes: &[usize],
+        outcomes: &mut [CommitOutcome],
+    ) -> Result<()> {
+        let mut columns = Columns::default();
+        let mut members = Members::default();
+        for (member, index) in (0_i32..).zip(indexes) {
+            let step = &batch[*index];
+            columns.push(member, &step.rows, &step.events);
+            members.push(member, step);
+        }
+        let any_ends = indexes.iter().any(|index| batch[*index].end.is_some());
+        let query = sqlx::query(if any_ends { COMMIT_ENDS } else { COMMIT });
+        let query = members.bind(columns.bind(query)).bind(scope.filter());
+        let mut session = self.session().await?;
+        let rows = query.fetch_all(session.conn()).await.map_err(driver_error)?;
+        self.wrote(session).await?;
+        for row in rows {
+            let member = usize::try_from(get::<i32>(&row, "member")?).unwrap_or(usize::MAX);
+            let Some(index) = indexes.get(member) else { continue };
+            outcomes[*index] = CommitOutcome::Committed;
+            let step = &batch[*index];
+            if !step.events.is_empty() {
+                self.tell([Notice::Events(step.lease.thread)]);
+            }
+            if step.end.is_some() {
+                self.tell([Notice::RunEnded(step.lease.run_id)]);
+            }
+            if get(&row, "waiting")? {
+                self.tell([Notice::RunPending]);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn append(&self, scope: &Scope, lease: &Lease, events: &[StoredEvent]) -> Result<CommitOutcome> {
+        let step = StepCommit {
+            lease: *lease,
+            rows: StepRows::default(),
+            events: events.to_vec(),
+            input_applied: false,
+            end: None,
+        };
+        let outcome = self.commit_batch(scope, &[step]).await?[0];
+        if outcome == CommitOutcome::Committed && !events.is_empty() {
+            // After the commit and on its own: a lost notice is allowed, and the append itself stays one statement.
+            let mut session = self.session().await?;
+            notify(session.conn(), &[Notice::Events(lease.thread)]).await?;
+            session.finish().await?;
+        }
+        Ok(outcome)
+    }
+
+    pub(super) async fn change_state(&self, scope: &Scope, change: &StateCommit) -> Result<StateOutcome> {
+        let mut transaction = self.begin().await?;
+        let outcome = change_state(&mut transaction, scope, change).await?;
+        if outcome == StateOutcome::Committed {
+            self.commit(transaction).await?;
+        }
+        Ok(outcome)
+    }
+}
+
+async fn change_state(conn: &mut PgConnection, scope: &Scope, change: &StateCommit) -> Result<StateOutcome> {
+    let tenant = scope.tenant();
+    let key = change.thread_id.key(tenant);
+    if !lock_thread(conn, key).await? {
+        return Ok(StateOutcome::ThreadMissing);
+    }
+    // A second statement: its snapshot is younger than the lock.
+    let row = sqlx::query(
+        "SELECT t.head, EXISTS (SELECT 1 FROM runs a
+                                WHERE a.thread_key = t.thread_key AND a.status IN ('pending', 'running')) AS busy
+         FROM threads t WHERE t.thread_key = $1",
+    )
+    .bind(key.0)
+    .fetch_one(&mut *conn)
+    .await
+    .map_err(driver_error)?;
+    if get(&row, "busy")? {
+        return Ok(StateOutcome::ThreadBusy);
+    }
+    if get::<Option<String>>(&row, "head")? != change.expected_head {
+        return Ok(StateOutcome::HeadMoved);
+    }
+    let mut columns = Columns::default();
+    columns.push(0, &change.rows, &[]);
+    columns
+        .bind(sqlx::query(INSERT_STATE))
+        .bind(key.0)
+        .bind(tenant)
+        .bind(&change.rows.head)
+        .bind(change.thread_status.as_str())
+        .execute(conn)
+        .await
+        .map_err(driver_error)?;
+    Ok(StateOutcome::Committed)
+}

@@ -1,0 +1,187 @@
+//! From rows to nouns. Both backends select the same column names, so the mapping is written once, as a macro over the
+//! driver's row type; the rows themselves stay private to a backend.
+
+use super::StorageError;
+
+/// What every backend makes of a driver error. Connection trouble may pass; the rest will not.
+pub(crate) fn driver_error(error: sqlx::Error) -> StorageError {
+    use sqlx::Error;
+    match &error {
+        Error::Io(_) | Error::Tls(_) | Error::PoolTimedOut | Error::PoolClosed | Error::WorkerCrashed => {
+            StorageError::Unavailable(error.to_string())
+        }
+        Error::Database(inner) => {
+            let code = inner.code().unwrap_or_default();
+            // Connection exceptions, too many connections, shutdown and start-up, serialization and deadlock victims,
+            // statement timeout, SQLITE_BUSY.
+            let passing = code.starts_with("08")
+                || matches!(
+                    &*code,
+                    "53300" | "57P01" | "57P02" | "57P03" | "57014" | "40001" | "40P01" | "55P03" | "5" | "261" | "517"
+                );
+            if passing {
+                StorageError::Unavailable(error.to_string())
+            } else if code == "42P01" || error.to_string().contains("no such table") {
+                StorageError::Schema(format!("{error}; run the `migrate` command"))
+            } else {
+                StorageError::Other(error.to_string())
+            }
+        }
+        _ => StorageError::Other(error.to_string()),
+    }
+}
+
+/// Defines `thread_from`, `run_from`, `cancel_from`, `checkpoint_from`, `log_from`, `event_from` and `item_from` for a
+/// row type.
+macro_rules! define_rows {
+    ($row:ty) => {
+        use sqlx::Row as _;
+
+        use crate::model::{
+            CancelAction, CheckpointSource, EventId, Item, MultitaskStrategy, Run, RunStatus, Thread, ThreadId,
+            ThreadKey, ThreadStatus, Timestamp,
+        };
+        use crate::storage::encoding::{self, Place};
+        use crate::storage::{CancelRequest, CheckpointRow, LogRow, Result, StorageError, StoredEvent};
+
+        /// Reads a column by name.
+        pub(super) fn get<'r, T>(row: &'r $row, column: &str) -> Result<T>
+        where
+            T: sqlx::Decode<'r, <$row as sqlx::Row>::Database> + sqlx::Type<<$row as sqlx::Row>::Database>,
+        {
+            row.try_get::<T, _>(column).map_err(crate::storage::rows::driver_error)
+        }
+
+        /// The columns of a thread, as the backend's `thread_columns!` names them.
+        pub(super) fn thread_from(row: &$row) -> Result<Thread> {
+            let key: uuid::Uuid = get(row, "thread_key")?;
+            let at = |column| Place { table: "threads", column, id: &key };
+            let name: String = get(row, "name")?;
+            let codec: i16 = get(row, "codec")?;
+            let rest: String = get(row, "rest_status")?;
+            let rest = ThreadStatus::parse(&rest).ok_or_else(|| at("rest_status").corrupt(rest))?;
+            let busy: bool = get(row, "busy")?;
+            let status = if busy { ThreadStatus::Busy } else { rest };
+            let error = encoding::error_info(codec, get(row, "error")?, at("error"))?;
+            Ok(Thread {
+                key: ThreadKey(key),
+                id: ThreadId::parse(&name).map_err(|error| at("name").corrupt(error.0))?,
+                graph_id: get(row, "graph_id")?,
+                metadata: encoding::metadata(&get::<String>(row, "metadata")?, at("metadata"))?,
+                config: encoding::json(codec, get(row, "config")?, at("config"))?,
+                status,
+                error: error.filter(|_| status == ThreadStatus::Error),
+                head: get(row, "head")?,
+                last_event: get(row, "last_event")?,
+                created_at: Timestamp(get(row, "created_at")?),
+                updated_at: Timestamp(get(row, "updated_at")?),
+                state_updated_at: Timestamp(get(row, "state_updated_at")?),
+            })
+        }
+
+        /// The columns of a run, with its thread's name, as the backend's `run_columns!` names them.
+        pub(super) fn run_from(row: &$row) -> Result<Run> {
+            let run_id: uuid::Uuid = get(row, "run_id")?;
+            let at = |column| Place { table: "runs", column, id: &run_id };
+            let codec: i16 = get(row, "run_codec")?;
+            let name: String = get(row, "thread_name")?;
+            let status: String = get(row, "status")?;
+            let strategy: String = get(row, "multitask_strategy")?;
+            Ok(Run {
+                run_id,
+                thread_key: ThreadKey(get(row, "run_thread_key")?),
+                thread_id: ThreadId::parse(&name)
+                    .map_err(|error| Place { table: "threads", column: "name", id: &name }.corrupt(error.0))?,
+                assistant_id: get(row, "assistant_id")?,
+                graph_id: get(row, "run_graph_id")?,
+                status: RunStatus::parse(&status).ok_or_else(|| at("status").corrupt(status))?,
+                metadata: encoding::metadata(&get::<String>(row, "run_metadata")?, at("metadata"))?,
+                kwargs: encoding::json(codec, get(row, "kwargs")?, at("kwargs"))?,
+                multitask_strategy: MultitaskStrategy::parse(&strategy)
+                    .ok_or_else(|| at("multitask_strategy").corrupt(strategy))?,
+                attempts: get(row, "attempts")?,
+                created_at: Timestamp(get(row, "run_created_at")?),
+                updated_at: Timestamp(get(row, "run_updated_at")?),
+                error: encoding::error_info(codec, get(row, "run_error")?, at("error"))?,
+            })
+        }
+
+        /// The cancel flag of a run row.
+        pub(super) fn cancel_from(row: &$row) -> Result<Option<CancelRequest>> {
+            let Some(action) = get::<Option<String>>(row, "cancel_action")? else { return Ok(None) };
+            let run_id: uuid::Uuid = get(row, "run_id")?;
+            let action = CancelAction::parse(&action)
+                .ok_or_else(|| Place { table: "runs", column: "cancel_action", id: &run_id }.corrupt(action))?;
+            let text = |column| Ok::<_, StorageError>(get::<Option<String>>(row, column)?.map(encoding::show_nul));
+            Ok(Some(CancelRequest { action, actor: text("cancel_actor")?, reason: text("cancel_reason")? }))
+        }
+
+        pub(super) fn checkpoint_from(row: &$row) -> Result<CheckpointRow> {
+            let key: uuid::Uuid = get(row, "thread_key")?;
+            let (ns, id): (String, String) = (get(row, "ns")?, get(row, "checkpoint_id")?);
+            let name = format!("{key}/{ns}/{id}");
+            let at = |column| Place { table: "checkpoints", column, id: &name };
+            let codec: i16 = get(row, "codec")?;
+            let source: String = get(row, "source")?;
+            let next = encoding::json(codec, get(row, "next_nodes")?, at("next_nodes"))?;
+            Ok(CheckpointRow {
+                parent: get(row, "parent_id")?,
+                run_id: get(row, "run_id")?,
+                step: get(row, "step")?,
+                source: CheckpointSource::parse(&source).ok_or_else(|| at("source").corrupt(source))?,
+                at: Timestamp(get(row, "created_at")?),
+                metadata: encoding::metadata(&get::<String>(row, "metadata")?, at("metadata"))?,
+                next: next.decode().map_err(|error| at("next_nodes").corrupt(error.0))?,
+                body: encoding::json(codec, get(row, "body")?, at("body"))?,
+                bytes: get(row, "size_bytes")?,
+                ns,
+                id,
+            })
+        }
+
+        pub(super) fn log_from(row: &$row) -> Result<LogRow> {
+            let key: uuid::Uuid = get(row, "thread_key")?;
+            let (ns, channel): (String, String) = (get(row, "ns")?, get(row, "channel")?);
+            let (branch, start): (i64, i64) = (get(row, "branch")?, get(row, "start")?);
+            let name = format!("{key}/{ns}/{channel}/{branch}/{start}");
+            let at = Place { table: "channel_log", column: "items", id: &name };
+            Ok(LogRow {
+                count: get(row, "count")?,
+                run_id: get(row, "run_id")?,
+                items: encoding::json(get(row, "codec")?, get(row, "items")?, at)?,
+                ns,
+                channel,
+                branch,
+                start,
+            })
+        }
+
+        pub(super) fn event_from(row: &$row) -> Result<StoredEvent> {
+            let key: uuid::Uuid = get(row, "thread_key")?;
+            let id = EventId(get(row, "event_id")?);
+            let name = format!("{key}/{id}");
+            let at = Place { table: "events", column: "data", id: &name };
+            Ok(StoredEvent {
+                id,
+                run_id: get(row, "run_id")?,
+                name: encoding::show_nul(get(row, "name")?),
+                data: encoding::json(get(row, "codec")?, get(row, "data")?, at)?,
+            })
+        }
+
+        pub(super) fn item_from(row: &$row) -> Result<Item> {
+            let (namespace, key): (String, String) = (get(row, "namespace")?, get(row, "key")?);
+            let name = format!("{namespace}{key}");
+            let at = Place { table: "items", column: "value", id: &name };
+            Ok(Item {
+                namespace: crate::storage::matching::namespace_labels(&namespace),
+                value: encoding::json(get(row, "codec")?, get(row, "value")?, at)?,
+                created_at: Timestamp(get(row, "created_at")?),
+                updated_at: Timestamp(get(row, "updated_at")?),
+                key: encoding::show_nul(key),
+            })
+        }
+    };
+}
+
+pub(crate) use define_rows;

@@ -1,0 +1,142 @@
+//! Claiming: the queue is a query.
+
+use sqlx::sqlite::SqliteConnection;
+use uuid::Uuid;
+
+use super::super::rows::{cancel_from, get, run_from};
+use super::super::threads::{delete_thread_rows, thread_by_key};
+use super::super::{Write, micros};
+use super::run_columns;
+use crate::model::{Scope, ThreadKey};
+use crate::storage::encoding::{error_bytes, hide_nul};
+use crate::storage::rows::driver_error;
+use crate::storage::{Claim, ClaimedRun, Lease, Notice, Result, StorageError, quarantined};
+
+/// Runs that may be claimed at the time `$2`.
+macro_rules! claimable {
+    () => {
+        "FROM runs r
+         WHERE ($1 IS NULL OR r.tenant = $1)
+           AND ((r.status = 'running' AND r.lease_until <= $2)
+             OR (r.status = 'pending' AND r.run_at <= $2
+                 -- One run at a time per thread, oldest first: wait for the running one and for older ones due.
+                 AND NOT EXISTS (SELECT 1 FROM runs o
+                                 WHERE o.thread_key = r.thread_key
+                                   AND (o.status = 'running'
+                                     OR (o.status = 'pending' AND o.run_at <= $2
+                                         AND (o.created_at, o.run_id) < (r.created_at, r.run_id))))))"
+    };
+}
+
+/// Whether a claim would find anything.
+pub(super) async fn any_claimable(conn: &mut SqliteConnection, scope: Scope, now: i64) -> Result<bool> {
+    let row = sqlx::query(concat!("SELECT EXISTS (SELECT 1 ", claimable!(), ") AS it"))
+        .bind(scope.filter())
+        .bind(now)
+        .fetch_one(conn)
+        .await
+        .map_err(driver_error)?;
+    get(&row, "it")
+}
+
+pub(super) async fn claim_runs(
+    write: &mut Write,
+    scope: Scope,
+    claim: Claim,
+    max_attempts: i32,
+    limit: i64,
+) -> Result<Vec<ClaimedRun>> {
+    let picked = sqlx::query(concat!(
+        "SELECT r.thread_key, r.run_id, r.attempts, r.temporary ",
+        claimable!(),
+        " ORDER BY r.created_at, r.run_id LIMIT $3"
+    ))
+    .bind(scope.filter())
+    .bind(write.now)
+    .bind(limit)
+    .fetch_all(&mut write.conn)
+    .await
+    .map_err(driver_error)?;
+    let mut claimed = Vec::new();
+    for row in picked {
+        let (key, run_id): (Uuid, Uuid) = (get(&row, "thread_key")?, get(&row, "run_id")?);
+        let attempts: i32 = get(&row, "attempts")?;
+        if attempts >= max_attempts {
+            quarantine(write, ThreadKey(key), run_id, attempts, get(&row, "temporary")?).await?;
+        } else {
+            claimed.push(claim_one(write, scope, &claim, ThreadKey(key), run_id).await?);
+        }
+    }
+    Ok(claimed)
+}
+
+async fn claim_one(write: &mut Write, scope: Scope, claim: &Claim, key: ThreadKey, run_id: Uuid) -> Result<ClaimedRun> {
+    sqlx::query(
+        "UPDATE runs SET status = 'running', lease_epoch = lease_epoch + 1, lease_until = $3, attempts = attempts + 1,
+                         worker = $4, updated_at = $5
+         WHERE thread_key = $1 AND run_id = $2",
+    )
+    .bind(key.0)
+    .bind(run_id)
+    .bind(write.now + micros(claim.lease))
+    .bind(hide_nul(&claim.worker).into_owned())
+    .bind(write.now)
+    .execute(&mut write.conn)
+    .await
+    .map_err(driver_error)?;
+    let row = sqlx::query(concat!(
+        "SELECT ",
+        run_columns!(),
+        " FROM runs r JOIN threads t ON t.thread_key = r.thread_key WHERE r.thread_key = $1 AND r.run_id = $2"
+    ))
+    .bind(key.0)
+    .bind(run_id)
+    .fetch_one(&mut write.conn)
+    .await
+    .map_err(driver_error)?;
+    let thread = thread_by_key(&mut write.conn, &scope, key)
+        .await?
+        .ok_or_else(|| StorageError::Other(format!("run {run_id} has no thread")))?;
+    Ok(ClaimedRun {
+        lease: Lease { thread: key, run_id, epoch: get(&row, "lease_epoch")? },
+        run: run_from(&row)?,
+        thread,
+        tenant: get(&row, "run_tenant")?,
+        input_applied: get(&row, "input_applied")?,
+        cancel: cancel_from(&row)?,
+    })
+}
+
+/// Ends a run that was attempted too often without progress.
+async fn quarantine(write: &mut Write, key: ThreadKey, run_id: Uuid, attempts: i32, temporary: bool) -> Result<()> {
+    let error = error_bytes(&quarantined(attempts));
+    if temporary {
+        delete_thread_rows(&mut write.conn, key).await?;
+    } else {
+        sqlx::query(
+            "UPDATE runs SET status = 'error', error = $3, lease_until = 0, updated_at = $4
+             WHERE thread_key = $1 AND run_id = $2",
+        )
+        .bind(key.0)
+        .bind(run_id)
+        .bind(&error)
+        .bind(write.now)
+        .execute(&mut write.conn)
+        .await
+        .map_err(driver_error)?;
+        sqlx::query(
+            "UPDATE threads SET rest_status = 'error', error = $2, updated_at = $3, state_updated_at = $3
+             WHERE thread_key = $1",
+        )
+        .bind(key.0)
+        .bind(&error)
+        .bind(write.now)
+        .execute(&mut write.conn)
+        .await
+        .map_err(driver_error)?;
+    }
+    write.notices.push(Notice::RunEnded(run_id));
+    // What waited behind it on the thread can go on.
+    write.notices.push(Notice::RunPending);
+    Ok(())
+}

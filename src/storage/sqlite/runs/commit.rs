@@ -1,0 +1,280 @@
+//! The fenced commits: supersteps, events between them, and changes of state from outside a run.
+
+use uuid::Uuid;
+
+use super::super::Write;
+use super::super::rows::get;
+use super::super::threads::delete_thread_rows;
+use crate::model::{Json, Scope, ThreadKey};
+use crate::storage::encoding::{self, PLAIN, error_bytes, hide_nul};
+use crate::storage::rows::driver_error;
+use crate::storage::{
+    CommitOutcome, Lease, Notice, Result, StateCommit, StateOutcome, StepCommit, StepRows, StoredEvent,
+};
+
+/// What a held lease gives a right to.
+pub(super) struct Held {
+    tenant: Uuid,
+    pub(super) temporary: bool,
+}
+
+/// The run is still there, running, with the epoch of the lease.
+pub(super) async fn fence(write: &mut Write, scope: Scope, lease: Lease) -> Result<Option<Held>> {
+    let row = sqlx::query(
+        "SELECT tenant, temporary FROM runs
+         WHERE thread_key = $1 AND run_id = $2 AND status = 'running' AND lease_epoch = $3
+           AND ($4 IS NULL OR tenant = $4)",
+    )
+    .bind(lease.thread.0)
+    .bind(lease.run_id)
+    .bind(lease.epoch)
+    .bind(scope.filter())
+    .fetch_optional(&mut write.conn)
+    .await
+    .map_err(driver_error)?;
+    row.map(|row| Ok(Held { tenant: get(&row, "tenant")?, temporary: get(&row, "temporary")? })).transpose()
+}
+
+pub(super) async fn commit_steps(
+    write: &mut Write,
+    scope: Scope,
+    batch: Vec<StepCommit>,
+) -> Result<Vec<CommitOutcome>> {
+    let mut outcomes = Vec::with_capacity(batch.len());
+    for step in batch {
+        outcomes.push(match fence(write, scope, step.lease).await? {
+            None => CommitOutcome::LeaseLost,
+            Some(held) => {
+                commit_step(write, held, step).await?;
+                CommitOutcome::Committed
+            }
+        });
+    }
+    Ok(outcomes)
+}
+
+async fn commit_step(write: &mut Write, held: Held, step: StepCommit) -> Result<()> {
+    let key = step.lease.thread;
+    if step.end.is_some() {
+        write.notices.push(Notice::RunEnded(step.lease.run_id));
+        if held.temporary {
+            return delete_thread_rows(&mut write.conn, key).await;
+        }
+    }
+    insert_rows(write, held.tenant, key, &step.rows).await?;
+    insert_events(write, held.tenant, key, &step.events).await?;
+    let progress = !step.rows.checkpoints.is_empty();
+    let end = step.end.as_ref();
+    if progress || step.input_applied || end.is_some() {
+        sqlx::query(
+            "UPDATE runs SET
+                 attempts = CASE WHEN $3 THEN 1 ELSE attempts END,
+                 input_applied = input_applied OR $4,
+                 status = COALESCE($5, status),
+                 error = COALESCE($6, error),
+                 lease_until = CASE WHEN $5 IS NULL THEN lease_until ELSE 0 END,
+                 updated_at = $7
+             WHERE thread_key = $1 AND run_id = $2",
+        )
+        .bind(key.0)
+        .bind(step.lease.run_id)
+        .bind(progress)
+        .bind(step.input_applied)
+        .bind(end.map(|end| end.status.as_str()))
+        .bind(end.and_then(|end| end.error.as_ref()).map(error_bytes))
+        .bind(write.now)
+        .execute(&mut write.conn)
+        .await
+        .map_err(driver_error)?;
+    }
+    let last_event = step.events.iter().map(|event| event.id.0).max();
+    if step.rows.head.is_some() || last_event.is_some() || end.is_some() {
+        sqlx::query(
+            "UPDATE threads SET
+                 head = COALESCE($2, head),
+                 last_event = MAX(last_event, $3),
+                 rest_status = COALESCE($4, rest_status),
+                 error = CASE WHEN $4 IS NULL THEN error ELSE $5 END,
+                 updated_at = CASE WHEN $2 IS NULL AND $4 IS NULL THEN updated_at ELSE $6 END,
+                 state_updated_at = CASE WHEN $2 IS NULL AND $4 IS NULL THEN state_updated_at ELSE $6 END
+             WHERE thread_key = $1",
+        )
+        .bind(key.0)
+        .bind(&step.rows.head)
+        .bind(last_event.unwrap_or(0))
+        .bind(end.map(|end| end.thread_status.as_str()))
+        .bind(end.and_then(|end| end.error.as_ref()).map(error_bytes))
+        .bind(write.now)
+        .execute(&mut write.conn)
+        .await
+        .map_err(driver_error)?;
+    }
+    if last_event.is_some() {
+        write.notices.push(Notice::Events(key));
+    }
+    if end.is_some() {
+        let row =
+            sqlx::query("SELECT EXISTS (SELECT 1 FROM runs WHERE thread_key = $1 AND status = 'pending') AS waiting")
+                .bind(key.0)
+                .fetch_one(&mut write.conn)
+                .await
+                .map_err(driver_error)?;
+        if get(&row, "waiting")? {
+            write.notices.push(Notice::RunPending);
+        }
+    }
+    Ok(())
+}
+
+/// Inserts checkpoints, task writes, payloads and log rows. A row that is there already (a commit repeated after its
+/// answer was lost) is replaced by the same.
+async fn insert_rows(write: &mut Write, tenant: Uuid, key: ThreadKey, rows: &StepRows) -> Result<()> {
+    for row in &rows.checkpoints {
+        sqlx::query(
+            "INSERT OR REPLACE INTO checkpoints
+                 (thread_key, ns, checkpoint_id, tenant, parent_id, run_id, step, source, created_at, metadata, codec,
+                  next_nodes, body, size_bytes)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+        )
+        .bind(key.0)
+        .bind(&row.ns)
+        .bind(&row.id)
+        .bind(tenant)
+        .bind(&row.parent)
+        .bind(row.run_id)
+        .bind(row.step)
+        .bind(row.source.as_str())
+        .bind(row.at.0)
+        .bind(encoding::metadata_text(&row.metadata))
+        .bind(PLAIN)
+        .bind(encoding::bytes(&row.next.iter().map(|node| Json::from(node.as_str())).collect()))
+        .bind(encoding::bytes(&row.body))
+        .bind(row.bytes)
+        .execute(&mut write.conn)
+        .await
+        .map_err(driver_error)?;
+    }
+    for row in &rows.task_writes {
+        sqlx::query(
+            "INSERT OR REPLACE INTO task_writes
+                 (thread_key, ns, checkpoint_id, task_id, run_id, tenant, path, written_at, codec, body)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        )
+        .bind(key.0)
+        .bind(&row.ns)
+        .bind(&row.checkpoint_id)
+        .bind(&row.task_id)
+        .bind(row.run_id.unwrap_or(Uuid::nil()))
+        .bind(tenant)
+        .bind(&row.path)
+        .bind(write.now)
+        .bind(PLAIN)
+        .bind(encoding::bytes(&row.body))
+        .execute(&mut write.conn)
+        .await
+        .map_err(driver_error)?;
+    }
+    for payload in &rows.payloads {
+        sqlx::query(
+            "INSERT INTO payloads (thread_key, hash, tenant, codec, value) VALUES ($1, $2, $3, $4, $5)
+             ON CONFLICT (thread_key, hash) DO NOTHING",
+        )
+        .bind(key.0)
+        .bind(payload.hash.to_vec())
+        .bind(tenant)
+        .bind(PLAIN)
+        .bind(encoding::bytes(&payload.value))
+        .execute(&mut write.conn)
+        .await
+        .map_err(driver_error)?;
+    }
+    for row in &rows.log {
+        sqlx::query(
+            "INSERT OR REPLACE INTO channel_log
+                 (thread_key, ns, channel, branch, start, tenant, count, run_id, codec, items)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        )
+        .bind(key.0)
+        .bind(&row.ns)
+        .bind(&row.channel)
+        .bind(row.branch)
+        .bind(row.start)
+        .bind(tenant)
+        .bind(row.count)
+        .bind(row.run_id)
+        .bind(PLAIN)
+        .bind(encoding::bytes(&row.items))
+        .execute(&mut write.conn)
+        .await
+        .map_err(driver_error)?;
+    }
+    Ok(())
+}
+
+async fn insert_events(write: &mut Write, tenant: Uuid, key: ThreadKey, events: &[StoredEvent]) -> Result<()> {
+    for event in events {
+        sqlx::query(
+            "INSERT INTO events (thread_key, event_id, tenant, run_id, name, codec, data)
+             VALUES ($1, $2, $3, $4, $5, $6, $7)
+             ON CONFLICT (thread_key, event_id) DO NOTHING",
+        )
+        .bind(key.0)
+        .bind(event.id.0)
+        .bind(tenant)
+        .bind(event.run_id)
+        .bind(hide_nul(&event.name).into_owned())
+        .bind(PLAIN)
+        .bind(encoding::bytes(&event.data))
+        .execute(&mut write.conn)
+        .await
+        .map_err(driver_error)?;
+    }
+    Ok(())
+}
+
+pub(super) async fn append_events(
+    write: &mut Write,
+    scope: Scope,
+    lease: Lease,
+    events: Vec<StoredEvent>,
+) -> Result<CommitOutcome> {
+    let step = StepCommit { lease, rows: StepRows::default(), events, input_applied: false, end: None };
+    let Some(held) = fence(write, scope, lease).await? else { return Ok(CommitOutcome::LeaseLost) };
+    commit_step(write, held, step).await?;
+    Ok(CommitOutcome::Committed)
+}
+
+pub(super) async fn commit_state(write: &mut Write, scope: Scope, change: StateCommit) -> Result<StateOutcome> {
+    let key = change.thread_id.key(scope.tenant());
+    let row = sqlx::query(
+        "SELECT t.tenant, t.head,
+                EXISTS (SELECT 1 FROM runs a
+                        WHERE a.thread_key = t.thread_key AND a.status IN ('pending', 'running')) AS busy
+         FROM threads t WHERE t.thread_key = $1",
+    )
+    .bind(key.0)
+    .fetch_optional(&mut write.conn)
+    .await
+    .map_err(driver_error)?;
+    let Some(row) = row else { return Ok(StateOutcome::ThreadMissing) };
+    if get(&row, "busy")? {
+        return Ok(StateOutcome::ThreadBusy);
+    }
+    if get::<Option<String>>(&row, "head")? != change.expected_head {
+        return Ok(StateOutcome::HeadMoved);
+    }
+    insert_rows(write, get(&row, "tenant")?, key, &change.rows).await?;
+    sqlx::query(
+        "UPDATE threads SET head = COALESCE($2, head), rest_status = $3, error = NULL, updated_at = $4,
+                            state_updated_at = $4
+         WHERE thread_key = $1",
+    )
+    .bind(key.0)
+    .bind(&change.rows.head)
+    .bind(change.thread_status.as_str())
+    .bind(write.now)
+    .execute(&mut write.conn)
+    .await
+    .map_err(driver_error)?;
+    Ok(StateOutcome::Committed)
+}

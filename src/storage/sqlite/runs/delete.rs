@@ -1,0 +1,99 @@
+//! Deleting runs with what they wrote: after they ended, or to roll them back.
+
+use sqlx::sqlite::SqliteConnection;
+
+use super::super::Write;
+use super::super::rows::get;
+use super::super::threads::{delete_thread_rows, head_status};
+use super::commit::fence;
+use crate::model::{RunId, Scope, ThreadKey, ThreadStatus};
+use crate::storage::rows::driver_error;
+use crate::storage::{CommitOutcome, Lease, Notice, Result};
+
+/// Deletes a run, its checkpoints, task writes, log rows and events. Payloads stay: other checkpoints may share them.
+pub(super) async fn delete_run_rows(conn: &mut SqliteConnection, key: ThreadKey, run_id: RunId) -> Result<()> {
+    for statement in [
+        // Writes of others on a checkpoint that goes, too.
+        "DELETE FROM task_writes WHERE thread_key = $1
+           AND (run_id = $2 OR (ns, checkpoint_id) IN
+                (SELECT ns, checkpoint_id FROM checkpoints WHERE thread_key = $1 AND run_id = $2))",
+        "DELETE FROM checkpoints WHERE thread_key = $1 AND run_id = $2",
+        "DELETE FROM channel_log WHERE thread_key = $1 AND run_id = $2",
+        "DELETE FROM events WHERE thread_key = $1 AND run_id = $2",
+        "DELETE FROM run_lookup WHERE run_id = $2 AND thread_key = $1",
+        "DELETE FROM runs WHERE thread_key = $1 AND run_id = $2",
+    ] {
+        sqlx::query(statement).bind(key.0).bind(run_id).execute(&mut *conn).await.map_err(driver_error)?;
+    }
+    Ok(())
+}
+
+/// Moves the head to the newest root checkpoint left, if it is gone; then the thread rests at what that says.
+pub(super) async fn move_head_back(conn: &mut SqliteConnection, key: ThreadKey, now: i64) -> Result<()> {
+    let done = sqlx::query(
+        "UPDATE threads SET
+             head = (SELECT MAX(c.checkpoint_id) FROM checkpoints c WHERE c.thread_key = $1 AND c.ns = ''),
+             updated_at = $2, state_updated_at = $2
+         WHERE thread_key = $1 AND head IS NOT NULL
+           AND NOT EXISTS (SELECT 1 FROM checkpoints c
+                           WHERE c.thread_key = $1 AND c.ns = '' AND c.checkpoint_id = threads.head)",
+    )
+    .bind(key.0)
+    .bind(now)
+    .execute(&mut *conn)
+    .await
+    .map_err(driver_error)?;
+    if done.rows_affected() == 1 {
+        let status = head_status(conn, key).await?;
+        sqlx::query("UPDATE threads SET rest_status = $2, error = NULL WHERE thread_key = $1")
+            .bind(key.0)
+            .bind(status)
+            .execute(conn)
+            .await
+            .map_err(driver_error)?;
+    }
+    Ok(())
+}
+
+pub(super) async fn rollback_run(
+    write: &mut Write,
+    scope: Scope,
+    lease: Lease,
+    thread_status: ThreadStatus,
+) -> Result<CommitOutcome> {
+    let Some(held) = fence(write, scope, lease).await? else { return Ok(CommitOutcome::LeaseLost) };
+    if held.temporary {
+        delete_thread_rows(&mut write.conn, lease.thread).await?;
+    } else {
+        delete_run_rows(&mut write.conn, lease.thread, lease.run_id).await?;
+        move_head_back(&mut write.conn, lease.thread, write.now).await?;
+        sqlx::query("UPDATE threads SET rest_status = $2, error = NULL, updated_at = $3 WHERE thread_key = $1")
+            .bind(lease.thread.0)
+            .bind(thread_status.as_str())
+            .bind(write.now)
+            .execute(&mut write.conn)
+            .await
+            .map_err(driver_error)?;
+    }
+    write.notices.push(Notice::RunEnded(lease.run_id));
+    write.notices.push(Notice::RunPending);
+    Ok(CommitOutcome::Committed)
+}
+
+pub(super) async fn delete_run(write: &mut Write, key: ThreadKey, run_id: RunId) -> Result<Option<bool>> {
+    let row = sqlx::query("SELECT status FROM runs WHERE thread_key = $1 AND run_id = $2")
+        .bind(key.0)
+        .bind(run_id)
+        .fetch_optional(&mut write.conn)
+        .await
+        .map_err(driver_error)?;
+    let Some(row) = row else { return Ok(None) };
+    let status: String = get(&row, "status")?;
+    if matches!(status.as_str(), "pending" | "running") {
+        return Ok(Some(false));
+    }
+    delete_run_rows(&mut write.conn, key, run_id).await?;
+    move_head_back(&mut write.conn, key, write.now).await?;
+    write.notices.push(Notice::RunEnded(run_id));
+    Ok(Some(true))
+}
