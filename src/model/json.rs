@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-/// The deepest nesting a document from outside may have (DESIGN section 8).
-pub const MAX_DEPTH: usize = 128;
+/// The deepest nesting a document from outside may have: what every decoder behind it accepts.
+pub const MAX_DEPTH: usize = 127;
 
 /// An ordered map of named values: a state, a node's input, an update.
 pub type Fields = IndexMap<String, Json>;

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::live::LiveRun;
 use super::shared::lock;
 use super::worker::{Active, StopReason};
-use crate::model::{CancelAction, Event, Scope, ThreadStatus};
+use crate::model::{Event, Scope, ThreadStatus};
 use crate::storage::{CommitOutcome, Lease, RunEnd, SharedStorage, StepCommit, StepRows, StorageError, StoredEvent};
 
 /// How long a finished task's writes, or stored events, may wait for company.

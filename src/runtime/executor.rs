@@ -16,6 +16,7 @@ use super::messages;
 use super::persist::Reader;
 use super::shared::{Shared, lock};
 use crate::engine::EngineError;
+use crate::engine::chunk;
 use crate::engine::command::{Command, Output};
 use crate::engine::execution::{Effect, Execution, Finished, Input, Job, Loaded, Next, Options, TaskEnd};
 use crate::engine::step::{Task, TaskInput};
@@ -82,7 +83,7 @@ pub(crate) struct RootEnd {
     /// Nodes are left to run.
     pub(crate) is_pending: bool,
     /// The last `values` payload.
-    pub(crate) values: Option<Json>,
+    pub(crate) values: Json,
 }
 
 /// Runs the root graph of a run.
@@ -90,26 +91,21 @@ pub(crate) async fn run_root(shared: &Arc<Shared>, run: GraphRun, root: Root) ->
     let options = options(shared, &run, root.addressed, root.interrupt_before, root.interrupt_after);
     let mut driver = match Driver::start(shared, run, root.loaded, options) {
         Ok(driver) => driver,
-        Err(error) => return RootEnd { end: GraphEnd::Failed(error), is_pending: false, values: None },
+        Err(error) => return RootEnd { end: GraphEnd::Failed(error), is_pending: false, values: Json::object() },
     };
     *lock(&shared.plain_answer) = driver.execution.null_resume();
     let end = driver.drive().await;
-    let mut values = None;
-    match &end {
+    let values = match &end {
         GraphEnd::Interrupted(list) => {
             let mut effects = Vec::new();
             driver.execution.suspend(&mut effects);
             driver.shared.take(&driver.run.ns, &mut effects);
             let shown = driver.execution.output();
-            values = Some(if list.is_empty() {
-                Json::from(&shown)
-            } else {
-                crate::engine::chunk::values_with_interrupts(&shown, list)
-            });
+            if list.is_empty() { Json::from(&shown) } else { chunk::values_with_interrupts(&shown, list) }
         }
-        GraphEnd::Done(fields) => values = Some(Json::from(fields)),
-        _ => values = Some(Json::from(&driver.execution.output())),
-    }
+        GraphEnd::Done(fields) => Json::from(fields),
+        _ => Json::from(&driver.execution.output()),
+    };
     if shared.durability == Durability::Exit && !matches!(end, GraphEnd::Stopped) {
         shared.store_held("");
     }

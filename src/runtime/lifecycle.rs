@@ -273,12 +273,7 @@ impl Runtime {
         };
         let RootEnd { end, is_pending, values } = end;
         let rest = if is_pending { ThreadStatus::Interrupted } else { ThreadStatus::Idle };
-        let done = |status: RunStatus| Ending {
-            status,
-            error: None,
-            thread_status: rest,
-            result: values.clone().unwrap_or_else(Json::object),
-        };
+        let done = |status: RunStatus| Ending { status, error: None, thread_status: rest, result: values.clone() };
         let failed = |error: &EngineError| {
             shared.emit_named("error".to_owned(), Json::of(&error.info()).unwrap_or_default());
             Outcome::Ended(Ending::failed(error))

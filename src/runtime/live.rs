@@ -37,11 +37,6 @@ impl LiveRun {
         }
     }
 
-    pub(crate) fn has_listeners(&self) -> bool {
-        let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
-        sender.as_ref().is_some_and(|sender| sender.receiver_count() > 0)
-    }
-
     /// Events from now on; already closed when the run has ended here.
     pub(crate) fn subscribe(&self) -> broadcast::Receiver<Event> {
         match &*self.sender.lock().unwrap_or_else(PoisonError::into_inner) {

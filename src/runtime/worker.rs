@@ -2,7 +2,6 @@
 //! claim query: a run without a live lease is claimable, whoever had it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
@@ -70,28 +69,22 @@ impl Runtime {
     }
 
     /// Stops claiming, lets the running supersteps finish and commit, and hands the runs over. Returns when none is left
-    /// here, or after `grace`: runs that are still in a node then lose their lease by time.
-    pub async fn drain(&self, grace: Duration) {
+    /// here; dropped before that (a node takes too long), the runs lose their leases by time.
+    pub async fn drain(&self) {
         self.inner.draining.cancel();
-        let active: Vec<Active> = lock(&self.inner.active).values().cloned().collect();
-        for run in &active {
+        let _stop_loops = self.inner.stopped.clone().drop_guard();
+        for run in lock(&self.inner.active).values() {
             run.drain.cancel();
         }
-        let idle = async {
-            loop {
-                let notified = self.inner.idle.notified();
-                tokio::pin!(notified);
-                notified.as_mut().enable();
-                if lock(&self.inner.active).is_empty() {
-                    return;
-                }
-                notified.await;
+        loop {
+            let notified = self.inner.idle.notified();
+            tokio::pin!(notified);
+            notified.as_mut().enable();
+            if lock(&self.inner.active).is_empty() {
+                return;
             }
-        };
-        if tokio::time::timeout(grace, idle).await.is_err() {
-            tracing::warn!("runs were still inside a node at the end of the grace period; others will take them over");
+            notified.await;
         }
-        self.inner.stopped.cancel();
     }
 
     /// Takes runs from the queue while there is room.

@@ -141,23 +141,6 @@ fn xray(query: &Query) -> ApiResult<usize> {
 }
 
 /// The drawing of a graph (contract section 2). The only place that draws.
-fn draw(runtime: &Runtime, graph_id: &str, _levels: usize) -> Option<Value> {
-    let spec = runtime.graph(graph_id)?.spec();
-    let ends = |name: &str| json!({"id": name, "type": "schema", "data": name});
-    let node = |name: &String| json!({"id": name, "type": "runnable", "data": {"id": [], "name": name}});
-    let mut nodes = vec![ends("__start__")];
-    nodes.extend(spec.nodes.keys().map(node));
-    nodes.push(ends("__end__"));
-    let mut edges = Vec::new();
-    for source in std::iter::once(&spec.start).chain(spec.nodes.values()) {
-        let before = edges.len();
-        edges.extend(source.writers.edges.iter().map(|target| json!({"source": source.name, "target": target})));
-        for target in source.writers.branches.iter().flat_map(|branch| branch.targets.iter().flatten()) {
-            edges.push(json!({"source": source.name, "target": target, "conditional": true}));
-        }
-        if edges.len() == before && !source.is_handler {
-            edges.push(json!({"source": source.name, "target": "__end__"}));
-        }
-    }
-    Some(json!({"nodes": nodes, "edges": edges}))
+fn draw(runtime: &Runtime, graph_id: &str, levels: usize) -> Option<Value> {
+    serde_json::to_value(runtime.graph(graph_id)?.drawing(levels)).ok()
 }

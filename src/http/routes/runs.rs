@@ -159,7 +159,7 @@ pub(super) async fn submit(
 
 /// The events of a run that was just accepted.
 pub(super) async fn events(state: &AppState, caller: &Caller, submitted: Submitted) -> ApiResult {
-    let Submitted { run, events } = submitted;
+    let Submitted { run, events, .. } = submitted;
     let events = match events {
         Some(events) => events,
         None => {

@@ -50,7 +50,7 @@ impl TestServer {
         storage.migrate().await.expect("migrates");
         let graphs = graphs::all().into_iter().map(|graph| graph.expect("a shipped graph")).collect();
         let runtime = Runtime::new(storage, graphs, Clock::default(), runtime_settings());
-        start_loops(&runtime);
+        runtime.start();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
         let stop = CancellationToken::new();
@@ -160,6 +160,3 @@ fn runtime_settings() -> Settings {
         claims: true,
     }
 }
-
-/// Becomes `runtime.start()` once the runtime has its loops.
-fn start_loops(_runtime: &Runtime) {}

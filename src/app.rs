@@ -1,0 +1,299 @@
+//! The composition root: configuration, then storage, runtime, router; the order of start and of shutdown. [`Server`] is
+//! the embedded form.
+
+use std::fmt::Write as _;
+use std::future::Future;
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, bail};
+use axum::Router;
+use axum::extract::Request;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::config::{Config, DatabaseConfig, DatabaseUrl, Role, SqliteSynchronous, seconds};
+use crate::graph::Graph;
+use crate::http::{ApiKey, HttpSettings, router};
+use crate::runtime::{Runtime, Settings};
+use crate::storage::connect::{ConnectOptions, connect};
+use crate::storage::{Description, SharedStorage};
+
+/// A server that has not been started.
+#[derive(Debug)]
+pub struct Server {
+    config: Config,
+    graphs: Vec<Graph>,
+}
+
+impl Server {
+    pub fn new(config: Config, graphs: Vec<Graph>) -> Server {
+        Server { config, graphs }
+    }
+
+    /// Binds, connects, migrates an empty or old database, and serves until [`Running::shutdown`]. When this returns,
+    /// requests are answered.
+    pub async fn start(self) -> anyhow::Result<Running> {
+        let Server { config, graphs } = self;
+        config.validate()?;
+        check_names(&graphs)?;
+        let listen = config.listen_addr().context("server.listen is no address")?;
+        let listener = bind(listen).await?;
+        let addr = listener.local_addr().context("reading the address listened on")?;
+        let storage = open_storage(&config.database).await?;
+        storage.migrate().await.with_context(|| format!("preparing the database {}", config.database.url))?;
+
+        let runtime = Runtime::new(storage.clone(), graphs.clone(), Clock::default(), runtime_settings(&config));
+        runtime.start();
+
+        let stopping = CancellationToken::new();
+        let http = HttpSettings {
+            api_keys: config.auth.api_key.reveal().map(ApiKey::new).into_iter().collect(),
+            body_limit: config.server.max_body_bytes,
+            heartbeat: seconds(config.server.heartbeat_secs),
+            durability: config.runtime.durability,
+            shutdown: stopping.clone(),
+            ..HttpSettings::default()
+        };
+        let mut routes: Router = router(runtime.clone(), http);
+        if config.runtime.role == Role::Worker {
+            routes = routes.layer(middleware::from_fn(health_only));
+        }
+        let until = stopping.clone().cancelled_owned();
+        let serving = tokio::spawn(async move { axum::serve(listener, routes).with_graceful_shutdown(until).await });
+        tracing::info!(%addr, backend = storage.describe().backend, graphs = graphs.len(), "serving");
+        Ok(Running { addr, config, graphs, storage, runtime, stopping, serving })
+    }
+}
+
+/// A server that answers requests. Dropping it does not stop it: call [`Running::shutdown`].
+pub struct Running {
+    pub addr: SocketAddr,
+    config: Config,
+    graphs: Vec<Graph>,
+    storage: SharedStorage,
+    runtime: Runtime,
+    stopping: CancellationToken,
+    serving: JoinHandle<io::Result<()>>,
+}
+
+impl Running {
+    /// The address clients use, without a slash at the end.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    pub fn storage(&self) -> &SharedStorage {
+        &self.storage
+    }
+
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    /// What the start line says.
+    pub fn greeting(&self) -> String {
+        greeting(&self.url(), &self.storage.describe(), &self.graphs, &self.config)
+    }
+
+    /// Stops in order: no new connections and open streams end; runs commit their superstep and are handed over; storage
+    /// closes. Takes at most about `server.shutdown_grace_secs`.
+    pub async fn shutdown(self) -> anyhow::Result<()> {
+        let grace = seconds(self.config.server.shutdown_grace_secs);
+        let deadline = tokio::time::Instant::now() + grace;
+        self.stopping.cancel();
+        if tokio::time::timeout_at(deadline, self.runtime.drain()).await.is_err() {
+            tracing::warn!("runs did not reach a commit in {grace:?}: their leases will expire instead");
+        }
+        let abort = self.serving.abort_handle();
+        match tokio::time::timeout_at(deadline, self.serving).await {
+            Ok(Ok(result)) => result.context("serving")?,
+            Ok(Err(panic)) => bail!("the accept loop failed: {panic}"),
+            Err(_) => {
+                tracing::warn!("requests were still open after {grace:?}: they are cut off");
+                abort.abort();
+            }
+        }
+        self.storage.close().await;
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+/// `serve`: start, say so on stdout, and stop on SIGTERM or SIGINT. A second signal ends the process at once.
+pub async fn serve(config: Config, graphs: Vec<Graph>) -> anyhow::Result<()> {
+    // Registered before anything is announced, so that a signal right after the start line is not lost.
+    let stop = stop_signal()?;
+    let running = Server::new(config, graphs).start().await?;
+    say(&running.greeting());
+    let signal = stop.await;
+    tracing::info!("{signal}: shutting down; a second signal ends the process at once");
+    let again = stop_signal()?;
+    tokio::select! {
+        result = running.shutdown() => result,
+        signal = again => bail!("{signal} during the shutdown: ended without waiting"),
+    }
+}
+
+/// Serves `graphs` with default settings but for the address and the database, until a signal: for small programs.
+pub async fn run_with(graphs: Vec<Graph>, listen: &str, database_url: &str) -> anyhow::Result<()> {
+    let mut config = Config::defaults()?;
+    config.server.listen = listen.to_owned();
+    config.database.url = DatabaseUrl::new(database_url);
+    serve(config, graphs).await
+}
+
+/// `migrate`: applies missing migrations and says how many.
+pub async fn migrate(config: &Config) -> anyhow::Result<()> {
+    let storage = open_storage(&config.database).await?;
+    let result = storage.migrate().await.with_context(|| format!("migrating {}", config.database.url));
+    let place = place(&storage.describe());
+    storage.close().await;
+    match result? {
+        0 => say(&format!("{place} is up to date")),
+        count => say(&format!("{place}: applied {count} migration{}", if count == 1 { "" } else { "s" })),
+    }
+    Ok(())
+}
+
+/// Prints to stdout; a reader that went away is no reason to stop.
+pub(crate) fn say(text: &str) {
+    let mut out = io::stdout().lock();
+    let written = writeln!(out, "{text}").and_then(|()| out.flush());
+    if let Err(error) = written {
+        tracing::debug!("stdout is gone: {error}");
+    }
+}
+
+async fn open_storage(config: &DatabaseConfig) -> anyhow::Result<SharedStorage> {
+    let options = ConnectOptions {
+        max_connections: config.max_connections,
+        pgbouncer: config.pgbouncer,
+        acquire_timeout: seconds(config.acquire_timeout_secs),
+        statement_timeout: seconds(config.statement_timeout_secs),
+        sqlite_synchronous_full: config.sqlite_synchronous == SqliteSynchronous::Full,
+    };
+    connect(config.url.reveal(), &options).await.with_context(|| format!("opening the database {}", config.url))
+}
+
+async fn bind(listen: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(listen).await.map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => anyhow::anyhow!(
+            "{listen} is in use by another process: stop it, or choose another port with --listen {}:PORT",
+            listen.ip()
+        ),
+        _ => anyhow::anyhow!("cannot listen on {listen}: {error}"),
+    })
+}
+
+fn check_names(graphs: &[Graph]) -> anyhow::Result<()> {
+    let mut seen = std::collections::HashSet::new();
+    for graph in graphs {
+        if !seen.insert(graph.name()) {
+            bail!("two graphs are named {:?}: names address graphs and must be unique", graph.name());
+        }
+    }
+    Ok(())
+}
+
+fn runtime_settings(config: &Config) -> Settings {
+    let runtime = &config.runtime;
+    Settings {
+        worker: worker_name(),
+        concurrency: runtime.concurrency,
+        lease: seconds(runtime.lease_secs),
+        renew_every: seconds(runtime.renew_secs),
+        poll_every: seconds(runtime.poll_secs),
+        max_attempts: runtime.max_attempts,
+        run_timeout: seconds(runtime.run_timeout_secs),
+        recursion_limit: runtime.recursion_limit,
+        durability: runtime.durability,
+        claims: runtime.role != Role::Api,
+    }
+}
+
+/// `host:pid`: a name for humans.
+fn worker_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = if host.trim().is_empty() { "session-store" } else { host.trim() };
+    format!("{host}:{}", std::process::id())
+}
+
+/// The routes of a process that only executes runs.
+async fn health_only(request: Request, next: Next) -> Response {
+    if matches!(request.uri().path(), "/ok" | "/info") {
+        return next.run(request).await;
+    }
+    let body = r#"{"detail":"this process has runtime.role = worker: it answers /ok and /info only"}"#;
+    (StatusCode::NOT_FOUND, [(http::header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+/// Resolves to the name of the first SIGTERM or SIGINT that arrives from now on.
+fn stop_signal() -> anyhow::Result<impl Future<Output = &'static str>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        }
+    })
+}
+
+fn place(storage: &Description) -> String {
+    format!("{} {}", storage.backend, storage.location)
+}
+
+fn greeting(url: &str, storage: &Description, graphs: &[Graph], config: &Config) -> String {
+    let durable = if storage.volatile { "VOLATILE: everything is lost when this process ends" } else { "durable" };
+    let names: Vec<&str> = graphs.iter().map(Graph::name).collect();
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "session-store {} listening on {url}", env!("CARGO_PKG_VERSION"));
+    let _ = writeln!(text, "  storage  {} ({durable})", place(storage));
+    let _ = writeln!(text, "  graphs   {}", if names.is_empty() { "none".to_owned() } else { names.join(", ") });
+    if config.auth.api_key.reveal().is_none() && config.server.insecure {
+        let _ = writeln!(text, "  auth     none: whoever reaches this address may do everything");
+    }
+    let counter = graphs.iter().find(|graph| graph.name() == "counter");
+    if let Some(graph) = counter.or(graphs.first()) {
+        let input = if graph.name() == "counter" { r#"{"counter":0}"# } else { "{}" };
+        let key = if config.auth.api_key.reveal().is_some() { r#" -H "x-api-key: $API_KEY""# } else { "" };
+        let _ = writeln!(
+            text,
+            r#"  try      curl -s {url}/threads/demo-session/runs/wait{key} -d '{{"assistant_id":"{}","input":{input}}}'"#,
+            graph.name()
+        );
+    }
+    text.truncate(text.trim_end().len());
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_greeting_says_where_and_whether_it_lasts() {
+        let config = Config::defaults().expect("readable");
+        let memory = Description { backend: "sqlite", location: "in memory".into(), volatile: true };
+        let text = greeting("http://127.0.0.1:8123", &memory, &[], &config);
+        assert!(text.starts_with("session-store 0.1.0 listening on http://127.0.0.1:8123\n"), "{text}");
+        assert!(text.contains("sqlite in memory (VOLATILE"), "{text}");
+        let file = Description { backend: "sqlite", location: "a.db".into(), volatile: false };
+        assert!(greeting("http://x", &file, &[], &config).contains("sqlite a.db (durable)"));
+    }
+
+    #[tokio::test]
+    async fn a_port_in_use_is_explained() {
+        let taken = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let error = bind(taken.local_addr().expect("an address")).await.expect_err("is taken").to_string();
+        assert!(error.contains("is in use") && error.contains("--listen 127.0.0.1:PORT"), "{error}");
+    }
+}

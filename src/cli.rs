@@ -1,0 +1,219 @@
+//! The command line: what [`crate::main`] does with its arguments.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::{Args, Parser, Subcommand};
+
+use crate::app;
+use crate::config::{Config, Overrides, Role};
+use crate::graph::{BuildErrors, Graph, Registry};
+use crate::telemetry;
+
+/// A self-hosted session store and graph runtime for LangGraph-style agents.
+#[derive(Debug, Parser)]
+#[command(name = "session-store", version, about)]
+pub(crate) struct Cli {
+    /// A TOML file that overrides defaults; `config.toml` in the repository lists all settings.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// sqlite://FILE, postgres://user@host/db, or memory.
+    #[arg(long, global = true, value_name = "URL")]
+    database_url: Option<String>,
+    #[command(flatten)]
+    serve: ServeArgs,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Default, Args)]
+struct ServeArgs {
+    /// The address to listen on, as in 127.0.0.1:8123.
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+    /// Allow an address other machines can reach although no API key is set.
+    #[arg(long)]
+    insecure: bool,
+    /// What this process does: the API, the execution of runs, or both.
+    #[arg(long, value_enum)]
+    role: Option<Role>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the API and execute runs (the default).
+    Serve(ServeArgs),
+    /// Create the schema of the database, or bring it up to date.
+    Migrate,
+    /// Print the settings in force, secrets redacted; exit with 1 and the reasons if they are bad.
+    CheckConfig(ServeArgs),
+    /// List the graphs of this build.
+    Graphs {
+        /// Draw one graph as a Mermaid flow chart instead.
+        #[arg(long, value_name = "NAME")]
+        mermaid: Option<String>,
+    },
+    /// Ask the server at the configured address whether it is well; exit with 0 or 1.
+    Healthcheck(ServeArgs),
+}
+
+impl Cli {
+    /// Executes the command. `graphs` are the graphs of this program, or why some of them are unusable.
+    pub(crate) fn run(self, graphs: impl IntoIterator<Item = Result<Graph, BuildErrors>>) -> anyhow::Result<()> {
+        let Cli { config: file, database_url, serve: outer, command } = self;
+        let command = command.unwrap_or_else(|| Command::Serve(ServeArgs::default()));
+        let load = |args: ServeArgs| {
+            let overrides = Overrides {
+                database_url: database_url.clone(),
+                listen: args.listen.or_else(|| outer.listen.clone()),
+                insecure: args.insecure || outer.insecure,
+                role: args.role.or(outer.role),
+            };
+            Config::read(file.as_deref(), &environment(), &overrides)
+        };
+        let valid = |args: ServeArgs| -> anyhow::Result<Config> {
+            let config = load(args)?;
+            config.validate()?;
+            Ok(config)
+        };
+        match command {
+            Command::Serve(args) => {
+                let config = valid(args)?;
+                let graphs = Registry::new(graphs)?;
+                telemetry::init(&config.log)?;
+                block_on(app::serve(config, graphs.iter().cloned().collect()))
+            }
+            Command::Migrate => {
+                let config = valid(ServeArgs::default())?;
+                telemetry::init(&config.log)?;
+                block_on(app::migrate(&config))
+            }
+            Command::CheckConfig(args) => {
+                let config = load(args)?;
+                app::say(&config.render()?);
+                config.validate()?;
+                Ok(())
+            }
+            Command::Graphs { mermaid } => {
+                let graphs = Registry::new(graphs)?;
+                match mermaid {
+                    Some(name) => draw_one(&graphs, &name),
+                    None => {
+                        list(&graphs);
+                        Ok(())
+                    }
+                }
+            }
+            Command::Healthcheck(args) => {
+                let config = valid(args)?;
+                let addr = config.listen_addr().context("server.listen is no address")?;
+                health(addr, Duration::from_secs(3))?;
+                app::say("ok");
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The environment, leaving out what is not text: no setting of ours can be meant by it.
+fn environment() -> HashMap<String, String> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
+}
+
+fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting threads")?;
+    let result = runtime.block_on(work);
+    // A node that never yields must not keep the process from ending.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+fn list(graphs: &Registry) {
+    let width = graphs.names().map(str::len).max().unwrap_or(0);
+    for graph in graphs.iter() {
+        let description = graph.description().unwrap_or_default();
+        app::say(format!("{:width$}  {description}", graph.name()).trim_end());
+    }
+}
+
+fn draw_one(graphs: &Registry, name: &str) -> anyhow::Result<()> {
+    let Some(graph) = graphs.get(name) else {
+        bail!("no graph is named {name}; there are {}", graphs.names().collect::<Vec<_>>().join(", "));
+    };
+    app::say(graph.drawing(0).mermaid().trim_end());
+    Ok(())
+}
+
+/// `GET /ok`, by hand: the image needs no HTTP client.
+fn health(listen: SocketAddr, timeout: Duration) -> anyhow::Result<()> {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    let addr = SocketAddr::new(ip, listen.port());
+    let ask = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect_timeout(&addr, timeout)?;
+        stream.set_read_timeout(Some(timeout))?;
+        stream.set_write_timeout(Some(timeout))?;
+        write!(stream, "GET /ok HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n")?;
+        let mut answer = Vec::new();
+        stream.take(64 * 1024).read_to_end(&mut answer)?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    };
+    let answer = ask().with_context(|| format!("no answer from http://{addr}/ok"))?;
+    let status = answer.lines().next().unwrap_or_default();
+    if status.split(' ').nth(1) != Some("200") {
+        bail!("http://{addr}/ok answered {status:?}");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_of_serve_work_with_and_without_the_word() {
+        let bare = Cli::try_parse_from(["session-store", "--listen", "127.0.0.1:1", "--role", "api"]).expect("parses");
+        assert!(bare.command.is_none());
+        assert_eq!((bare.serve.listen.as_deref(), bare.serve.role), (Some("127.0.0.1:1"), Some(Role::Api)));
+        let words = ["session-store", "serve", "--insecure", "--database-url", "memory", "--config", "x.toml"];
+        let serve = Cli::try_parse_from(words).expect("parses");
+        assert_eq!(serve.database_url.as_deref(), Some("memory"));
+        assert!(matches!(serve.command, Some(Command::Serve(args)) if args.insecure));
+        assert!(Cli::try_parse_from(["session-store", "--database-url", "memory", "migrate"]).is_ok());
+        assert!(Cli::try_parse_from(["session-store", "dance"]).is_err());
+    }
+
+    #[test]
+    fn a_health_check_tells_answers_apart() {
+        for (answer, well) in [("HTTP/1.1 200 OK\r\n\r\n{}", true), ("HTTP/1.1 503 Busy\r\n\r\n", false), ("", false)] {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+            let addr = listener.local_addr().expect("an address");
+            let serving = std::thread::spawn(move || {
+                let (mut stream, _) = listener.accept().expect("a client");
+                let mut request = [0; 256];
+                let read = stream.read(&mut request).expect("a request");
+                assert!(request[..read].starts_with(b"GET /ok HTTP/1.1\r\n"));
+                stream.write_all(answer.as_bytes()).expect("answered");
+            });
+            let asked = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), addr.port());
+            assert_eq!(health(asked, Duration::from_secs(5)).is_ok(), well, "{answer}");
+            serving.join().expect("served");
+        }
+    }
+}
