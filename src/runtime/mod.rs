@@ -1,19 +1,34 @@
 //! When it happens: moves runs through engine and storage. [`Runtime`] is the handle that HTTP holds.
 
+mod assistants;
+mod commit;
 pub mod error;
+mod executor;
+mod follow;
+mod host;
+mod lifecycle;
+mod live;
+mod messages;
+mod nodes;
+mod persist;
 pub mod request;
+mod runs;
+mod shared;
+mod state;
+mod worker;
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::stream::BoxStream;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::graph::Graph;
-use crate::model::{
-    Assistant, CancelAction, CheckpointRef, Cursor, Durability, Event, EventId, HeadView, Json, Run, RunId, Scope,
-    Thread, ThreadId, ThreadState,
-};
+use crate::model::{Durability, Event, RunId, Timestamp};
 use crate::storage::SharedStorage;
 
 pub use error::RuntimeError;
@@ -54,11 +69,40 @@ pub(crate) struct Inner {
     pub(crate) graphs: Vec<Graph>,
     pub(crate) clock: Clock,
     pub(crate) settings: Settings,
+    pub(crate) started_at: Timestamp,
+    pub(crate) hub: live::Hub,
+    /// The threads nodes run on.
+    pub(crate) nodes: nodes::NodeThreads,
+    /// The runs executed here.
+    pub(crate) active: Mutex<HashMap<RunId, worker::Active>>,
+    /// Something may be claimable.
+    pub(crate) wake: Notify,
+    /// A run ended here.
+    pub(crate) idle: Notify,
+    pub(crate) draining: CancellationToken,
+    pub(crate) stopped: CancellationToken,
 }
 
 impl Runtime {
+    /// Puts the parts together; [`Runtime::start`] sets them going.
     pub fn new(storage: SharedStorage, graphs: Vec<Graph>, clock: Clock, settings: Settings) -> Runtime {
-        Runtime { inner: Arc::new(Inner { storage, graphs, clock, settings }) }
+        let (nodes, started_at) = (nodes::NodeThreads::start(), clock.now());
+        Runtime {
+            inner: Arc::new(Inner {
+                storage,
+                graphs,
+                clock,
+                settings,
+                started_at,
+                hub: live::Hub::default(),
+                nodes,
+                active: Mutex::default(),
+                wake: Notify::new(),
+                idle: Notify::new(),
+                draining: CancellationToken::new(),
+                stopped: CancellationToken::new(),
+            }),
+        }
     }
 
     pub fn storage(&self) -> &SharedStorage {
@@ -67,6 +111,10 @@ impl Runtime {
 
     pub fn clock(&self) -> &Clock {
         &self.inner.clock
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.inner.settings
     }
 
     /// The graphs of this build, in registration order.
@@ -78,100 +126,13 @@ impl Runtime {
         self.inner.graphs.iter().find(|graph| graph.name() == name)
     }
 
-    /// Resolves an assistant; system assistants are virtual: one per graph.
-    pub async fn find_assistant(&self, _scope: &Scope, _name: &AssistantName) -> Result<Assistant, RuntimeError> {
-        unimplemented!()
+    pub(crate) fn nodes(&self) -> &tokio::runtime::Handle {
+        self.inner.nodes.handle()
     }
+}
 
-    /// All assistants, one per graph, newest first.
-    pub async fn list_assistants(&self, _scope: &Scope) -> Result<Vec<Assistant>, RuntimeError> {
-        unimplemented!()
-    }
-
-    /// Accepts a run: when this returns it is committed. Cancel-safe: dropped before it returns, the run may or may not
-    /// have been accepted.
-    pub async fn submit(&self, _scope: &Scope, _request: RunRequest) -> Result<Submitted, RuntimeError> {
-        unimplemented!()
-    }
-
-    /// Waits for a run to end and returns what `wait` answers: the last root `values` payload, with `__interrupt__`
-    /// merged in; `{"__error__": {error, message}}` of a failed run (contract section 3.6). Takes the events of a
-    /// submitted run (`Some`: the run's own stream, from its first event), or joins one.
-    pub async fn wait(&self, _scope: &Scope, _submitted: Submitted) -> Result<Json, RuntimeError> {
-        unimplemented!()
-    }
-
-    /// [`Runtime::wait`] for a run that was submitted earlier, by anybody.
-    pub async fn join(&self, _scope: &Scope, _thread: &ThreadId, _run: RunId) -> Result<Json, RuntimeError> {
-        unimplemented!()
-    }
-
-    /// The events of a run: stored ones after `after` (when given), then live ones, then the end. Without `after` live
-    /// ones only; a finished run's stream is then empty. `cancel_on_disconnect` as in [`RunRequest`].
-    pub async fn join_stream(
-        &self,
-        _scope: &Scope,
-        _thread: &ThreadId,
-        _run: RunId,
-        _after: Option<EventId>,
-        _cancel_on_disconnect: bool,
-    ) -> Result<EventStream, RuntimeError> {
-        unimplemented!()
-    }
-
-    /// Sets the durable cancel flag. With `wait`, returns once the run has stopped. [`RuntimeError::RunNotFound`] when the run
-    /// is not active.
-    pub async fn cancel(
-        &self,
-        _scope: &Scope,
-        _thread: &ThreadId,
-        _run: RunId,
-        _action: CancelAction,
-        _reason: Option<String>,
-        _wait: bool,
-    ) -> Result<(), RuntimeError> {
-        unimplemented!()
-    }
-
-    /// Reads a run.
-    pub async fn find_run(&self, _scope: &Scope, _thread: &ThreadId, _run: RunId) -> Result<Run, RuntimeError> {
-        unimplemented!()
-    }
-
-    /// The state of a thread at a checkpoint (the latest when `at.id` is `None`), with nested states of pending
-    /// subgraphs when asked. An unknown checkpoint of a known thread is an empty state with the cursor echoed.
-    pub async fn thread_state(
-        &self,
-        _scope: &Scope,
-        _thread: &ThreadId,
-        _at: &CheckpointRef,
-        _subgraphs: bool,
-    ) -> Result<ThreadState, RuntimeError> {
-        unimplemented!()
-    }
-
-    /// States, newest first; empty for a thread without checkpoints.
-    pub async fn history(
-        &self,
-        _scope: &Scope,
-        _thread: &ThreadId,
-        _query: &HistoryQuery,
-    ) -> Result<Vec<ThreadState>, RuntimeError> {
-        unimplemented!()
-    }
-
-    /// Changes state as a node would; returns the new checkpoint.
-    pub async fn update_state(
-        &self,
-        _scope: &Scope,
-        _thread: &ThreadId,
-        _update: StateUpdate,
-    ) -> Result<Cursor, RuntimeError> {
-        unimplemented!()
-    }
-
-    /// Values, interrupts and error of each thread's head, in the order given.
-    pub async fn head_views(&self, _scope: &Scope, _threads: &[Thread]) -> Result<Vec<HeadView>, RuntimeError> {
-        unimplemented!()
+impl fmt::Debug for Runtime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Runtime").field("settings", &self.inner.settings).finish_non_exhaustive()
     }
 }

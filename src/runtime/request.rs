@@ -1,10 +1,12 @@
 //! What the runtime is asked for.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use uuid::Uuid;
 
 use super::EventStream;
+use super::live::LiveRun;
 use crate::model::{CheckpointRef, Json, MultitaskStrategy, OnCompletion, Run, RunKwargs, ThreadId};
 
 /// An assistant as clients name it.
@@ -46,6 +48,7 @@ pub struct RunRequest {
 /// An accepted run: committed.
 pub struct Submitted {
     pub run: Run,
+    pub(crate) live: Arc<LiveRun>,
     /// All events of the run from its first, when `start_here` asked for them.
     pub events: Option<EventStream>,
 }

@@ -1,3 +1,15 @@
 //! The one integration test binary: features at their boundary, for real.
+#![expect(clippy::unwrap_used, reason = "tests panic")]
 
 mod agent;
+mod api;
+mod cli;
+mod compose;
+mod cost;
+mod crash;
+mod readme;
+mod sdk;
+mod serve;
+mod storage;
+mod support;
+mod tidy;

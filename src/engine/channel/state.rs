@@ -130,9 +130,14 @@ impl Channel {
         self.kept
     }
 
+    /// Whether it is a list that reducers extend.
+    pub fn is_list(&self) -> bool {
+        matches!(self.kind, ChannelKind::Reducer(_) | ChannelKind::DeltaAppend { .. })
+    }
+
     /// The content is stored now: from here on, what is appended is new.
     pub fn mark_stored(&mut self) {
-        if matches!(self.kind, ChannelKind::Reducer(_) | ChannelKind::DeltaAppend { .. }) {
+        if self.is_list() {
             self.kept = self.value.as_ref().filter(|v| v.is_array()).and_then(Json::items).map_or(0, |l| l.len());
         }
     }

@@ -63,6 +63,8 @@ pub struct Options {
     pub addressed: bool,
     /// Answers by interrupt id, from the graph around this one.
     pub answers_by_id: Fields,
+    /// The answers were given in an earlier attempt: those already taken must not answer a later question.
+    pub exact_answers: bool,
     /// Only the last checkpoint is stored (durability `exit`).
     pub exit: bool,
     /// Checkpoints are kept at all.
@@ -79,6 +81,8 @@ pub struct Draft {
     pub parent: Option<CheckpointId>,
     /// Leading items shared with the last stored checkpoint, by list channel.
     pub kept: BTreeMap<String, usize>,
+    /// The channels that are lists growing at their end.
+    pub lists: BTreeSet<String>,
     /// The nodes that run next, as record views show them.
     pub next: Vec<String>,
 }
@@ -174,14 +178,13 @@ pub struct Execution {
 }
 
 impl Execution {
-    /// The channels' values under the graph's output keys: its result.
+    /// The channels' values under the graph's output keys: its result, and what `values` events show.
     pub fn output(&self) -> Fields {
         read_channels(&self.channels, self.output_keys())
     }
 
-    /// The values that streams of this graph show.
     fn output_keys(&self) -> &[String] {
-        if self.is_nested() { &self.spec.output } else { &self.spec.stream }
+        &self.spec.output
     }
 
     fn is_nested(&self) -> bool {
@@ -191,6 +194,14 @@ impl Execution {
     /// The plain answer of the Command this execution was started with, until a question takes it.
     pub fn null_resume(&self) -> Option<Json> {
         self.records.get(special::NULL_TASK)?.get(special::RESUME).cloned()
+    }
+
+    /// A question took the plain answer: it answers one question only, so it is not offered again.
+    pub fn spend_plain_answer(&mut self, effects: &mut Vec<Effect>) {
+        if let Some(mut null) = self.records.remove(special::NULL_TASK) {
+            null.remove(special::RESUME);
+            self.store_record(null, effects);
+        }
     }
 
     /// Answers by interrupt id, for graphs inside this one.
@@ -279,14 +290,14 @@ impl Execution {
         if let Some(carried) = self.answers_by_path.get(&task.path.sort_key()) {
             answers.extend(carried.iter().cloned());
         }
-        // A task's first id stays valid for its later questions.
         let current = ids::interrupt(&task.ns, answers.len());
-        let first = ids::interrupt(&task.ns, 0);
-        let answer = self.answers_by_id.get(&current).or_else(|| self.answers_by_id.get(&first));
+        let mut answer = self.answers_by_id.get(&current);
         let is_asking = self.records.get(&task.id).is_some_and(|record| record.get(special::INTERRUPT).is_some());
-        if let Some(answer) = answer.filter(|_| is_asking) {
-            answers.push(answer.clone());
+        if answer.is_none() && is_asking && !self.options.exact_answers {
+            // A task's first id stays valid for its later questions.
+            answer = self.answers_by_id.get(&ids::interrupt(&task.ns, 0));
         }
+        answers.extend(answer.cloned());
         answers
     }
 
@@ -323,16 +334,8 @@ impl Execution {
         }
     }
 
-    /// Records a job's end. `answers`: all answers its questions took, in order. `took_plain`: one of them was the plain
-    /// answer of the Command, which is spent now: it answers one question only.
-    pub fn finish_task(
-        &mut self,
-        job: &Job,
-        end: TaskEnd,
-        answers: &[Json],
-        took_plain: bool,
-        effects: &mut Vec<Effect>,
-    ) -> Finished {
+    /// Records a job's end. `answers`: all answers its questions took, in order.
+    pub fn finish_task(&mut self, job: &Job, end: TaskEnd, answers: &[Json], effects: &mut Vec<Effect>) -> Finished {
         let task = &job.task;
         let mut record = self.records.remove(&task.id).unwrap_or_else(|| TaskRecord::new(&task.id, task.path.clone()));
         if !answers.is_empty() {
@@ -340,6 +343,8 @@ impl Execution {
         }
         let finished = match end {
             TaskEnd::Output(output) => self.record_output(job, &output, &mut record, effects),
+            // A graph inside stopped at a breakpoint: nothing was asked.
+            TaskEnd::Interrupted(list) if list.is_empty() => return Finished::Interrupted(list),
             TaskEnd::Interrupted(list) => {
                 record.set(special::INTERRUPT, Json::of(&list).unwrap_or_default());
                 self.interrupted = true;
@@ -357,10 +362,6 @@ impl Execution {
             }
         };
         self.store_record(record, effects);
-        if took_plain && let Some(mut null) = self.records.remove(special::NULL_TASK) {
-            null.remove(special::RESUME);
-            self.store_record(null, effects);
-        }
         finished
     }
 
@@ -543,13 +544,13 @@ impl Execution {
         }
         self.shown_metadata = Json::from(shown);
         let metadata = CheckpointMetadata { source, step: self.step, parents: self.options.parents.clone(), extra };
-        let kept = self
+        let lists: BTreeSet<String> = self
             .channels
             .iter()
-            .filter(|(name, _)| values.contains_key(*name))
-            .filter(|(_, channel)| channel.kept() > 0)
-            .map(|(name, channel)| (name.clone(), channel.kept()))
+            .filter(|(name, channel)| channel.is_list() && values.contains_key(*name))
+            .map(|(name, _)| name.clone())
             .collect();
+        let kept = lists.iter().map(|name| (name.clone(), self.channels[name].kept())).collect();
         self.parent = parent.clone();
         self.checkpoint_id = id.clone();
         self.step += 1;
@@ -573,7 +574,7 @@ impl Execution {
         };
         if self.options.has_storage {
             let ns = self.options.ns.clone();
-            effects.push(Effect::Checkpoint(Box::new(Draft { ns, checkpoint, metadata, parent, kept, next })));
+            effects.push(Effect::Checkpoint(Box::new(Draft { ns, checkpoint, metadata, parent, kept, lists, next })));
         }
         if !self.options.exit {
             self.channels.values_mut().for_each(super::channel::Channel::mark_stored);

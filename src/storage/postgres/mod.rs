@@ -7,7 +7,7 @@
 //!   claims lock run rows without their thread; claims skip what is locked.
 //! * **A statement has one snapshot.** When it waited for a row lock, that row is read anew, other rows are not. So no
 //!   statement that locks also decides by rows it did not lock, unless it proves its snapshot fresh: `threads.revision`
-//!   grows with every run inserted, and [`runs::create`] does nothing when the locked row's revision is not the
+//!   grows with every run inserted, and `runs::create` does nothing when the locked row's revision is not the
 //!   snapshot's. Transactions lock in a first statement and decide in a later one, which has a new snapshot.
 //! * **The fence.** Every write of a run selects from the run row, locked, with the epoch of the lease.
 

@@ -105,6 +105,11 @@ impl PostgresStorage {
             }
             Err(error) => return Err(driver_error(error)),
         };
+        if rows.is_empty() {
+            // What is pending waits for its turn; nothing was written.
+            session.finish().await?;
+            return Ok(Vec::new());
+        }
         self.wrote(session).await?;
         let mut claimed = Vec::new();
         for row in &rows {

@@ -3,16 +3,13 @@
 
 use std::collections::HashSet;
 
-use sqlx::Postgres;
-use sqlx::postgres::{PgArguments, PgConnection};
-use sqlx::query::Query;
-use uuid::Uuid;
+use sqlx::postgres::PgConnection;
 
 use super::super::rows::get;
 use super::super::threads::lock_thread;
 use super::super::{PostgresStorage, notify, now};
-use crate::model::{Json, Scope};
-use crate::storage::encoding::{self, error_bytes, hide_nul};
+use super::columns::{Members, Rows};
+use crate::model::Scope;
 use crate::storage::rows::driver_error;
 use crate::storage::{
     CommitOutcome, Lease, Notice, Result, StateCommit, StateOutcome, StepCommit, StepRows, StoredEvent,
@@ -192,134 +189,6 @@ const INSERT_STATE: &str = concat!(
       FROM clock WHERE t.thread_key = $36"
 );
 
-type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
-
-/// Column-wise rows of a batch.
-#[derive(Default)]
-struct Columns {
-    checkpoint: (Vec<i32>, Vec<String>, Vec<String>, Vec<Option<String>>, Vec<Option<Uuid>>, Vec<i64>),
-    checkpoint_rest: (Vec<String>, Vec<i64>, Vec<String>, Vec<Vec<u8>>, Vec<Vec<u8>>, Vec<i64>),
-    write: (Vec<i32>, Vec<String>, Vec<String>, Vec<String>, Vec<Uuid>, Vec<String>, Vec<Vec<u8>>),
-    payload: (Vec<i32>, Vec<Vec<u8>>, Vec<Vec<u8>>),
-    log: (Vec<i32>, Vec<String>, Vec<String>, Vec<i64>, Vec<i64>, Vec<i64>, Vec<Option<Uuid>>, Vec<Vec<u8>>),
-    event: (Vec<i32>, Vec<i64>, Vec<Uuid>, Vec<String>, Vec<Vec<u8>>),
-}
-
-impl Columns {
-    fn push(&mut self, member: i32, rows: &StepRows, events: &[StoredEvent]) {
-        // One statement may touch a row once: of rows with the same key the last one counts, as if inserted in order.
-        let mut seen = HashSet::new();
-        for row in rows.checkpoints.iter().rev().filter(|row| seen.insert((&row.ns, &row.id))) {
-            let (a, b) = (&mut self.checkpoint, &mut self.checkpoint_rest);
-            a.0.push(member);
-            a.1.push(row.ns.clone());
-            a.2.push(row.id.clone());
-            a.3.push(row.parent.clone());
-            a.4.push(row.run_id);
-            a.5.push(row.step);
-            b.0.push(row.source.as_str().to_owned());
-            b.1.push(row.at.0);
-            b.2.push(encoding::metadata_text(&row.metadata));
-            b.3.push(encoding::bytes(&row.next.iter().map(|node| Json::from(node.as_str())).collect()));
-            b.4.push(encoding::bytes(&row.body));
-            b.5.push(row.bytes);
-        }
-        let mut seen = HashSet::new();
-        let key = |row: &crate::storage::TaskWritesRow| {
-            (row.ns.clone(), row.checkpoint_id.clone(), row.task_id.clone(), row.run_id)
-        };
-        for row in rows.task_writes.iter().rev().filter(|row| seen.insert(key(row))) {
-            let w = &mut self.write;
-            w.0.push(member);
-            w.1.push(row.ns.clone());
-            w.2.push(row.checkpoint_id.clone());
-            w.3.push(row.task_id.clone());
-            w.4.push(row.run_id.unwrap_or(Uuid::nil()));
-            w.5.push(row.path.clone());
-            w.6.push(encoding::bytes(&row.body));
-        }
-        for payload in &rows.payloads {
-            self.payload.0.push(member);
-            self.payload.1.push(payload.hash.to_vec());
-            self.payload.2.push(encoding::bytes(&payload.value));
-        }
-        let mut seen = HashSet::new();
-        for row in rows.log.iter().rev().filter(|row| seen.insert((&row.ns, &row.channel, row.branch, row.start))) {
-            let i = &mut self.log;
-            i.0.push(member);
-            i.1.push(row.ns.clone());
-            i.2.push(row.channel.clone());
-            i.3.push(row.branch);
-            i.4.push(row.start);
-            i.5.push(row.count);
-            i.6.push(row.run_id);
-            i.7.push(encoding::bytes(&row.items));
-        }
-        for event in events {
-            let e = &mut self.event;
-            e.0.push(member);
-            e.1.push(event.id.0);
-            e.2.push(event.run_id);
-            e.3.push(hide_nul(&event.name).into_owned());
-            e.4.push(encoding::bytes(&event.data));
-        }
-    }
-
-    /// Binds parameters 1-35.
-    fn bind<'q>(self, query: PgQuery<'q>) -> PgQuery<'q> {
-        let (a, b, w, p, i, e) =
-            (self.checkpoint, self.checkpoint_rest, self.write, self.payload, self.log, self.event);
-        let query = query.bind(a.0).bind(a.1).bind(a.2).bind(a.3).bind(a.4).bind(a.5);
-        let query = query.bind(b.0).bind(b.1).bind(b.2).bind(b.3).bind(b.4).bind(b.5);
-        let query = query.bind(w.0).bind(w.1).bind(w.2).bind(w.3).bind(w.4).bind(w.5).bind(w.6);
-        let query = query.bind(p.0).bind(p.1).bind(p.2);
-        let query = query.bind(i.0).bind(i.1).bind(i.2).bind(i.3).bind(i.4).bind(i.5).bind(i.6).bind(i.7);
-        query.bind(e.0).bind(e.1).bind(e.2).bind(e.3).bind(e.4)
-    }
-}
-
-/// Column-wise members of a batch.
-#[derive(Default)]
-struct Members {
-    member: Vec<i32>,
-    thread: Vec<Uuid>,
-    run: Vec<Uuid>,
-    epoch: Vec<i64>,
-    input_applied: Vec<bool>,
-    progress: Vec<bool>,
-    head: Vec<Option<String>>,
-    end_status: Vec<Option<String>>,
-    end_error: Vec<Option<Vec<u8>>>,
-    rest_status: Vec<Option<String>>,
-    last_event: Vec<i64>,
-    announce: Vec<bool>,
-}
-
-impl Members {
-    fn push(&mut self, member: i32, step: &StepCommit) {
-        let end = step.end.as_ref();
-        self.member.push(member);
-        self.thread.push(step.lease.thread.0);
-        self.run.push(step.lease.run_id);
-        self.epoch.push(step.lease.epoch);
-        self.input_applied.push(step.input_applied);
-        self.progress.push(!step.rows.checkpoints.is_empty());
-        self.head.push(step.rows.head.clone());
-        self.end_status.push(end.map(|end| end.status.as_str().to_owned()));
-        self.end_error.push(end.and_then(|end| end.error.as_ref()).map(error_bytes));
-        self.rest_status.push(end.map(|end| end.thread_status.as_str().to_owned()));
-        self.last_event.push(step.events.iter().map(|event| event.id.0).max().unwrap_or(0));
-        self.announce.push(end.is_some_and(|end| end.announce));
-    }
-
-    /// Binds parameters 36-47.
-    fn bind<'q>(self, query: PgQuery<'q>) -> PgQuery<'q> {
-        let query = query.bind(self.member).bind(self.thread).bind(self.run).bind(self.epoch).bind(self.input_applied);
-        let query = query.bind(self.progress).bind(self.head).bind(self.end_status).bind(self.end_error);
-        query.bind(self.rest_status).bind(self.last_event).bind(self.announce)
-    }
-}
-
 impl PostgresStorage {
     pub(super) async fn commit_batch(&self, scope: &Scope, batch: &[StepCommit]) -> Result<Vec<CommitOutcome>> {
         let mut outcomes = vec![CommitOutcome::LeaseLost; batch.len()];
@@ -342,7 +211,7 @@ impl PostgresStorage {
         indexes: &[usize],
         outcomes: &mut [CommitOutcome],
     ) -> Result<()> {
-        let mut columns = Columns::default();
+        let mut columns = Rows::default();
         let mut members = Members::default();
         for (member, index) in (0_i32..).zip(indexes) {
             let step = &batch[*index];
@@ -423,7 +292,7 @@ async fn change_state(conn: &mut PgConnection, scope: &Scope, change: &StateComm
     if get::<Option<String>>(&row, "head")? != change.expected_head {
         return Ok(StateOutcome::HeadMoved);
     }
-    let mut columns = Columns::default();
+    let mut columns = Rows::default();
     columns.push(0, &change.rows, &[]);
     columns
         .bind(sqlx::query(INSERT_STATE))

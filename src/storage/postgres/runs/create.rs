@@ -146,8 +146,12 @@ impl PostgresStorage {
             } else {
                 let mut session = self.session().await?;
                 let tried = statement(session.conn(), tenant, &new).await;
-                if tried.is_ok() {
-                    self.wrote(session).await?;
+                match &tried {
+                    Ok(Tried::Done(created)) if matches!(**created, RunCreated::Created { .. }) => {
+                        self.wrote(session).await?;
+                    }
+                    // Nothing happened, nothing counts.
+                    _ => drop(session),
                 }
                 tried
             };
@@ -207,6 +211,12 @@ async fn locked(conn: &mut PgConnection, tenant: Uuid, new: &NewRun) -> std::res
     let there = lock_thread(conn, key).await?;
     let mut cancelled = Vec::new();
     if there && new.multitask_strategy == MultitaskStrategy::Rollback {
+        // Asked before anything is deleted: the taken id may be that of a run about to go.
+        let taken =
+            sqlx::query("SELECT 1 FROM run_lookup WHERE run_id = $1").bind(new.run_id).fetch_optional(&mut *conn);
+        if taken.await?.is_some() {
+            return Err(Failure::RunExists);
+        }
         let reason = Some(format!("superseded by run {} (rollback)", new.run_id));
         let request = CancelRequest { action: CancelAction::Rollback, actor: new.actor.clone(), reason };
         cancelled = cancel_active(conn, key, &Selection::All, &request).await?;

@@ -15,6 +15,7 @@ use crate::storage::{
 
 mod cancel;
 mod claim;
+mod columns;
 mod commit;
 mod create;
 mod delete;

@@ -1,0 +1,62 @@
+//! Answers that take long: status 200 at once, a newline every few seconds, then the JSON (contract section 3.6).
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream::unfold;
+use serde_json::json;
+use tokio::time::Interval;
+use tokio_util::sync::CancellationToken;
+
+use super::AppState;
+use super::error::ApiResult;
+use super::pretty::indent;
+use super::sse::ticker;
+use crate::model::Json;
+
+/// A response whose body is the future's answer, or `{"__error__": ..}` when it fails. Dropping the response drops the
+/// future; when the server stops, the connection breaks (clients then ask `Location`) and the future lives on.
+pub(crate) fn respond<F>(state: &AppState, pretty: bool, answer: F) -> Response
+where
+    F: Future<Output = ApiResult<Json>> + Send + 'static,
+{
+    let wait = Wait {
+        answer: Some(Box::pin(answer)),
+        pretty,
+        heartbeat: ticker(state.settings.heartbeat),
+        shutdown: state.settings.shutdown.clone(),
+    };
+    let body = unfold(wait, |mut wait| async move { wait.next().await.map(|chunk| (chunk, wait)) });
+    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], Body::from_stream(body)).into_response()
+}
+
+struct Wait {
+    answer: Option<Pin<Box<dyn Future<Output = ApiResult<Json>> + Send>>>,
+    pretty: bool,
+    heartbeat: Interval,
+    shutdown: CancellationToken,
+}
+
+impl Wait {
+    async fn next(&mut self) -> Option<io::Result<Bytes>> {
+        let answer = self.answer.as_mut()?;
+        tokio::select! {
+            biased;
+            () = self.shutdown.cancelled() => {
+                tokio::spawn(self.answer.take()?);
+                Some(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the server is stopping")))
+            }
+            result = answer => {
+                self.answer = None;
+                let json = result.unwrap_or_else(|error| Json::from(json!({"__error__": error.into_info()})));
+                let text = if self.pretty { indent(&json.text()) } else { json.text() };
+                Some(Ok(Bytes::from(text)))
+            }
+            _ = self.heartbeat.tick() => Some(Ok(Bytes::from_static(b"\n"))),
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! The table of routes: one file per noun, as in the clients.
+
+mod assistants;
+mod checkpoints;
+mod runs;
+mod stateless_runs;
+mod store;
+mod system;
+mod thread_search;
+mod thread_state;
+mod threads;
+
+use axum::Router;
+use axum::routing::{get, post, put};
+
+use super::AppState;
+use super::error::ApiError;
+
+pub(super) fn all() -> Router<AppState> {
+    Router::new()
+        .route("/", get(system::ok))
+        .route("/ok", get(system::ok))
+        .route("/info", get(system::info))
+        .route("/graphs", get(system::graphs))
+        .merge(assistant_routes())
+        .merge(thread_routes())
+        .merge(run_routes())
+        .route("/store/items", put(store::put).get(store::get).delete(store::delete))
+        .route("/store/items/search", post(store::search))
+        .route("/store/namespaces", post(store::namespaces))
+        .fallback(async || ApiError::NotFound("Not Found".to_owned()))
+        .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
+}
+
+fn assistant_routes() -> Router<AppState> {
+    Router::new()
+        .route("/assistants/search", post(assistants::search))
+        .route("/assistants/count", post(assistants::count))
+        .route("/assistants/{assistant_id}", get(assistants::find))
+        .route("/assistants/{assistant_id}/graph", get(assistants::graph))
+        .route("/assistants/{assistant_id}/schemas", get(assistants::schemas))
+}
+
+fn thread_routes() -> Router<AppState> {
+    Router::new()
+        .route("/threads", post(threads::create))
+        .route("/threads/search", post(thread_search::search))
+        .route("/threads/count", post(thread_search::count))
+        .route("/threads/{thread_id}", get(threads::find).patch(threads::update).delete(threads::delete))
+        .route("/threads/{thread_id}/copy", post(threads::copy))
+        .route("/threads/{thread_id}/state", get(thread_state::latest).post(thread_state::update))
+        .route("/threads/{thread_id}/state/checkpoint", post(thread_state::at_cursor))
+        .route("/threads/{thread_id}/state/{checkpoint_id}", get(thread_state::at_checkpoint))
+        .route("/threads/{thread_id}/history", get(thread_state::recent_history).post(thread_state::history))
+        .route("/threads/{thread_id}/checkpoints", get(checkpoints::list))
+        .route("/threads/{thread_id}/checkpoints/{checkpoint_id}", get(checkpoints::find))
+}
+
+fn run_routes() -> Router<AppState> {
+    Router::new()
+        .route("/threads/{thread_id}/runs", post(runs::create).get(runs::list))
+        .route("/threads/{thread_id}/runs/stream", post(runs::stream))
+        .route("/threads/{thread_id}/runs/wait", post(runs::wait))
+        .route("/threads/{thread_id}/runs/{run_id}", get(runs::find).delete(runs::delete))
+        .route("/threads/{thread_id}/runs/{run_id}/join", get(runs::join))
+        .route("/threads/{thread_id}/runs/{run_id}/stream", get(runs::join_stream))
+        .route("/threads/{thread_id}/runs/{run_id}/cancel", post(runs::cancel))
+        .route("/runs", post(stateless_runs::create))
+        .route("/runs/stream", post(stateless_runs::stream))
+        .route("/runs/wait", post(stateless_runs::wait))
+        .route("/runs/batch", post(stateless_runs::batch))
+        .route("/runs/cancel", post(stateless_runs::cancel))
+        .route("/runs/{run_id}/stream", get(stateless_runs::join_stream))
+}

@@ -1,0 +1,75 @@
+//! The server about itself: health, version, graphs.
+
+use axum::Json as Reply;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use crate::http::AppState;
+use crate::http::error::ApiResult;
+use crate::http::query::Query;
+use crate::model::{Scope, system_assistant_id};
+
+/// The LangGraph whose behaviour and wire contract this server follows.
+const LANGGRAPH_PY_VERSION: &str = "1.2.22";
+
+/// `GET /ok`: 200 while the server serves; with `check_db=1` only if the database answers.
+pub(super) async fn ok(State(state): State<AppState>, query: Query) -> ApiResult {
+    let mut services = serde_json::Map::new();
+    let mut healthy = !state.settings.shutdown.is_cancelled();
+    if query.bool("check_db")?.unwrap_or(false) {
+        let ping = state.runtime.storage().ping(&Scope::Server);
+        let answer = tokio::time::timeout(state.settings.check_timeout, ping).await;
+        let alive = matches!(answer, Ok(Ok(())));
+        services.insert("database".to_owned(), json!(if alive { "healthy" } else { "unhealthy" }));
+        healthy &= alive;
+    }
+    let database = state.runtime.storage().describe();
+    let mut body = json!({"ok": healthy, "services": services});
+    if database.volatile {
+        body["volatile"] = json!(true);
+    }
+    let status = if healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    Ok((status, Reply(body)).into_response())
+}
+
+/// `GET /info`: what LangGraph Studio asks first.
+pub(super) async fn info() -> Response {
+    let flags = json!({
+        "assistants": true,
+        "crons": false,
+        "langsmith": false,
+        "langsmith_tracing_replicas": false,
+        "langsmith_tracing_session_on_runs": false,
+    });
+    let host = json!({
+        "kind": "self-hosted", "project_id": null, "host_revision_id": null, "revision_id": null, "tenant_id": null,
+    });
+    Reply(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "langgraph_py_version": LANGGRAPH_PY_VERSION,
+        "flags": flags,
+        "host": host,
+    }))
+    .into_response()
+}
+
+/// `GET /graphs`: the graphs of this build and how to address them.
+pub(super) async fn graphs(State(state): State<AppState>) -> Response {
+    let list: Vec<Value> = state
+        .runtime
+        .graphs()
+        .iter()
+        .map(|graph| {
+            json!({
+                "name": graph.name(),
+                "description": graph.description(),
+                "version": graph.spec().version,
+                "assistant_id": system_assistant_id(graph.name()),
+                "nodes": graph.spec().nodes.keys().collect::<Vec<_>>(),
+            })
+        })
+        .collect();
+    Reply(list).into_response()
+}

@@ -1,0 +1,162 @@
+//! Threads: create, read, change, delete, copy (contract section 3.2).
+
+use axum::Json as Reply;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::IntoResponse;
+use serde_json::json;
+
+use crate::http::AppState;
+use crate::http::auth::Caller;
+use crate::http::document;
+use crate::http::error::{ApiError, ApiResult};
+use crate::http::extract::{Body, PathIds, thread_id};
+use crate::http::object::{Object, check_text};
+use crate::http::run_request::metadata;
+use crate::model::{CheckpointRef, Json, ThreadId};
+use crate::runtime::StateUpdate;
+use crate::storage::{NewThread, ThreadCreated, ThreadPatch};
+
+/// The most supersteps of a new thread, and updates of one of them.
+const MAX_SUPERSTEPS: usize = 1000;
+const MAX_TTL_MINUTES: f64 = 1e9;
+
+/// `POST /threads`.
+pub(super) async fn create(State(state): State<AppState>, caller: Caller, Body(mut body): Body) -> ApiResult {
+    let id = match body.string("thread_id")? {
+        Some(text) => thread_id(&text)?,
+        None => ThreadId::from_uuid(state.runtime.clock().new_thread_id()),
+    };
+    let keep_existing = body
+        .choice("if_exists", &["raise", "do_nothing"], |word| match word {
+            "do_nothing" => Some(true),
+            "raise" => Some(false),
+            _ => None,
+        })?
+        .unwrap_or(false);
+    check_ttl(&mut body)?;
+    let metadata = metadata(&mut body, "metadata")?.unwrap_or_else(Json::object);
+    let graph_id = graph_id(&metadata)?;
+    let updates = supersteps(&mut body, &caller)?;
+    if !updates.is_empty() && graph_id.is_none() {
+        return Err(ApiError::invalid("supersteps: metadata.graph_id must name the graph"));
+    }
+    let new = NewThread { id: id.clone(), graph_id, metadata, config: Json::object() };
+    let thread = match state.runtime.storage().create_thread(&caller.scope, new).await? {
+        ThreadCreated::New(thread) => thread,
+        ThreadCreated::Existing(thread) if keep_existing => {
+            return Ok(Reply(document::one_thread(&state.runtime, &caller, thread).await?).into_response());
+        }
+        ThreadCreated::Existing(_) => {
+            return Err(ApiError::Conflict(format!(
+                "Thread with ID {id} already exists. Send \"if_exists\": \"do_nothing\" to get it."
+            )));
+        }
+    };
+    if updates.is_empty() {
+        return Ok(Reply(document::one_thread(&state.runtime, &caller, thread).await?).into_response());
+    }
+    for update in updates {
+        if let Err(error) = state.runtime.update_state(&caller.scope, &id, update).await {
+            let reason = ApiError::from(error).into_info()["message"].take();
+            let detail = format!("Thread {id} was created, but its supersteps failed: {reason}");
+            return Ok((StatusCode::CREATED, Reply(json!({"detail": detail, "thread_id": id}))).into_response());
+        }
+    }
+    reply(&state, &caller, &id).await
+}
+
+/// `GET /threads/{thread_id}`.
+pub(super) async fn find(State(state): State<AppState>, caller: Caller, path: PathIds) -> ApiResult {
+    reply(&state, &caller, &path.thread()?).await
+}
+
+/// `PATCH /threads/{thread_id}`.
+pub(super) async fn update(
+    State(state): State<AppState>,
+    caller: Caller,
+    path: PathIds,
+    headers: HeaderMap,
+    Body(mut body): Body,
+) -> ApiResult {
+    let id = path.thread()?;
+    check_ttl(&mut body)?;
+    let metadata = metadata(&mut body, "metadata")?;
+    let graph_id = metadata.as_ref().map(graph_id).transpose()?.flatten();
+    let patch = ThreadPatch { metadata, graph_id };
+    let thread = state.runtime.storage().update_thread(&caller.scope, &id, patch).await?;
+    let thread = thread.ok_or_else(|| ApiError::thread_not_found(id.as_str()))?;
+    if headers.get("prefer").is_some_and(|value| value.as_bytes().starts_with(b"return=minimal")) {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    Ok(Reply(document::one_thread(&state.runtime, &caller, thread).await?).into_response())
+}
+
+/// `DELETE /threads/{thread_id}`.
+pub(super) async fn delete(State(state): State<AppState>, caller: Caller, path: PathIds) -> ApiResult {
+    let id = path.thread()?;
+    let deleted = state.runtime.storage().delete_thread(&caller.scope, &id).await?;
+    deleted.ok_or_else(|| ApiError::thread_not_found(id.as_str()))?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// `POST /threads/{thread_id}/copy`.
+pub(super) async fn copy(State(state): State<AppState>, caller: Caller, path: PathIds) -> ApiResult {
+    let from = path.thread()?;
+    let to = ThreadId::from_uuid(state.runtime.clock().new_uuid());
+    let copied = state.runtime.storage().copy_thread(&caller.scope, &from, &to).await?;
+    let copied =
+        copied.ok_or_else(|| ApiError::Conflict(format!("Thread with ID {from} not found: nothing to copy")))?;
+    Ok(Reply(document::one_thread(&state.runtime, &caller, copied).await?).into_response())
+}
+
+async fn reply(state: &AppState, caller: &Caller, id: &ThreadId) -> ApiResult {
+    let thread = state.runtime.storage().find_thread(&caller.scope, id).await?;
+    let thread = thread.ok_or_else(|| ApiError::thread_not_found(id.as_str()))?;
+    Ok(Reply(document::one_thread(&state.runtime, caller, thread).await?).into_response())
+}
+
+/// The graph a client names in a thread's metadata.
+fn graph_id(metadata: &Json) -> ApiResult<Option<String>> {
+    let Some(graph_id) = metadata.get("graph_id") else { return Ok(None) };
+    let Some(graph_id) = graph_id.as_str().filter(|name| !name.is_empty()) else { return Ok(None) };
+    check_text("metadata.graph_id", graph_id)?;
+    Ok(Some(graph_id.to_owned()))
+}
+
+/// `ttl` is checked and otherwise ignored: threads do not expire yet.
+fn check_ttl(body: &mut Object) -> ApiResult<()> {
+    let minutes = match body.json("ttl") {
+        Some(ttl) if ttl.is_object() => {
+            let mut ttl = Object::body(&ttl)?;
+            let strategies = ["delete", "keep_latest"];
+            ttl.choice("strategy", &strategies, |word| strategies.contains(&word).then_some(()))?;
+            ttl.number("ttl", 0.0..=MAX_TTL_MINUTES)
+        }
+        Some(ttl) => Object::body(&Json::from_fields([("ttl", &ttl)]))?.number("ttl", 0.0..=MAX_TTL_MINUTES),
+        None => Ok(None),
+    };
+    minutes.map(|_| ())
+}
+
+/// The state updates of `supersteps`, in order.
+fn supersteps(body: &mut Object, caller: &Caller) -> ApiResult<Vec<StateUpdate>> {
+    let mut updates = Vec::new();
+    for mut step in body.objects("supersteps", MAX_SUPERSTEPS)?.unwrap_or_default() {
+        for mut update in step.objects("updates", MAX_SUPERSTEPS)?.ok_or_else(|| step.missing("updates"))? {
+            let as_node = update.required_string("as_node")?;
+            let command = update.object("command")?;
+            let values = update.json("values").or_else(|| command.and_then(|command| command.get("update")));
+            updates.push(StateUpdate {
+                values: values.unwrap_or_default(),
+                as_node: Some(as_node),
+                at: CheckpointRef::default(),
+                actor: caller.actor.clone(),
+            });
+        }
+    }
+    if updates.len() > MAX_SUPERSTEPS {
+        return Err(ApiError::invalid(format!("supersteps: at most {MAX_SUPERSTEPS} updates in all")));
+    }
+    Ok(updates)
+}

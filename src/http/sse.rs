@@ -1,0 +1,190 @@
+//! Event streams on the wire: frames, heartbeats, mode filters (contract section 4).
+
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt;
+use futures_util::stream::unfold;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+use tokio_util::sync::CancellationToken;
+
+use super::AppState;
+use super::error::{ApiError, ApiResult};
+use super::query::Query;
+use crate::model::{Event, EventId, Json, RunId, StreamMode};
+use crate::runtime::EventStream;
+
+const HEARTBEAT: &str = ": heartbeat\n\n";
+
+/// Which events of a run a listener wants.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ModeFilter(Option<Vec<String>>);
+
+impl ModeFilter {
+    /// Reads `stream_mode`: one value, repeated ones, or a JSON array.
+    pub(crate) fn of_query(query: &Query) -> ApiResult<ModeFilter> {
+        let modes = query.all("stream_mode")?;
+        for mode in modes.iter().flatten() {
+            check_mode("stream_mode", mode)?;
+        }
+        Ok(ModeFilter(modes))
+    }
+
+    /// Compares by the mode before `|` (a subgraph) and `/` (a kind of message); errors always pass.
+    fn passes(&self, event: &Event) -> bool {
+        let Some(modes) = &self.0 else { return true };
+        let name = event.name.split(['|', '/']).next().unwrap_or_default();
+        name == "error" || modes.iter().any(|mode| mode == name || (mode == "messages-tuple" && name == "messages"))
+    }
+}
+
+/// Refuses what is no stream mode. `tools` is known to clients and accepted; nothing is streamed for it.
+pub(crate) fn check_mode(field: &str, mode: &str) -> ApiResult<()> {
+    if StreamMode::parse(mode).is_some() || mode == "tools" {
+        return Ok(());
+    }
+    let known: Vec<&str> = StreamMode::ALL.iter().map(|mode| mode.as_str()).collect();
+    let got: String = mode.chars().take(64).collect();
+    Err(ApiError::invalid(format!("{field}: expected one of {}, got '{got}'", known.join(", "))))
+}
+
+/// Reads `Last-Event-ID`; `-1`, `-` and `0` mean from the start.
+pub(crate) fn last_event_id(headers: &HeaderMap) -> ApiResult<Option<EventId>> {
+    let Some(value) = headers.get("last-event-id") else { return Ok(None) };
+    let text = value.to_str().unwrap_or("?").trim();
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let id = EventId::parse_cursor(text);
+    id.map(Some).ok_or_else(|| ApiError::invalid("Invalid Last-Event-ID: expected <milliseconds>-<number>, or -1"))
+}
+
+/// A response that sends the events until they end or the server stops.
+pub(crate) fn respond(state: &AppState, events: EventStream, filter: ModeFilter) -> Response {
+    let frames = Frames {
+        events: Some(events),
+        filter,
+        heartbeat: ticker(state.settings.heartbeat),
+        shutdown: state.settings.shutdown.clone(),
+    };
+    let body = Body::from_stream(unfold(frames, |mut frames| async move {
+        frames.next().await.map(|frame| (Ok::<_, std::convert::Infallible>(frame), frames))
+    }));
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8")),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+        (header::HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
+    ];
+    (headers, body).into_response()
+}
+
+/// A stream of one `error` event: how joining something that is not there looks.
+pub(crate) fn failed(state: &AppState, run_id: RunId, error: ApiError) -> Response {
+    let event = Event { id: None, run_id, name: "error".to_owned(), data: Json::from(error.into_info()) };
+    respond(state, futures_util::stream::iter([event]).boxed(), ModeFilter::default())
+}
+
+/// Ticks in a steady rhythm, first after one period.
+pub(super) fn ticker(period: Duration) -> Interval {
+    let mut ticker = interval_at(Instant::now() + period, period);
+    ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticker
+}
+
+struct Frames {
+    events: Option<EventStream>,
+    filter: ModeFilter,
+    heartbeat: Interval,
+    shutdown: CancellationToken,
+}
+
+impl Frames {
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            let events = self.events.as_mut()?;
+            tokio::select! {
+                biased;
+                () = self.shutdown.cancelled() => {
+                    // Dropping the stream would count as the listener's disconnect, which may cancel the run.
+                    let events = self.events.take()?;
+                    tokio::spawn(events.for_each(|_| std::future::ready(())));
+                    return None;
+                }
+                event = events.next() => match event {
+                    Some(event) if self.filter.passes(&event) => return Some(frame(&event)),
+                    Some(_) => {}
+                    None => return None,
+                },
+                _ = self.heartbeat.tick() => return Some(Bytes::from_static(HEARTBEAT.as_bytes())),
+            }
+        }
+    }
+}
+
+/// One event: `event`, `data` on one line, `id` when there is one.
+fn frame(event: &Event) -> Bytes {
+    let mut out = String::from("event: ");
+    out.extend(event.name.chars().filter(|c| !matches!(c, '\r' | '\n')));
+    out.push_str("\ndata: ");
+    let start = out.len();
+    event.data.write(&mut out);
+    if out[start..].contains(['\r', '\n']) {
+        // Line ends in valid JSON are white space between tokens: dropping them changes nothing.
+        let data = out.split_off(start);
+        out.extend(data.chars().filter(|c| !matches!(c, '\r' | '\n')));
+    }
+    if let Some(id) = event.id {
+        out.push_str(&format!("\nid: {id}"));
+    }
+    out.push_str("\n\n");
+    Bytes::from(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(name: &str, data: &str, id: Option<i64>) -> Event {
+        Event {
+            id: id.map(EventId),
+            run_id: RunId::nil(),
+            name: name.to_owned(),
+            data: Json::parse(data).expect("JSON"),
+        }
+    }
+
+    #[test]
+    fn frames_have_one_line_per_field() {
+        let plain = frame(&event("values", "{\"a\":\n [1,\r\n 2]}", None));
+        assert_eq!(plain, "event: values\ndata: {\"a\": [1, 2]}\n\n");
+        let with_id = frame(&event("up\ndates|sub:x", "null", Some((5 << 20) | 3)));
+        assert_eq!(with_id, "event: updates|sub:x\ndata: null\nid: 5-3\n\n");
+    }
+
+    #[test]
+    fn filters_compare_modes_not_names() {
+        let filter = |modes: &[&str]| ModeFilter(Some(modes.iter().map(|mode| (*mode).to_owned()).collect()));
+        let passes = |modes: &[&str], name: &str| filter(modes).passes(&event(name, "null", None));
+        assert!(passes(&["updates"], "updates") && passes(&["updates"], "updates|sub:1|x:2"));
+        assert!(passes(&["messages"], "messages/partial") && passes(&["messages-tuple"], "messages|sub:1"));
+        assert!(passes(&["values"], "error"));
+        assert!(!passes(&["values"], "metadata") && !passes(&["values"], "updates"));
+        assert!(ModeFilter::default().passes(&event("metadata", "null", None)));
+    }
+
+    #[test]
+    fn cursors_are_read_leniently_and_checked() {
+        let cursor = |text: &'static str| {
+            last_event_id(
+                &[("last-event-id".parse().expect("a name"), HeaderValue::from_static(text))].into_iter().collect(),
+            )
+        };
+        assert_eq!(cursor("-1").expect("valid"), Some(EventId(0)));
+        assert_eq!(cursor("").expect("valid"), None);
+        assert_eq!(cursor("5-3").expect("valid"), Some(EventId((5 << 20) | 3)));
+        assert!(cursor("nope").is_err());
+        assert!(check_mode("stream_mode", "tools").is_ok() && check_mode("stream_mode", "lifecycle").is_err());
+    }
+}

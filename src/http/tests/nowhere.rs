@@ -1,0 +1,181 @@
+//! A storage that cannot be reached: what the layer does by itself is seen in front of it.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::broadcast;
+
+use crate::model::*;
+use crate::storage::*;
+
+#[derive(Debug)]
+pub(super) struct Nowhere;
+
+fn gone<T>() -> Result<T> {
+    Err(StorageError::Unavailable("password=secret at 10.0.0.7".into()))
+}
+
+#[async_trait]
+impl Storage for Nowhere {
+    fn describe(&self) -> Description {
+        Description { backend: "nowhere", location: "nowhere".into(), volatile: true }
+    }
+    async fn migrate(&self) -> Result<usize> {
+        gone()
+    }
+    async fn ping(&self, _: &Scope) -> Result<()> {
+        gone()
+    }
+    fn notices(&self) -> broadcast::Receiver<Notice> {
+        broadcast::channel(1).1
+    }
+    fn write_transactions(&self) -> u64 {
+        0
+    }
+    async fn close(&self) {}
+}
+
+#[async_trait]
+impl Threads for Nowhere {
+    async fn create_thread(&self, _: &Scope, _: NewThread) -> Result<ThreadCreated> {
+        gone()
+    }
+    async fn find_thread(&self, _: &Scope, _: &ThreadId) -> Result<Option<Thread>> {
+        gone()
+    }
+    async fn update_thread(&self, _: &Scope, _: &ThreadId, _: ThreadPatch) -> Result<Option<Thread>> {
+        gone()
+    }
+    async fn delete_thread(&self, _: &Scope, id: &ThreadId) -> Result<Option<Vec<RunId>>> {
+        // A handler that panics must not take the server down.
+        assert_ne!(id.as_str(), "panic", "a secret detail");
+        Ok(None)
+    }
+    async fn copy_thread(&self, _: &Scope, _: &ThreadId, _: &ThreadId) -> Result<Option<Thread>> {
+        Ok(None)
+    }
+    async fn search_threads(
+        &self,
+        _: &Scope,
+        _: &ThreadFilter,
+        _: ThreadSort,
+        _: bool,
+        _: Page,
+    ) -> Result<Vec<Thread>> {
+        Ok(Vec::new())
+    }
+    async fn count_threads(&self, _: &Scope, _: &ThreadFilter) -> Result<i64> {
+        gone()
+    }
+}
+
+#[async_trait]
+impl Runs for Nowhere {
+    async fn create_run(&self, _: &Scope, _: NewRun) -> Result<RunCreated> {
+        gone()
+    }
+    async fn claim_runs(&self, _: &Scope, _: &Claim, _: i32, _: i64) -> Result<Vec<ClaimedRun>> {
+        gone()
+    }
+    async fn renew_leases(&self, _: &Scope, _: &[Lease], _: Duration) -> Result<Vec<LeaseState>> {
+        gone()
+    }
+    async fn release_run(&self, _: &Scope, _: &Lease) -> Result<bool> {
+        gone()
+    }
+    async fn commit_steps(&self, _: &Scope, _: &[StepCommit]) -> Result<Vec<CommitOutcome>> {
+        gone()
+    }
+    async fn rollback_run(&self, _: &Scope, _: &Lease, _: ThreadStatus) -> Result<CommitOutcome> {
+        gone()
+    }
+    async fn commit_state(&self, _: &Scope, _: StateCommit) -> Result<StateOutcome> {
+        gone()
+    }
+    async fn cancel_runs(&self, _: &Scope, _: &CancelTarget, _: &CancelRequest) -> Result<Vec<Cancelled>> {
+        Ok(Vec::new())
+    }
+    async fn find_run(&self, _: &Scope, _: &ThreadId, _: RunId) -> Result<Option<Run>> {
+        gone()
+    }
+    async fn locate_run(&self, _: &Scope, _: RunId) -> Result<Option<Run>> {
+        Ok(None)
+    }
+    async fn list_runs(&self, _: &Scope, _: &ThreadId, _: &RunFilter, _: Page) -> Result<Option<Vec<Run>>> {
+        Ok(None)
+    }
+    async fn delete_run(&self, _: &Scope, _: &ThreadId, _: RunId) -> Result<Option<bool>> {
+        Ok(Some(false))
+    }
+    async fn append_events(&self, _: &Scope, _: &Lease, _: &[StoredEvent]) -> Result<CommitOutcome> {
+        gone()
+    }
+    async fn read_events(
+        &self,
+        _: &Scope,
+        _: ThreadKey,
+        _: Option<RunId>,
+        _: EventId,
+        _: i64,
+    ) -> Result<Vec<StoredEvent>> {
+        gone()
+    }
+    async fn count_active(&self, _: &Scope) -> Result<(i64, i64)> {
+        gone()
+    }
+}
+
+#[async_trait]
+impl Checkpoints for Nowhere {
+    async fn load_checkpoint(&self, _: &Scope, _: ThreadKey, _: &str, _: &Which) -> Result<Option<StoredCheckpoint>> {
+        gone()
+    }
+    async fn list_checkpoints(
+        &self,
+        _: &Scope,
+        _: ThreadKey,
+        _: &CheckpointFilter,
+        _: i64,
+    ) -> Result<Vec<StoredCheckpoint>> {
+        gone()
+    }
+    async fn load_heads(&self, _: &Scope, _: &[ThreadKey]) -> Result<Vec<(ThreadKey, StoredCheckpoint)>> {
+        gone()
+    }
+    async fn load_payloads(&self, _: &Scope, _: ThreadKey, _: &[PayloadHash]) -> Result<Vec<Payload>> {
+        gone()
+    }
+    async fn load_log(&self, _: &Scope, _: ThreadKey, _: &[LogRange]) -> Result<Vec<LogRow>> {
+        gone()
+    }
+    async fn continued_branches(
+        &self,
+        _: &Scope,
+        _: ThreadKey,
+        _: &[(String, String, i64, i64)],
+    ) -> Result<Vec<(String, String, i64)>> {
+        gone()
+    }
+    async fn list_namespaces_of(&self, _: &Scope, _: &ThreadId) -> Result<Vec<String>> {
+        gone()
+    }
+}
+
+#[async_trait]
+impl Items for Nowhere {
+    async fn put_item(&self, _: &Scope, _: NewItem) -> Result<()> {
+        gone()
+    }
+    async fn get_item(&self, _: &Scope, _: &[String], _: &str, _: bool) -> Result<Option<Item>> {
+        Ok(None)
+    }
+    async fn delete_item(&self, _: &Scope, _: &[String], _: &str) -> Result<()> {
+        Ok(())
+    }
+    async fn search_items(&self, _: &Scope, _: &ItemFilter, _: Page, _: bool) -> Result<Vec<Item>> {
+        Ok(Vec::new())
+    }
+    async fn list_namespaces(&self, _: &Scope, _: &NamespaceFilter, _: Page) -> Result<Vec<Vec<String>>> {
+        Ok(vec![vec!["a".into(), "b".into()]])
+    }
+}

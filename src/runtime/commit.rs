@@ -1,0 +1,315 @@
+//! The write path of a run: rows and stored events are queued in order and committed in the background, as many as have
+//! gathered in one commit, under the run's lease (DESIGN section 7).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::live::LiveRun;
+use super::shared::lock;
+use super::worker::{Active, StopReason};
+use crate::model::{CancelAction, Event, Scope, ThreadStatus};
+use crate::storage::{CommitOutcome, Lease, RunEnd, SharedStorage, StepCommit, StepRows, StorageError, StoredEvent};
+
+/// How long a finished task's writes, or stored events, may wait for company.
+const LINGER: Duration = Duration::from_millis(20);
+/// Between tries while the database is away.
+const RETRY_EVERY: Duration = Duration::from_millis(200);
+
+enum Message {
+    /// `urgent`: commit now; otherwise within [`LINGER`].
+    Rows {
+        rows: Box<StepRows>,
+        input_applied: bool,
+        urgent: bool,
+    },
+    Event(Event),
+    Flush(oneshot::Sender<()>),
+    End {
+        end: RunEnd,
+        done: oneshot::Sender<bool>,
+    },
+    Rollback {
+        thread_status: ThreadStatus,
+        done: oneshot::Sender<bool>,
+    },
+    Release {
+        done: oneshot::Sender<bool>,
+    },
+}
+
+/// The handle of a run's write path.
+#[derive(Clone)]
+pub(crate) struct Committer {
+    sender: mpsc::UnboundedSender<Message>,
+}
+
+impl Committer {
+    /// A commit that finds the lease gone stops the run.
+    pub(crate) fn spawn(storage: SharedStorage, live: Arc<LiveRun>, active: Active) -> Committer {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let (lease, lost) = (active.lease, CancellationToken::new());
+        let task = Task { storage, lease, live, active, lost, receiver, batch: Batch::default() };
+        tokio::spawn(task.run());
+        Committer { sender }
+    }
+
+    /// Queues rows. Committed in order; `urgent` ones as soon as the commit in flight is done.
+    pub(crate) fn push(&self, rows: StepRows, input_applied: bool, urgent: bool) {
+        let _ = self.sender.send(Message::Rows { rows: Box::new(rows), input_applied, urgent });
+    }
+
+    /// Queues an event that is stored, then sent.
+    pub(crate) fn push_event(&self, event: Event) {
+        let _ = self.sender.send(Message::Event(event));
+    }
+
+    /// Returns when everything queued so far is committed, or the lease is lost.
+    pub(crate) async fn flush(&self) {
+        let (done, wait) = oneshot::channel();
+        let _ = self.sender.send(Message::Flush(done));
+        let _ = wait.await;
+    }
+
+    /// Ends the run in the same commit as what is queued. False: the lease is gone.
+    pub(crate) async fn end(&self, end: RunEnd) -> bool {
+        let (done, wait) = oneshot::channel();
+        let _ = self.sender.send(Message::End { end, done });
+        wait.await.unwrap_or(false)
+    }
+
+    /// Takes back all the run wrote. False: the lease is gone.
+    pub(crate) async fn rollback(&self, thread_status: ThreadStatus) -> bool {
+        let (done, wait) = oneshot::channel();
+        let _ = self.sender.send(Message::Rollback { thread_status, done });
+        wait.await.unwrap_or(false)
+    }
+
+    /// Commits what is queued and hands the run back. False: the lease is gone.
+    pub(crate) async fn release(&self) -> bool {
+        let (done, wait) = oneshot::channel();
+        let _ = self.sender.send(Message::Release { done });
+        wait.await.unwrap_or(false)
+    }
+}
+
+#[derive(Default)]
+struct Batch {
+    rows: StepRows,
+    events: Vec<Event>,
+    input_applied: bool,
+    waiting: Vec<oneshot::Sender<()>>,
+    /// When the batch must be committed at the latest; `None` while it is empty.
+    due: Option<Instant>,
+    last: Option<Last>,
+}
+
+enum Last {
+    End(RunEnd, oneshot::Sender<bool>),
+    Rollback(ThreadStatus, oneshot::Sender<bool>),
+    Release(oneshot::Sender<bool>),
+}
+
+impl Batch {
+    fn add(&mut self, message: Message) {
+        let now = Instant::now();
+        let due_by = |at: Instant, due: &mut Option<Instant>| *due = Some(due.map_or(at, |due| due.min(at)));
+        match message {
+            Message::Rows { rows, input_applied, urgent } => {
+                merge(&mut self.rows, *rows);
+                self.input_applied |= input_applied;
+                due_by(if urgent { now } else { now + LINGER }, &mut self.due);
+            }
+            Message::Event(event) => {
+                self.events.push(event);
+                due_by(now + LINGER, &mut self.due);
+            }
+            Message::Flush(done) => {
+                self.waiting.push(done);
+                self.due = Some(now);
+            }
+            Message::End { end, done } => {
+                self.last = Some(Last::End(end, done));
+                self.due = Some(now);
+            }
+            Message::Rollback { thread_status, done } => {
+                self.last = Some(Last::Rollback(thread_status, done));
+                self.due = Some(now);
+            }
+            Message::Release { done } => {
+                self.last = Some(Last::Release(done));
+                self.due = Some(now);
+            }
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        let rows = &self.rows;
+        rows.checkpoints.is_empty()
+            && rows.task_writes.is_empty()
+            && rows.payloads.is_empty()
+            && rows.log.is_empty()
+            && self.events.is_empty()
+            && !self.input_applied
+    }
+}
+
+fn merge(into: &mut StepRows, rows: StepRows) {
+    for row in rows.task_writes {
+        into.task_writes.retain(|other| {
+            other.task_id != row.task_id || other.checkpoint_id != row.checkpoint_id || other.ns != row.ns
+        });
+        into.task_writes.push(row);
+    }
+    into.checkpoints.extend(rows.checkpoints);
+    into.payloads.extend(rows.payloads);
+    into.log.extend(rows.log);
+    if rows.head.is_some() {
+        into.head = rows.head;
+    }
+}
+
+struct Task {
+    storage: SharedStorage,
+    lease: Lease,
+    live: Arc<LiveRun>,
+    active: Active,
+    lost: CancellationToken,
+    receiver: mpsc::UnboundedReceiver<Message>,
+    batch: Batch,
+}
+
+impl Task {
+    async fn run(mut self) {
+        loop {
+            let message = match self.batch.due {
+                Some(due) => tokio::select! {
+                    biased;
+                    message = self.receiver.recv() => message,
+                    () = tokio::time::sleep_until(due) => {
+                        if self.commit().await { return; }
+                        continue;
+                    }
+                },
+                None => self.receiver.recv().await,
+            };
+            let Some(message) = message else {
+                self.commit().await;
+                return;
+            };
+            self.batch.add(message);
+            while let Ok(message) = self.receiver.try_recv() {
+                self.batch.add(message);
+            }
+            if self.batch.due.is_some_and(|due| due <= Instant::now()) && self.commit().await {
+                return;
+            }
+        }
+    }
+
+    /// Commits the batch. True when the run is over for this process.
+    async fn commit(&mut self) -> bool {
+        let mut batch = std::mem::take(&mut self.batch);
+        let events: Vec<StoredEvent> = batch
+            .events
+            .iter()
+            .filter_map(|event| {
+                let (name, data) = (event.name.clone(), event.data.clone());
+                Some(StoredEvent { id: event.id?, run_id: event.run_id, name, data })
+            })
+            .collect();
+        let is_over = batch.last.is_some();
+        let mut held = !self.lost.is_cancelled();
+        let (end, done) = match batch.last.take() {
+            Some(Last::End(end, done)) => (Some(end), Some(done)),
+            Some(Last::Rollback(status, done)) => {
+                held = held && self.retry(|task| task.storage.rollback_run(&Scope::Server, &task.lease, status)).await;
+                let _ = done.send(held);
+                return true;
+            }
+            Some(Last::Release(done)) => {
+                held = held && self.write(&mut batch, events, None).await;
+                if held {
+                    held = self.storage.release_run(&Scope::Server, &self.lease).await.unwrap_or(false);
+                }
+                let _ = done.send(held);
+                return true;
+            }
+            None => (None, None),
+        };
+        held = held && self.write(&mut batch, events, end).await;
+        if held {
+            for event in batch.events {
+                self.live.send(event);
+            }
+        }
+        for waiting in batch.waiting {
+            let _ = waiting.send(());
+        }
+        if let Some(done) = done {
+            let _ = done.send(held);
+        }
+        is_over
+    }
+
+    async fn write(&mut self, batch: &mut Batch, events: Vec<StoredEvent>, end: Option<RunEnd>) -> bool {
+        if batch.is_empty() && end.is_none() {
+            return true;
+        }
+        let commit = [StepCommit {
+            lease: self.lease,
+            rows: std::mem::take(&mut batch.rows),
+            events,
+            input_applied: batch.input_applied,
+            end,
+        }];
+        self.retry(|task| {
+            let commit = &commit;
+            async move {
+                let outcomes = task.storage.commit_steps(&Scope::Server, commit).await?;
+                Ok(outcomes.first().copied().unwrap_or(CommitOutcome::LeaseLost))
+            }
+        })
+        .await
+    }
+
+    /// The lease went while the database was away: no commit can succeed any more.
+    fn is_stopped_for_good(&self) -> bool {
+        self.lost.is_cancelled() || *lock(&self.active.reason) == Some(StopReason::LeaseLost)
+    }
+
+    fn lose(&self) {
+        self.lost.cancel();
+        self.active.stop(StopReason::LeaseLost);
+    }
+
+    /// Tries until the database answers. Repeating is safe: every write is conditional on the lease, and rows that are
+    /// there already stay as they are.
+    async fn retry<'a, F, R>(&'a self, attempt: F) -> bool
+    where
+        F: Fn(&'a Task) -> R,
+        R: Future<Output = Result<CommitOutcome, StorageError>>,
+    {
+        loop {
+            match attempt(self).await {
+                Ok(CommitOutcome::Committed) => return true,
+                Ok(CommitOutcome::LeaseLost) => {
+                    self.lose();
+                    return false;
+                }
+                Err(StorageError::Unavailable(reason)) if !self.is_stopped_for_good() => {
+                    tracing::warn!(run.id = %self.lease.run_id, %reason, "commit waits for the database");
+                    tokio::time::sleep(RETRY_EVERY).await;
+                }
+                Err(error) => {
+                    tracing::error!(run.id = %self.lease.run_id, %error, "commit failed; giving the run up");
+                    self.lose();
+                    return false;
+                }
+            }
+        }
+    }
+}

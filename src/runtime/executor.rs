@@ -1,0 +1,591 @@
+//! Executes graphs: drives [`Execution`], runs its jobs, and hands its effects to storage and listeners. One call of
+//! [`run_graph`] per graph; a graph inside a node is another call within the node's job.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::host::TaskHost;
+use super::messages;
+use super::persist::Reader;
+use super::shared::{Shared, lock};
+use crate::engine::EngineError;
+use crate::engine::command::{Command, Output};
+use crate::engine::execution::{Effect, Execution, Finished, Input, Job, Loaded, Next, Options, TaskEnd};
+use crate::engine::step::{Task, TaskInput};
+use crate::graph::context::{Context, ExecutionInfo, HandledError};
+use crate::graph::node::{Checkpointing, Graph, NodeError, NodeInput, Policies};
+use crate::model::{Breakpoints, CheckpointId, Durability, Fields, Interrupt, Json};
+use crate::storage::Which;
+
+/// A graph to run, at the root of a run or inside a task.
+pub(crate) struct GraphRun {
+    pub(crate) graph: Graph,
+    pub(crate) ns: String,
+    pub(crate) parents: BTreeMap<String, CheckpointId>,
+    pub(crate) input: Input,
+    /// Whether the graph around is resuming; `None` at the root.
+    pub(crate) resuming: Option<bool>,
+    pub(crate) answers_by_id: Fields,
+    /// The task it runs in.
+    pub(crate) inside: Option<Task>,
+    pub(crate) step_around: i64,
+    /// Checkpoints are kept: not for graphs that switched it off, nor for graphs inside them.
+    pub(crate) has_storage: bool,
+}
+
+/// How a graph ended.
+#[derive(Debug)]
+pub(crate) enum GraphEnd {
+    Done(Fields),
+    /// Questions; none at a breakpoint.
+    Interrupted(Vec<Interrupt>),
+    Failed(EngineError),
+    /// A Command for the graph around.
+    Parent(Box<Command>),
+    /// Asked to stop after a superstep; the reason.
+    Drained(String),
+    /// The process is going down: another worker continues.
+    HandedOver,
+    /// Cancelled, timed out, or the lease is gone: whoever stopped it knows why.
+    Stopped,
+}
+
+/// What tasks know of the graph they belong to.
+pub(crate) struct Around {
+    pub(crate) ns: String,
+    pub(crate) checkpoint_id: CheckpointId,
+    pub(crate) parents: BTreeMap<String, CheckpointId>,
+    pub(crate) step: i64,
+    pub(crate) resuming: bool,
+    pub(crate) answers_by_id: Fields,
+    pub(crate) has_storage: bool,
+}
+
+/// Where the root graph starts, and its breakpoints: what only a run has.
+pub(crate) struct Root {
+    pub(crate) loaded: Option<Loaded>,
+    pub(crate) addressed: bool,
+    pub(crate) interrupt_before: Option<Breakpoints>,
+    pub(crate) interrupt_after: Option<Breakpoints>,
+}
+
+/// What became of the root graph.
+pub(crate) struct RootEnd {
+    pub(crate) end: GraphEnd,
+    /// Nodes are left to run.
+    pub(crate) is_pending: bool,
+    /// The last `values` payload.
+    pub(crate) values: Option<Json>,
+}
+
+/// Runs the root graph of a run.
+pub(crate) async fn run_root(shared: &Arc<Shared>, run: GraphRun, root: Root) -> RootEnd {
+    let options = options(shared, &run, root.addressed, root.interrupt_before, root.interrupt_after);
+    let mut driver = match Driver::start(shared, run, root.loaded, options) {
+        Ok(driver) => driver,
+        Err(error) => return RootEnd { end: GraphEnd::Failed(error), is_pending: false, values: None },
+    };
+    *lock(&shared.plain_answer) = driver.execution.null_resume();
+    let end = driver.drive().await;
+    let mut values = None;
+    match &end {
+        GraphEnd::Interrupted(list) => {
+            let mut effects = Vec::new();
+            driver.execution.suspend(&mut effects);
+            driver.shared.take(&driver.run.ns, &mut effects);
+            let shown = driver.execution.output();
+            values = Some(if list.is_empty() {
+                Json::from(&shown)
+            } else {
+                crate::engine::chunk::values_with_interrupts(&shown, list)
+            });
+        }
+        GraphEnd::Done(fields) => values = Some(Json::from(fields)),
+        _ => values = Some(Json::from(&driver.execution.output())),
+    }
+    if shared.durability == Durability::Exit && !matches!(end, GraphEnd::Stopped) {
+        shared.store_held("");
+    }
+    shared.push(false);
+    RootEnd { is_pending: driver.execution.has_pending_tasks(), end, values }
+}
+
+/// Runs a graph inside a task.
+pub(crate) fn run_graph(shared: Arc<Shared>, run: GraphRun) -> BoxFuture<'static, GraphEnd> {
+    async move {
+        let options = options(&shared, &run, false, None, None);
+        let loaded = match load_inner(&shared, &run, options.has_storage).await {
+            Ok(loaded) => loaded,
+            Err(error) => return GraphEnd::Failed(error),
+        };
+        let ns = run.ns.clone();
+        let is_own = run.graph.checkpointing() == Checkpointing::Own;
+        let mut driver = match Driver::start(&shared, run, loaded, options) {
+            Ok(driver) => driver,
+            Err(error) => return GraphEnd::Failed(error),
+        };
+        let end = driver.drive().await;
+        if shared.durability == Durability::Exit {
+            // Inner checkpoints are kept only where they are needed to go on (section 4).
+            if is_own || !matches!(end, GraphEnd::Done(_) | GraphEnd::Parent(_) | GraphEnd::Stopped) {
+                shared.store_held(&ns);
+            } else {
+                shared.drop_held(&ns);
+            }
+        }
+        end
+    }
+    .boxed()
+}
+
+async fn load_inner(shared: &Shared, run: &GraphRun, has_storage: bool) -> Result<Option<Loaded>, EngineError> {
+    if !has_storage {
+        return Ok(None);
+    }
+    let is_own = run.graph.checkpointing() == Checkpointing::Own;
+    let which = match &shared.replay {
+        Some(replay) if lock(&replay.visited).insert(run.ns.clone()) => match replay.named.get(&run.ns) {
+            Some(id) if is_own => Which::Id(id.clone()),
+            _ => Which::Before(replay.before.clone()),
+        },
+        // A namespace of its own per call is new unless an earlier execution of the same task left something.
+        _ if !is_own && run.resuming != Some(true) && shared.attempt <= 1 => return Ok(None),
+        _ => Which::Latest,
+    };
+    let reader = Reader { storage: shared.runtime.storage(), scope: &shared.scope, thread: shared.thread };
+    let found = reader.load(&run.ns, &which).await.map_err(|error| storage_error(&error))?;
+    let Some((loaded, mut stored)) = found else { return Ok(None) };
+    reader.freeze(&run.ns, &mut stored).await.map_err(|error| storage_error(&error))?;
+    shared.loaded(&run.ns, Some(loaded.checkpoint.id.clone()), stored);
+    Ok(Some(loaded))
+}
+
+pub(crate) fn storage_error(error: &crate::storage::StorageError) -> EngineError {
+    tracing::error!(%error, "storage failed under a run");
+    EngineError::new("StorageError", error.to_string())
+}
+
+fn options(
+    shared: &Shared,
+    run: &GraphRun,
+    addressed: bool,
+    interrupt_before: Option<Breakpoints>,
+    interrupt_after: Option<Breakpoints>,
+) -> Options {
+    let mut extra = shared.extra.clone();
+    if let Some(task) = &run.inside {
+        let triggers: Json = task.triggers.iter().map(|trigger| Json::from(trigger.as_str())).collect();
+        extra.insert("checkpoint_ns".into(), Json::from(run.ns.as_str()));
+        extra.insert("checkpoint_map".into(), Json::of(&run.parents).unwrap_or_default());
+        extra.insert("langgraph_step".into(), Json::from(run.step_around));
+        extra.insert("langgraph_node".into(), Json::from(task.name.as_str()));
+        extra.insert("langgraph_triggers".into(), triggers);
+        extra.insert("langgraph_path".into(), Json::from(task.path.to_json()));
+        extra.insert("langgraph_checkpoint_ns".into(), Json::from(task.ns.as_str()));
+    }
+    Options {
+        thread_id: shared.thread_id.as_str().to_owned(),
+        ns: run.ns.clone(),
+        parents: run.parents.clone(),
+        extra,
+        task_metadata: shared.task_metadata.clone(),
+        recursion_limit: shared.recursion_limit,
+        interrupt_before,
+        interrupt_after,
+        strict_resume: shared.strict_resume && run.inside.is_none(),
+        resuming: run.resuming,
+        addressed,
+        answers_by_id: run.answers_by_id.clone(),
+        exact_answers: shared.attempt > 1,
+        exit: shared.durability == Durability::Exit,
+        has_storage: run.has_storage,
+        wanted: shared.wanted(&run.ns),
+    }
+}
+
+/// Drives one execution.
+struct Driver {
+    shared: Arc<Shared>,
+    run: GraphRun,
+    execution: Execution,
+}
+
+impl Driver {
+    fn start(
+        shared: &Arc<Shared>,
+        mut run: GraphRun,
+        loaded: Option<Loaded>,
+        options: Options,
+    ) -> Result<Driver, EngineError> {
+        let input = std::mem::replace(&mut run.input, Input::Null);
+        let mut effects = Vec::new();
+        let mut new_id = |step| shared.new_checkpoint_id(step);
+        let execution = Execution::start(run.graph.spec(), loaded, input, options, &mut new_id, &mut effects)?;
+        shared.take(&run.ns, &mut effects);
+        Ok(Driver { shared: Arc::clone(shared), run, execution })
+    }
+
+    async fn drive(&mut self) -> GraphEnd {
+        let mut effects = Vec::new();
+        loop {
+            if self.shared.stop.is_cancelled() {
+                return GraphEnd::Stopped;
+            }
+            let next = self.execution.tick(&mut effects);
+            self.shared.take(&self.run.ns, &mut effects);
+            let jobs = match next {
+                Next::Done => return GraphEnd::Done(self.execution.output()),
+                Next::Interrupted => return GraphEnd::Interrupted(Vec::new()),
+                Next::OutOfSteps => return GraphEnd::Failed(self.execution.out_of_steps_error()),
+                Next::Run(jobs) => jobs,
+            };
+            if self.shared.hand_over.is_cancelled() {
+                return GraphEnd::HandedOver;
+            }
+            let drain = lock(&self.shared.drain).clone();
+            if let Some(reason) = drain {
+                return GraphEnd::Drained(reason);
+            }
+            // The start node runs no code: its superstep is stored with the one before it.
+            if !jobs.iter().all(|job| job.task.is_hidden()) {
+                self.shared.push(true);
+                if self.shared.durability == Durability::Sync {
+                    self.shared.committer.flush().await;
+                }
+            }
+            match self.superstep(jobs).await {
+                Ok(()) => {}
+                Err(end) => {
+                    self.shared.push(true);
+                    return end;
+                }
+            }
+            let mut new_id = |step| self.shared.new_checkpoint_id(step);
+            let stopped = self.execution.after_tick(&mut new_id, &mut effects);
+            self.shared.take(&self.run.ns, &mut effects);
+            match stopped {
+                Ok(false) => {}
+                Ok(true) => return GraphEnd::Interrupted(Vec::new()),
+                Err(error) => {
+                    self.shared.push(true);
+                    return GraphEnd::Failed(error);
+                }
+            }
+        }
+    }
+
+    fn around(&self) -> Arc<Around> {
+        Arc::new(Around {
+            ns: self.run.ns.clone(),
+            checkpoint_id: self.execution.checkpoint_id().to_owned(),
+            parents: self.run.parents.clone(),
+            step: self.execution.step(),
+            resuming: self.execution.is_resuming(),
+            answers_by_id: self.execution.answers_by_id().clone(),
+            has_storage: self.run.has_storage,
+        })
+    }
+
+    /// Runs all jobs of a superstep. The first failure cancels the siblings that still run; questions do not.
+    async fn superstep(&mut self, jobs: Vec<Job>) -> Result<(), GraphEnd> {
+        let around = self.around();
+        let mut running: JoinSet<JobEnd> = JoinSet::new();
+        let mut open: Vec<Job> = Vec::new();
+        let mut outcome = Outcome::default();
+        for job in jobs {
+            if job.task.is_hidden() {
+                let output = Execution::start_output(&job.task);
+                self.finish(&job, End::Task(TaskEnd::Output(output)), &[], &mut outcome);
+            } else {
+                self.spawn(job, &around, &mut running, &mut open);
+            }
+        }
+        while !running.is_empty() {
+            let ended = tokio::select! {
+                ended = running.join_next() => ended,
+                () = self.shared.stop.cancelled() => {
+                    running.shutdown().await;
+                    self.shared.push(true);
+                    return Err(GraphEnd::Stopped);
+                }
+            };
+            let Some(ended) = ended else { break };
+            let Ok(ended) = ended else { continue };
+            let Some(at) = open.iter().position(|job| job.task.id == ended.task_id) else { continue };
+            let job = open.remove(at);
+            if let End::Task(TaskEnd::Output(output)) = &ended.end
+                && messages::wanted(&self.shared, &self.run.ns)
+            {
+                messages::tell_output(&self.shared, &self.run.ns, around.step, &job.task, output);
+            }
+            if let Some(handler) = self.finish(&job, ended.end, &ended.answers, &mut outcome) {
+                self.spawn(handler, &around, &mut running, &mut open);
+            }
+            if outcome.failure.is_some() {
+                running.shutdown().await;
+                for job in std::mem::take(&mut open) {
+                    let mut ignored = Outcome::default();
+                    self.finish(&job, End::Task(TaskEnd::Cancelled), &[], &mut ignored);
+                }
+            } else if !running.is_empty() {
+                // Paid work is not repeated because a sibling crashes later.
+                self.shared.push(false);
+            }
+        }
+        outcome.into_result()
+    }
+
+    fn spawn(&self, job: Job, around: &Arc<Around>, running: &mut JoinSet<JobEnd>, open: &mut Vec<Job>) {
+        if messages::wanted(&self.shared, &self.run.ns) {
+            messages::note_input(&self.shared, &job.task);
+        }
+        let work = run_job(Arc::clone(&self.shared), self.run.graph.clone(), job.clone(), Arc::clone(around));
+        let id = job.task.id.clone();
+        open.push(job);
+        // A panic of a node is caught here: an error of that node, not of the run.
+        let work = std::panic::AssertUnwindSafe(work).catch_unwind().map(move |ended| {
+            ended.unwrap_or_else(|panic| {
+                let error = EngineError::new("Panic", panic_text(&*panic));
+                JobEnd { task_id: id, end: End::Task(TaskEnd::Failed(error)), answers: Vec::new() }
+            })
+        });
+        running.spawn_on(work, self.shared.runtime.nodes());
+    }
+
+    /// Records a job's end; returns the error handler to run, if one is owed.
+    fn finish(&mut self, job: &Job, end: End, answers: &[Json], outcome: &mut Outcome) -> Option<Job> {
+        let end = match end {
+            End::Task(end) => end,
+            End::Parent(command) => {
+                if self.run.ns.is_empty() {
+                    TaskEnd::Failed(EngineError::new("ParentCommand", "there is no parent graph"))
+                } else {
+                    outcome.parent.get_or_insert(command);
+                    return None;
+                }
+            }
+            End::Inner(end) => {
+                outcome.inner.get_or_insert(end);
+                return None;
+            }
+        };
+        let mut effects: Vec<Effect> = Vec::new();
+        let finished = self.execution.finish_task(job, end, answers, &mut effects);
+        if self.run.ns.is_empty() && self.shared.plain_spent.swap(false, Ordering::Relaxed) {
+            self.execution.spend_plain_answer(&mut effects);
+        }
+        self.shared.take(&self.run.ns, &mut effects);
+        match finished {
+            Finished::Done => None,
+            Finished::Handle(handler) => Some(*handler),
+            Finished::Failed(error) => {
+                outcome.failure.get_or_insert(error);
+                None
+            }
+            Finished::Interrupted(list) => {
+                outcome.interrupted = true;
+                outcome.questions.extend(list);
+                None
+            }
+            Finished::Parent(command) if self.run.ns.is_empty() => {
+                let _ = command;
+                let error = EngineError::new("ParentCommand", "there is no parent graph");
+                self.finish(job, End::Task(TaskEnd::Failed(error)), answers, outcome)
+            }
+            Finished::Parent(command) => {
+                outcome.parent.get_or_insert(command);
+                None
+            }
+        }
+    }
+}
+
+#[derive(Default)]
+struct Outcome {
+    failure: Option<EngineError>,
+    parent: Option<Box<Command>>,
+    /// A graph inside ended in a way that ends this one too.
+    inner: Option<GraphEnd>,
+    interrupted: bool,
+    questions: Vec<Interrupt>,
+}
+
+impl Outcome {
+    fn into_result(self) -> Result<(), GraphEnd> {
+        if let Some(error) = self.failure {
+            return Err(GraphEnd::Failed(error));
+        }
+        if let Some(command) = self.parent {
+            return Err(GraphEnd::Parent(command));
+        }
+        if let Some(end) = self.inner {
+            return Err(end);
+        }
+        if self.interrupted { Err(GraphEnd::Interrupted(self.questions)) } else { Ok(()) }
+    }
+}
+
+/// How a job ended, with the answers its questions took.
+struct JobEnd {
+    task_id: String,
+    end: End,
+    answers: Vec<Json>,
+}
+
+enum End {
+    Task(TaskEnd),
+    Parent(Box<Command>),
+    Inner(GraphEnd),
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a node panicked".to_owned())
+}
+
+/// Runs a job: its node's body or the graph that is the node, with the node's policies.
+async fn run_job(shared: Arc<Shared>, graph: Graph, job: Job, around: Arc<Around>) -> JobEnd {
+    let task_id = job.task.id.clone();
+    let name = &job.task.name;
+    let policies = graph.inner.policies.get(name).cloned().unwrap_or_default();
+    let host = Arc::new(TaskHost::new(Arc::clone(&shared), Arc::clone(&around), job.task.clone(), job.answers.clone()));
+    let mut attempt = 1;
+    let end = loop {
+        host.begin_attempt();
+        let result = one_attempt(&shared, &graph, &job, &around, &host, &policies, attempt).await;
+        match result {
+            Ok(output) => break End::Task(TaskEnd::Output(output)),
+            Err(NodeError::Parent(command)) if graph.inner.subgraphs.contains_key(name) => {
+                // A Command from the graph that is this node: the node's own output here (section 1.6).
+                break End::Task(TaskEnd::Output(Output::Command(Command { parent: false, ..*command })));
+            }
+            Err(NodeError::Parent(command)) => break End::Parent(command),
+            Err(NodeError::Interrupted) => {
+                let pending = std::mem::take(&mut lock(&host.answers).pending);
+                break End::Task(TaskEnd::Interrupted(pending));
+            }
+            Err(NodeError::Cancelled) => {
+                break End::Inner(lock(&host.answers).inner.take().unwrap_or(GraphEnd::Stopped));
+            }
+            Err(NodeError::Failed(error)) => {
+                match retry_after(&shared, &policies, &error, attempt) {
+                    Some(wait) => shared.runtime.clock().sleep(wait).await,
+                    None => break End::Task(TaskEnd::Failed(error)),
+                }
+                attempt += 1;
+            }
+        }
+    };
+    // Answers that were never reached stay with the question they were given for.
+    let answers = std::mem::take(&mut lock(&host.answers).given);
+    JobEnd { task_id, end, answers }
+}
+
+/// How long to wait before the next attempt; `None`: no more attempts.
+fn retry_after(shared: &Shared, policies: &Policies, error: &EngineError, attempt: u32) -> Option<Duration> {
+    let policy = policies.retry.iter().find(|policy| (policy.retry_on)(error))?;
+    if attempt >= policy.max_attempts {
+        return None;
+    }
+    let exponent = i32::try_from(attempt - 1).unwrap_or(i32::MAX);
+    let seconds = policy.initial_interval.as_secs_f64() * policy.backoff_factor.powi(exponent);
+    let jitter = if policy.jitter { shared.runtime.clock().random_fraction() } else { 0.0 };
+    Some(Duration::from_secs_f64(seconds.min(policy.max_interval.as_secs_f64()) + jitter))
+}
+
+async fn one_attempt(
+    shared: &Arc<Shared>,
+    graph: &Graph,
+    job: &Job,
+    around: &Arc<Around>,
+    host: &Arc<TaskHost>,
+    policies: &Policies,
+    attempt: u32,
+) -> Result<Output, NodeError> {
+    let name = &job.task.name;
+    let stop = shared.stop.child_token();
+    let work = async {
+        if let Some(inner) = graph.inner.subgraphs.get(name) {
+            let output = host.run_inner(inner, job.task.input.to_json()).await?;
+            return Ok(output.fields().map_or(Output::Other(output), Output::Update));
+        }
+        let body = graph.inner.bodies.get(name).ok_or_else(|| {
+            NodeError::new("GraphVersionError", format!("node '{name}' is not in this build of '{}'", graph.name()))
+        })?;
+        let context = context(shared, job, around, host, attempt, stop.clone());
+        let input = match &job.task.input {
+            TaskInput::State(fields) => NodeInput::State(fields.clone()),
+            TaskInput::Arg(arg) => NodeInput::Arg(arg.clone()),
+        };
+        body.run(input, context).await
+    };
+    limited(work, host, policies, name, shared).await
+}
+
+/// Applies a node's run and idle timeouts.
+async fn limited(
+    work: impl Future<Output = Result<Output, NodeError>>,
+    host: &TaskHost,
+    policies: &Policies,
+    name: &str,
+    shared: &Shared,
+) -> Result<Output, NodeError> {
+    if policies.run_timeout.is_none() && policies.idle_timeout.is_none() {
+        return work.await;
+    }
+    let began = shared.runtime.clock().instant();
+    let far = Duration::from_secs(60 * 60 * 24 * 365);
+    let deadline = tokio::time::sleep(policies.run_timeout.unwrap_or(far));
+    let idle = policies.idle_timeout.unwrap_or(far);
+    tokio::pin!(work, deadline);
+    let late = |kind: &str, limit: Duration| {
+        let elapsed = began.elapsed().as_secs_f64();
+        let limit = limit.as_secs_f64();
+        Err(NodeError::new(
+            "NodeTimeoutError",
+            format!("Node '{name}' exceeded its {kind} timeout of {limit:.3}s (elapsed: {elapsed:.3}s)"),
+        ))
+    };
+    loop {
+        tokio::select! {
+            result = &mut work => return result,
+            () = &mut deadline => return late("run", policies.run_timeout.unwrap_or(far)),
+            () = host.alive.notified() => {}
+            () = tokio::time::sleep(idle) => return late("idle", idle),
+        }
+    }
+}
+
+fn context(
+    shared: &Shared,
+    job: &Job,
+    around: &Around,
+    host: &Arc<TaskHost>,
+    attempt: u32,
+    stop: CancellationToken,
+) -> Context {
+    let info = ExecutionInfo {
+        thread_id: shared.thread_id.as_str().to_owned(),
+        run_id: shared.run_id,
+        graph_id: shared.graph_id.clone(),
+        node: job.task.name.clone(),
+        task_id: job.task.id.clone(),
+        checkpoint_ns: job.task.ns.clone(),
+        step: around.step,
+        attempt,
+        config: shared.config.clone(),
+        context: shared.context.clone(),
+    };
+    let context = Context::new(info, Arc::clone(host) as Arc<dyn crate::graph::context::Host>, stop);
+    match &job.handles {
+        Some((node, error)) => context.with_error(HandledError { node: node.clone(), error: error.clone() }),
+        None => context,
+    }
+}

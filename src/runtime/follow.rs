@@ -1,0 +1,208 @@
+//! Following a run: its events from wherever they are, live here, stored, or executed by another process, until it ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::live::LiveRun;
+use super::{EventStream, Runtime, RuntimeError};
+use crate::model::{CancelAction, Event, EventId, Json, Run, RunId, Scope, ThreadId, ThreadKey};
+use crate::storage::Notice;
+
+/// How often to look at a run that another process executes, when no notice comes.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Stored events read at once.
+const PAGE: i64 = 500;
+/// Events a listener may be behind before the pump waits for it.
+const BUFFER: usize = 256;
+
+/// What to follow.
+pub(crate) struct Follow {
+    pub(crate) scope: Scope,
+    pub(crate) run: Run,
+    pub(crate) live: Arc<LiveRun>,
+    pub(crate) receiver: broadcast::Receiver<Event>,
+    /// Stored events after this id come first.
+    pub(crate) after: Option<EventId>,
+    pub(crate) cancel_on_disconnect: bool,
+}
+
+impl Runtime {
+    /// Starts following. The stream ends when the run has ended; dropping it cancels the run if asked to.
+    pub(crate) fn follow(&self, follow: Follow) -> EventStream {
+        let (sender, receiver) = mpsc::channel(BUFFER);
+        let runtime = self.clone();
+        tokio::spawn(async move {
+            let (scope, thread, run_id) = (follow.scope, follow.run.thread_id.clone(), follow.run.run_id);
+            let cancel = follow.cancel_on_disconnect;
+            let outcome = runtime.pump(follow, &sender).await;
+            runtime.inner.hub.release(run_id);
+            match outcome {
+                Ok(Pumped::Ended) => {}
+                Ok(Pumped::Left) if cancel => {
+                    let reason = Some("the client went away".to_owned());
+                    let action = CancelAction::Interrupt;
+                    let _ = runtime.cancel(&scope, &thread, run_id, action, reason, false).await;
+                }
+                Ok(Pumped::Left) => {}
+                Err(error) => tracing::warn!(run.id = %run_id, %error, "a listener was cut off"),
+            }
+        });
+        ReceiverStream::new(receiver).boxed()
+    }
+
+    async fn pump(&self, mut follow: Follow, sender: &mpsc::Sender<Event>) -> Result<Pumped, RuntimeError> {
+        let mut notices = self.storage().notices();
+        let mut last = follow.after;
+        let resumable = follow.after.is_some();
+        let (run_id, thread) = (follow.run.run_id, follow.run.thread_key);
+        if let Some(after) = follow.after
+            && self.replay(&follow, after, &mut last, sender).await?
+        {
+            return Ok(Pumped::Left);
+        }
+        loop {
+            let is_here = self.inner.is_executing(follow.run.run_id);
+            tokio::select! {
+                received = follow.receiver.recv() => match received {
+                    Ok(event) => {
+                        if event.id.is_some_and(|id| last.is_some_and(|last| id <= last)) {
+                            continue;
+                        }
+                        last = event.id.or(last);
+                        if sender.send(event).await.is_err() {
+                            return Ok(Pumped::Left);
+                        }
+                    }
+                    Err(RecvError::Lagged(_)) => {
+                        let Some(after) = last else { return Ok(Pumped::Ended) };
+                        if self.replay(&follow, after, &mut last, sender).await? {
+                            return Ok(Pumped::Left);
+                        }
+                    }
+                    Err(RecvError::Closed) => {
+                        if follow.live.result.get().is_some() || !self.is_active(&follow).await? {
+                            if let Some(after) = last.filter(|_| resumable) {
+                                self.replay(&follow, after, &mut last, sender).await?;
+                            }
+                            return Ok(Pumped::Ended);
+                        }
+                        // Handed over to another worker: listen on.
+                        follow.live = self.inner.hub.run(follow.run.run_id);
+                        follow.receiver = follow.live.subscribe();
+                    }
+                },
+                () = sender.closed() => return Ok(Pumped::Left),
+                () = wait_for_notice(&mut notices, run_id, thread), if !is_here => {
+                    if let Some(after) = last
+                        && self.replay(&follow, after, &mut last, sender).await?
+                    {
+                        return Ok(Pumped::Left);
+                    }
+                    if !self.is_active(&follow).await? && !self.inner.is_executing(follow.run.run_id) {
+                        while let Ok(event) = follow.receiver.try_recv() {
+                            let is_new = event.id.is_none_or(|id| last.is_none_or(|last| id > last));
+                            if is_new && sender.send(event).await.is_err() {
+                                return Ok(Pumped::Left);
+                            }
+                        }
+                        return Ok(Pumped::Ended);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends stored events after an id. True when the listener has left.
+    async fn replay(
+        &self,
+        follow: &Follow,
+        after: EventId,
+        last: &mut Option<EventId>,
+        sender: &mpsc::Sender<Event>,
+    ) -> Result<bool, RuntimeError> {
+        let mut after = after;
+        loop {
+            let run = Some(follow.run.run_id);
+            let page = self.storage().read_events(&follow.scope, follow.run.thread_key, run, after, PAGE).await?;
+            let count = page.len();
+            for stored in page {
+                after = stored.id;
+                *last = Some(stored.id);
+                let event = Event { id: Some(stored.id), run_id: stored.run_id, name: stored.name, data: stored.data };
+                if sender.send(event).await.is_err() {
+                    return Ok(true);
+                }
+            }
+            if (count as i64) < PAGE {
+                return Ok(false);
+            }
+        }
+    }
+
+    async fn is_active(&self, follow: &Follow) -> Result<bool, RuntimeError> {
+        let run = self.storage().find_run(&follow.scope, &follow.run.thread_id, follow.run.run_id).await?;
+        Ok(run.is_some_and(|run| run.status.is_active()))
+    }
+
+    /// Returns when the run is no longer active; at once if it is not.
+    pub(crate) async fn wait_for_end(
+        &self,
+        scope: &Scope,
+        thread: &ThreadId,
+        run_id: RunId,
+    ) -> Result<Option<Json>, RuntimeError> {
+        let live = self.inner.hub.run(run_id);
+        let receiver = live.subscribe();
+        let Some(run) = self.storage().find_run(scope, thread, run_id).await? else {
+            drop(live);
+            self.inner.hub.release(run_id);
+            return Ok(None);
+        };
+        if run.status.is_active() {
+            let follow = Follow {
+                scope: *scope,
+                run,
+                live: Arc::clone(&live),
+                receiver,
+                after: None,
+                cancel_on_disconnect: false,
+            };
+            let mut events = self.follow(follow);
+            while events.next().await.is_some() {}
+        }
+        let result = live.result.get().cloned();
+        drop(live);
+        self.inner.hub.release(run_id);
+        Ok(result)
+    }
+}
+
+enum Pumped {
+    /// The run has ended.
+    Ended,
+    /// The listener has gone.
+    Left,
+}
+
+/// Returns when there may be news of the run.
+async fn wait_for_notice(notices: &mut broadcast::Receiver<Notice>, run_id: RunId, thread: ThreadKey) {
+    let look = tokio::time::sleep(LOOK_EVERY);
+    tokio::pin!(look);
+    loop {
+        tokio::select! {
+            () = &mut look => return,
+            notice = notices.recv() => match notice {
+                Ok(Notice::RunEnded(id)) if id == run_id => return,
+                Ok(Notice::Events(key)) if key == thread => return,
+                Ok(Notice::Missed) | Err(RecvError::Lagged(_)) => return,
+                Ok(_) => {}
+                Err(RecvError::Closed) => look.as_mut().await,
+            },
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! What a running node can ask for, answered: the runtime's side of [`crate::graph::Context`].
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use tokio::sync::Notify;
+
+use super::executor::{Around, GraphEnd, GraphRun, run_graph};
+use super::messages;
+use super::shared::{Shared, lock};
+use crate::engine::execution::Input;
+use crate::engine::ids;
+use crate::engine::step::Task;
+use crate::graph::context::{Host, Question};
+use crate::graph::node::{Checkpointing, Graph, NodeError};
+use crate::model::{Interrupt, Item, Json, StreamMode};
+use crate::storage::{ItemFilter, ItemMatch, NewItem, Page};
+
+/// The surroundings of one task.
+pub(crate) struct TaskHost {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) around: Arc<Around>,
+    pub(crate) task: Task,
+    pub(crate) answers: Mutex<Answers>,
+    /// Signs of life, for the idle timeout.
+    pub(crate) alive: Notify,
+    /// Calls of graphs so far, over all attempts: each has a namespace of its own.
+    pub(crate) calls: Mutex<usize>,
+}
+
+/// The questions of an execution and their answers.
+#[derive(Default)]
+pub(crate) struct Answers {
+    pub(crate) given: Vec<Json>,
+    /// Asked, without an answer.
+    pub(crate) pending: Vec<Interrupt>,
+    /// A graph inside stopped at a breakpoint, or ended otherwise than by an output.
+    pub(crate) inner: Option<GraphEnd>,
+}
+
+impl TaskHost {
+    pub(crate) fn new(shared: Arc<Shared>, around: Arc<Around>, task: Task, given: Vec<Json>) -> TaskHost {
+        let answers = Mutex::new(Answers { given, ..Answers::default() });
+        TaskHost { shared, around, task, answers, alive: Notify::new(), calls: Mutex::new(0) }
+    }
+
+    /// Forgets what an attempt asked; answers stay.
+    pub(crate) fn begin_attempt(&self) {
+        let mut answers = lock(&self.answers);
+        answers.pending.clear();
+        answers.inner = None;
+    }
+
+    /// Runs a graph inside this task. `Err` is control flow: the caller must stop.
+    pub(crate) async fn run_inner(&self, graph: &Graph, input: Json) -> Result<Json, NodeError> {
+        let index = {
+            let mut calls = lock(&self.calls);
+            *calls += 1;
+            *calls - 1
+        };
+        let ns = inner_ns(graph.checkpointing(), &self.task.ns, index);
+        let mut parents = self.around.parents.clone();
+        parents.insert(self.around.ns.clone(), self.around.checkpoint_id.clone());
+        let run = GraphRun {
+            graph: graph.clone(),
+            ns,
+            parents,
+            input: Input::Value(input),
+            resuming: Some(self.around.resuming),
+            answers_by_id: self.around.answers_by_id.clone(),
+            inside: Some(self.task.clone()),
+            step_around: self.around.step,
+            has_storage: self.around.has_storage && graph.checkpointing() != Checkpointing::Off,
+        };
+        match run_graph(Arc::clone(&self.shared), run).await {
+            GraphEnd::Done(fields) => Ok(Json::from(&fields)),
+            GraphEnd::Failed(error) => Err(NodeError::Failed(error)),
+            GraphEnd::Parent(command) => Err(NodeError::Parent(command)),
+            GraphEnd::Interrupted(list) => {
+                let mut answers = lock(&self.answers);
+                answers.pending = list;
+                Err(NodeError::Interrupted)
+            }
+            end @ (GraphEnd::Drained(_) | GraphEnd::HandedOver | GraphEnd::Stopped) => {
+                lock(&self.answers).inner = Some(end);
+                Err(NodeError::Cancelled)
+            }
+        }
+    }
+}
+
+/// Where a graph called inside a task keeps its checkpoints (section 3.3).
+fn inner_ns(checkpointing: Checkpointing, task_ns: &str, index: usize) -> String {
+    let ns = match checkpointing {
+        Checkpointing::Own => {
+            let names: Vec<&str> =
+                task_ns.split('|').map(|segment| segment.split(':').next().unwrap_or(segment)).collect();
+            names.join("|")
+        }
+        Checkpointing::Inherit | Checkpointing::Off => task_ns.to_owned(),
+    };
+    if index == 0 { ns } else { format!("{ns}|{index}") }
+}
+
+#[async_trait]
+impl Host for TaskHost {
+    fn custom(&self, value: Json) {
+        self.alive.notify_one();
+        if self.shared.modes.contains(&StreamMode::Custom) {
+            self.shared.emit(&self.around.ns, "custom", value);
+        }
+    }
+
+    fn message(&self, message: Json, complete: bool) {
+        self.alive.notify_one();
+        if messages::wanted(&self.shared, &self.around.ns) {
+            messages::tell_chunk(&self.shared, &self.around.ns, self.around.step, &self.task, &message, complete);
+        }
+    }
+
+    fn heartbeat(&self) {
+        self.alive.notify_one();
+    }
+
+    fn answer(&self, index: usize, question: Question) -> Result<Json, NodeError> {
+        let mut answers = lock(&self.answers);
+        if index >= answers.given.len()
+            && let Some(plain) = lock(&self.shared.plain_answer).take()
+        {
+            answers.given.push(plain);
+            self.shared.plain_spent.store(true, Ordering::Relaxed);
+        }
+        match answers.given.get(index).cloned() {
+            Some(answer) => Ok(answer),
+            None => {
+                let id = ids::interrupt(&self.task.ns, index);
+                answers.pending = vec![question.with_id(id)];
+                Err(NodeError::Interrupted)
+            }
+        }
+    }
+
+    fn drain(&self, reason: &str) {
+        *lock(&self.shared.drain) = Some(reason.to_owned());
+    }
+
+    async fn call(&self, _index: usize, graph: &Graph, input: Json) -> Result<Json, NodeError> {
+        self.run_inner(graph, input).await
+    }
+
+    async fn put_item(&self, namespace: &[String], key: &str, value: Json) -> Result<(), NodeError> {
+        let item = NewItem { namespace: namespace.to_vec(), key: key.to_owned(), value, ttl_minutes: None };
+        Ok(self.shared.runtime.storage().put_item(&self.shared.scope, item).await?)
+    }
+
+    async fn get_item(&self, namespace: &[String], key: &str) -> Result<Option<Item>, NodeError> {
+        Ok(self.shared.runtime.storage().get_item(&self.shared.scope, namespace, key, true).await?)
+    }
+
+    async fn delete_item(&self, namespace: &[String], key: &str) -> Result<(), NodeError> {
+        Ok(self.shared.runtime.storage().delete_item(&self.shared.scope, namespace, key).await?)
+    }
+
+    async fn search_items(&self, prefix: &[String], filter: Option<Json>, limit: i64) -> Result<Vec<Item>, NodeError> {
+        let conditions = filter.and_then(|filter| filter.fields()).unwrap_or_default();
+        let conditions = conditions.into_iter().map(|(key, value)| (key, ItemMatch::Eq(value))).collect();
+        let filter = ItemFilter { prefix: prefix.to_vec(), conditions };
+        let page = Page { limit, offset: 0 };
+        Ok(self.shared.runtime.storage().search_items(&self.shared.scope, &filter, page, true).await?)
+    }
+}

@@ -1,0 +1,396 @@
+//! One run from its claim to its end: what it starts from, what it shares, and how its end is told and committed.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicI64};
+use std::sync::{Arc, Mutex};
+
+use serde_json::json;
+
+use super::Runtime;
+use super::commit::Committer;
+use super::executor::{GraphEnd, GraphRun, Root, RootEnd, run_root};
+use super::live::LiveRun;
+use super::persist::Reader;
+use super::runs::merged;
+use super::shared::{Replay, Shared, Store, lock};
+use super::worker::{Active, StopReason};
+use crate::engine::command::Command;
+use crate::engine::execution::{Input, Loaded};
+use crate::engine::{EngineError, ids};
+use crate::graph::Graph;
+use crate::model::{
+    CancelAction, CheckpointId, ErrorInfo, Event, Fields, Json, RunKwargs, RunStatus, Scope, StreamMode, ThreadStatus,
+};
+use crate::storage::{ClaimedRun, RunEnd, StorageError, Which};
+
+/// How a run ends, before it is committed.
+struct Ending {
+    status: RunStatus,
+    error: Option<ErrorInfo>,
+    thread_status: ThreadStatus,
+    /// What `wait` answers.
+    result: Json,
+}
+
+impl Ending {
+    fn failed(error: &EngineError) -> Ending {
+        let info = error.info();
+        Ending {
+            status: RunStatus::Error,
+            result: Json::from(json!({"__error__": info})),
+            error: Some(info),
+            thread_status: ThreadStatus::Error,
+        }
+    }
+}
+
+/// Where a run starts.
+struct Position {
+    loaded: Option<Loaded>,
+    addressed: bool,
+    replay: Option<Replay>,
+}
+
+impl Runtime {
+    /// Executes a claimed run to its end, or until it is handed over or its lease is lost.
+    pub(crate) async fn execute_run(&self, claimed: ClaimedRun, active: Active) {
+        let run_id = claimed.run.run_id;
+        let live = self.inner.hub.run(run_id);
+        let committer = Committer::spawn(self.storage().clone(), Arc::clone(&live), active.clone());
+        let attempt = u32::try_from(claimed.run.attempts).unwrap_or(1).max(1);
+        tracing::debug!(run.id = %run_id, thread.id = %claimed.run.thread_id, attempt, "run starts");
+        let ending = match self.prepare(&claimed, &active, &committer, &live).await {
+            Ok((shared, run, root)) => self.drive(&shared, &active, run, root).await,
+            Err(Refused::Storage(error)) => {
+                // Left to its lease: the next claim tries again, and the attempts are counted.
+                tracing::error!(run.id = %run_id, %error, "a run could not be loaded");
+                live.close();
+                self.inner.hub.end(run_id);
+                return;
+            }
+            Err(Refused::Run(error)) => {
+                let info = Json::of(&error.info()).unwrap_or_default();
+                live.send(Event { id: None, run_id, name: "error".to_owned(), data: info });
+                Outcome::Ended(Ending::failed(&error))
+            }
+        };
+        self.conclude(ending, &committer, &live, &claimed).await;
+    }
+
+    async fn conclude(&self, outcome: Outcome, committer: &Committer, live: &LiveRun, claimed: &ClaimedRun) {
+        let run_id = claimed.run.run_id;
+        match outcome {
+            Outcome::Ended(ending) => {
+                let (status, result) = (ending.status, ending.result);
+                let end = RunEnd {
+                    status,
+                    error: ending.error,
+                    thread_status: ending.thread_status,
+                    announce: claimed.lease.epoch > 1,
+                };
+                if committer.end(end).await {
+                    let _ = live.result.set(result);
+                    tracing::debug!(run.id = %run_id, status = status.as_str(), "run ended");
+                }
+            }
+            Outcome::RolledBack(thread_status) => {
+                if committer.rollback(thread_status).await {
+                    let _ = live.result.set(Json::object());
+                    tracing::debug!(run.id = %run_id, "run rolled back");
+                }
+            }
+            Outcome::HandedOver => {
+                committer.release().await;
+                tracing::info!(run.id = %run_id, "run handed over");
+            }
+            Outcome::LeaseLost => tracing::warn!(run.id = %run_id, "lease lost; the run was stopped here"),
+        }
+        self.inner.hub.end(run_id);
+    }
+
+    /// Reads what a run needs before its first superstep.
+    async fn prepare(
+        &self,
+        claimed: &ClaimedRun,
+        active: &Active,
+        committer: &Committer,
+        live: &Arc<LiveRun>,
+    ) -> Result<(Arc<Shared>, GraphRun, Root), Refused> {
+        let run = &claimed.run;
+        let kwargs: RunKwargs = run
+            .kwargs
+            .decode()
+            .map_err(|error| EngineError::new("CorruptRun", format!("kwargs cannot be read: {error}")))?;
+        let graph = self.graph(&run.graph_id).cloned().ok_or_else(|| {
+            let names = self.graph_names();
+            EngineError::new("GraphNotFound", format!("Graph '{}' not found. Expected one of: [{names}]", run.graph_id))
+        })?;
+        let scope = Scope::Tenant(claimed.tenant);
+        let configurable = kwargs.config.get("configurable").and_then(|c| c.fields()).unwrap_or_default();
+        let command = match &kwargs.command {
+            Some(command) if !command.is_null() => Some(Command::from_json(command)?),
+            _ => None,
+        };
+        let input = match (&command, &kwargs.input) {
+            _ if claimed.input_applied => Input::Null,
+            (Some(command), _) => Input::Command(command.clone()),
+            (None, Some(input)) if !input.is_null() => Input::Value(input.clone()),
+            _ => Input::Null,
+        };
+        let reader = Reader { storage: self.storage(), scope: &scope, thread: claimed.lease.thread };
+        let mut newest = claimed.thread.head.clone();
+        let store = Store::new(run.run_id);
+        let shared_modes = kwargs.stream_mode.iter().filter_map(|mode| StreamMode::parse(mode)).collect();
+        let mut position = Position { loaded: None, addressed: false, replay: None };
+        let mut base = None;
+        if claimed.thread.head.is_some() || configurable.contains_key("checkpoint_id") {
+            (position, base) = self.position(&reader, claimed, &configurable).await?;
+        }
+        if let Some(loaded) = &position.loaded {
+            newest = newest.max(Some(loaded.checkpoint.id.clone()));
+        }
+        let answers_by_id = match &command {
+            Some(command) if claimed.input_applied => given_by_id(command),
+            _ => Fields::new(),
+        };
+        let shared = Arc::new(Shared {
+            runtime: self.clone(),
+            scope,
+            thread: claimed.lease.thread,
+            thread_id: run.thread_id.clone(),
+            run_id: run.run_id,
+            graph_id: run.graph_id.clone(),
+            attempt: u32::try_from(run.attempts).unwrap_or(1).max(1),
+            extra: checkpoint_metadata(&configurable, &run.metadata),
+            task_metadata: task_metadata(&run.metadata, &run.run_id.to_string()),
+            recursion_limit: kwargs
+                .config
+                .get("recursion_limit")
+                .and_then(|limit| limit.as_i64())
+                .unwrap_or(self.inner.settings.recursion_limit),
+            durability: kwargs.durability,
+            modes: shared_modes,
+            subgraphs: kwargs.subgraphs,
+            resumable: kwargs.resumable,
+            strict_resume: configurable.get("__pregel_strict_resume").is_some_and(|strict| strict.value() == true),
+            config: kwargs.config.clone(),
+            context: kwargs.context.clone(),
+            committer: committer.clone(),
+            live: Arc::clone(live),
+            stop: active.stop.clone(),
+            drain: Mutex::default(),
+            hand_over: active.drain.clone(),
+            plain_answer: Mutex::default(),
+            plain_spent: AtomicBool::new(false),
+            replay: position.replay,
+            seen_messages: Mutex::default(),
+            partial_messages: Mutex::default(),
+            store: Mutex::new(store),
+            newest: Mutex::new(newest),
+            last_event: AtomicI64::new(claimed.thread.last_event),
+            input_applied: AtomicBool::new(claimed.input_applied),
+        });
+        if let (Some(stored), Some(loaded)) = (base, &position.loaded) {
+            shared.loaded("", Some(loaded.checkpoint.id.clone()), stored);
+        }
+        let metadata = json!({"run_id": run.run_id, "attempt": shared.attempt});
+        shared.emit_named("metadata".to_owned(), Json::from(metadata));
+        let graph_run = root_graph(graph, input, answers_by_id);
+        let root = Root {
+            loaded: position.loaded,
+            addressed: position.addressed,
+            interrupt_before: kwargs.interrupt_before,
+            interrupt_after: kwargs.interrupt_after,
+        };
+        Ok((shared, graph_run, root))
+    }
+
+    /// Loads the checkpoint a run starts from: the head, or the one the caller named.
+    async fn position(
+        &self,
+        reader: &Reader<'_>,
+        claimed: &ClaimedRun,
+        configurable: &Fields,
+    ) -> Result<(Position, Option<super::persist::Stored>), Refused> {
+        let text = |key: &str| configurable.get(key).and_then(|value| value.as_str().map(str::to_owned));
+        let map: BTreeMap<String, CheckpointId> =
+            configurable.get("checkpoint_map").and_then(|map| map.decode().ok()).unwrap_or_default();
+        let ns = text("checkpoint_ns").unwrap_or_default();
+        let mut named = map.clone();
+        let mut id = text("checkpoint_id");
+        if !ns.is_empty() {
+            // A subgraph's checkpoint: the root starts from its entry in the map.
+            if let Some(inner) = id.take() {
+                named.insert(ns, inner);
+            }
+            id = map.get("").cloned();
+        }
+        let head = reader.load("", &Which::Latest).await?;
+        let continued = claimed.input_applied
+            && head.as_ref().is_some_and(|(loaded, _)| {
+                let run_id = loaded.metadata.extra.get("run_id");
+                run_id.and_then(Json::as_str) == Some(claimed.run.run_id.to_string().as_str())
+            });
+        let (found, addressed) = match id {
+            Some(id) if !continued => {
+                let is_head = head.as_ref().is_some_and(|(loaded, _)| loaded.checkpoint.id == id);
+                if is_head {
+                    (head, true)
+                } else {
+                    let found = reader.load("", &Which::Id(id)).await?;
+                    let found = found.map(|(loaded, stored)| (Loaded { is_head: false, ..loaded }, stored));
+                    (found, true)
+                }
+            }
+            _ => (head, false),
+        };
+        let Some((loaded, mut stored)) = found else {
+            return Ok((Position { loaded: None, addressed, replay: None }, None));
+        };
+        reader.freeze("", &mut stored).await?;
+        named.remove("");
+        let replay = addressed.then(|| Replay {
+            before: loaded.checkpoint.id.clone(),
+            named,
+            visited: Mutex::new(HashSet::new()),
+        });
+        let addressed = addressed && !claimed.input_applied;
+        Ok((Position { loaded: Some(loaded), addressed, replay }, Some(stored)))
+    }
+
+    async fn drive(&self, shared: &Arc<Shared>, active: &Active, run: GraphRun, root: Root) -> Outcome {
+        let timer = {
+            let (active, limit) = (active.clone(), self.inner.settings.run_timeout);
+            async move {
+                tokio::time::sleep(limit).await;
+                active.stop(StopReason::Timeout);
+                std::future::pending::<()>().await;
+            }
+        };
+        let end = tokio::select! {
+            end = run_root(shared, run, root) => end,
+            () = timer => return Outcome::LeaseLost,
+        };
+        let RootEnd { end, is_pending, values } = end;
+        let rest = if is_pending { ThreadStatus::Interrupted } else { ThreadStatus::Idle };
+        let done = |status: RunStatus| Ending {
+            status,
+            error: None,
+            thread_status: rest,
+            result: values.clone().unwrap_or_else(Json::object),
+        };
+        let failed = |error: &EngineError| {
+            shared.emit_named("error".to_owned(), Json::of(&error.info()).unwrap_or_default());
+            Outcome::Ended(Ending::failed(error))
+        };
+        match end {
+            GraphEnd::Done(_) | GraphEnd::Interrupted(_) => Outcome::Ended(done(RunStatus::Success)),
+            GraphEnd::Failed(error) => failed(&error),
+            GraphEnd::Drained(reason) => failed(&EngineError::new("GraphDrained", format!("Graph drained: {reason}"))),
+            GraphEnd::Parent(_) => failed(&EngineError::new("ParentCommand", "there is no parent graph")),
+            GraphEnd::HandedOver => Outcome::HandedOver,
+            GraphEnd::Stopped => {
+                let reason = lock(&active.reason).clone();
+                match reason {
+                    Some(StopReason::Cancel(request)) if request.action == CancelAction::Rollback => {
+                        Outcome::RolledBack(self.rest_before(shared).await)
+                    }
+                    Some(StopReason::Cancel(_)) => Outcome::Ended(done(RunStatus::Interrupted)),
+                    Some(StopReason::Timeout) => {
+                        let limit = self.inner.settings.run_timeout.as_secs_f64();
+                        let error = EngineError::new("RunTimeout", format!("the run took longer than {limit}s"));
+                        shared.emit_named("error".to_owned(), Json::of(&error.info()).unwrap_or_default());
+                        Outcome::Ended(Ending { status: RunStatus::Timeout, ..Ending::failed(&error) })
+                    }
+                    Some(StopReason::LeaseLost) | None => Outcome::LeaseLost,
+                }
+            }
+        }
+    }
+
+    /// What a thread rests at once a run is taken back: what the newest checkpoint of other runs says.
+    async fn rest_before(&self, shared: &Shared) -> ThreadStatus {
+        let filter = crate::storage::CheckpointFilter::default();
+        let rows = self.storage().list_checkpoints(&shared.scope, shared.thread, &filter, 1000).await;
+        let before = rows.unwrap_or_default().into_iter().find(|stored| stored.row.run_id != Some(shared.run_id));
+        match before {
+            Some(stored) if !stored.row.next.is_empty() => ThreadStatus::Interrupted,
+            _ => ThreadStatus::Idle,
+        }
+    }
+}
+
+enum Outcome {
+    Ended(Ending),
+    RolledBack(ThreadStatus),
+    HandedOver,
+    LeaseLost,
+}
+
+/// Why a run did not get to its first superstep.
+enum Refused {
+    /// The run itself is at fault: it ends as failed.
+    Run(EngineError),
+    /// The database is: another attempt may succeed.
+    Storage(StorageError),
+}
+
+impl From<EngineError> for Refused {
+    fn from(error: EngineError) -> Self {
+        Refused::Run(error)
+    }
+}
+
+impl From<StorageError> for Refused {
+    fn from(error: StorageError) -> Self {
+        match error {
+            // Damaged rows stay damaged: the run fails loudly instead of being tried again.
+            StorageError::Corrupt { .. } => Refused::Run(EngineError::new("CorruptCheckpoint", error.to_string())),
+            error => Refused::Storage(error),
+        }
+    }
+}
+
+fn root_graph(graph: Graph, input: Input, answers_by_id: Fields) -> GraphRun {
+    GraphRun {
+        graph,
+        ns: String::new(),
+        parents: BTreeMap::new(),
+        input,
+        resuming: None,
+        answers_by_id,
+        inside: None,
+        step_around: 0,
+        has_storage: true,
+    }
+}
+
+/// The answers of a Command in map form: an attempt after a crash offers again those that were not taken.
+fn given_by_id(command: &Command) -> Fields {
+    let map = command.resume.as_ref().and_then(|resume| resume.fields());
+    map.filter(|map| map.keys().all(|id| ids::is_interrupt_id(id))).unwrap_or_default()
+}
+
+/// The keys a run adds to its checkpoints' metadata: its own metadata and what its caller configured.
+pub(crate) fn checkpoint_metadata(configurable: &Fields, metadata: &Json) -> Fields {
+    let mut extra = Fields::new();
+    for (key, value) in configurable {
+        let is_internal = key.starts_with("__")
+            || key.starts_with("checkpoint_")
+            || (key.starts_with("langgraph_") && key != "langgraph_auth_user_id")
+            || key == "user_id";
+        if !is_internal {
+            extra.insert(key.clone(), value.clone());
+        }
+    }
+    extra.extend(metadata.fields().unwrap_or_default());
+    for key in ["source", "step", "parents"] {
+        extra.shift_remove(key);
+    }
+    extra
+}
+
+fn task_metadata(metadata: &Json, run_id: &str) -> Json {
+    let own = Json::from(json!({"run_id": run_id}));
+    merged([metadata, &own])
+}

@@ -1,0 +1,150 @@
+//! The `messages` streams: tokens while a model speaks, and whole messages that nodes return (engine specification,
+//! section 8; contract section 4.3).
+
+use super::shared::{Shared, lock};
+use crate::engine::command::{CommandUpdate, Output};
+use crate::engine::message::{is_message, message_id};
+use crate::engine::step::{Task, TaskInput};
+use crate::model::{Fields, Json, StreamMode};
+
+/// True when anybody listens to messages of a graph.
+pub(crate) fn wanted(shared: &Shared, graph_ns: &str) -> bool {
+    let asked = shared.modes.contains(&StreamMode::MessagesTuple) || shared.modes.contains(&StreamMode::Messages);
+    asked && (graph_ns.is_empty() || shared.subgraphs)
+}
+
+/// Messages a node is given are known already: they are not told again when it returns them.
+pub(crate) fn note_input(shared: &Shared, task: &Task) {
+    let values: Vec<&Json> = match &task.input {
+        TaskInput::State(fields) => fields.values().collect(),
+        TaskInput::Arg(arg) => vec![arg],
+    };
+    let mut seen = lock(&shared.seen_messages);
+    for value in values {
+        each_message(value, &mut |message| {
+            if let Some(id) = message_id(message) {
+                seen.insert(id.to_owned());
+            }
+        });
+    }
+}
+
+/// Tells the messages of an output that were not told before.
+pub(crate) fn tell_output(shared: &Shared, graph_ns: &str, step: i64, task: &Task, output: &Output) {
+    each_value(output, &mut |value| {
+        each_message(value, &mut |message| {
+            let is_new = message_id(message).is_none_or(|id| lock(&shared.seen_messages).insert(id.to_owned()));
+            if is_new {
+                tell(shared, graph_ns, message, &metadata(shared, step, task, false), Form::Whole);
+            }
+        });
+    });
+}
+
+/// Tells a chunk of a message that is being generated.
+pub(crate) fn tell_chunk(shared: &Shared, graph_ns: &str, step: i64, task: &Task, message: &Json, complete: bool) {
+    if let Some(id) = message_id(message) {
+        lock(&shared.seen_messages).insert(id.to_owned());
+    }
+    let form = if complete { Form::Whole } else { Form::Chunk };
+    tell(shared, graph_ns, message, &metadata(shared, step, task, true), form);
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Form {
+    Chunk,
+    Whole,
+}
+
+fn tell(shared: &Shared, graph_ns: &str, message: &Json, metadata: &Json, form: Form) {
+    if shared.modes.contains(&StreamMode::MessagesTuple) {
+        let pair: Json = [message.clone(), metadata.clone()].into_iter().collect();
+        shared.emit(graph_ns, "messages", pair);
+        return;
+    }
+    let Some(id) = message_id(message).map(str::to_owned) else { return };
+    let (text, is_first) = {
+        let mut partial = lock(&shared.partial_messages);
+        let is_first = !partial.contains_key(&id);
+        let entry = partial.entry(id.clone()).or_insert_with(Json::null);
+        *entry = if form == Form::Chunk && !entry.is_null() { joined(entry, message) } else { whole(message) };
+        (entry.clone(), is_first)
+    };
+    if is_first {
+        let entry = Json::from_fields([("metadata", metadata)]);
+        shared.emit(graph_ns, "messages/metadata", Json::from_fields([(id.as_str(), &entry)]));
+    }
+    let name = if form == Form::Chunk { "messages/partial" } else { "messages/complete" };
+    shared.emit(graph_ns, name, [text].into_iter().collect());
+}
+
+/// A chunk as the message it will become.
+fn whole(message: &Json) -> Json {
+    let mut fields = message.fields().unwrap_or_default();
+    if fields.get("type").and_then(Json::as_str) == Some("AIMessageChunk") {
+        fields.insert("type".to_owned(), Json::from("ai"));
+        fields.shift_remove("tool_call_chunks");
+        fields.shift_remove("chunk_position");
+    }
+    Json::from(&fields)
+}
+
+/// The accumulated message with a chunk's text, tool calls and usage added.
+fn joined(before: &Json, chunk: &Json) -> Json {
+    let mut fields = before.fields().unwrap_or_default();
+    let mut chunk = whole(chunk).fields().unwrap_or_default();
+    let text = |fields: &Fields| fields.get("content").and_then(Json::as_str).map(str::to_owned);
+    if let (Some(a), Some(b)) = (text(&fields), text(&chunk)) {
+        fields.insert("content".to_owned(), Json::from(a + &b));
+    }
+    for key in ["usage_metadata", "tool_calls", "response_metadata"] {
+        let is_something = |value: &Json| !value.is_null() && !matches!(value.text().as_str(), "[]" | "{}");
+        if let Some(value) = chunk.shift_remove(key).filter(is_something) {
+            fields.insert(key.to_owned(), value);
+        }
+    }
+    Json::from(&fields)
+}
+
+fn metadata(shared: &Shared, step: i64, task: &Task, streamed: bool) -> Json {
+    let triggers: Json = task.triggers.iter().map(|trigger| Json::from(trigger.as_str())).collect();
+    let mut fields = shared.task_metadata.fields().unwrap_or_default();
+    fields.insert("thread_id".to_owned(), Json::from(shared.thread_id.as_str()));
+    fields.insert("langgraph_step".to_owned(), Json::from(step));
+    fields.insert("langgraph_node".to_owned(), Json::from(task.name.as_str()));
+    fields.insert("langgraph_triggers".to_owned(), triggers);
+    fields.insert("langgraph_path".to_owned(), Json::from(task.path.to_json()));
+    fields.insert("langgraph_checkpoint_ns".to_owned(), Json::from(task.ns.as_str()));
+    if streamed {
+        fields.insert("checkpoint_ns".to_owned(), Json::from(task.ns.as_str()));
+    }
+    Json::from(&fields)
+}
+
+fn each_value(output: &Output, visit: &mut dyn FnMut(&Json)) {
+    match output {
+        Output::Nothing => {}
+        Output::Update(fields) => fields.values().for_each(visit),
+        Output::Command(command) => match &command.update {
+            Some(CommandUpdate::Fields(fields)) => fields.values().for_each(visit),
+            Some(CommandUpdate::Pairs(pairs)) => pairs.iter().for_each(|(_, value)| visit(value)),
+            Some(CommandUpdate::Other(_)) | None => {}
+        },
+        Output::Many(outputs) => outputs.iter().for_each(|output| each_value(output, visit)),
+        Output::Other(value) => visit(value),
+    }
+}
+
+fn each_message(value: &Json, visit: &mut dyn FnMut(&Json)) {
+    if value.is_object() {
+        if is_message(value) {
+            visit(value);
+        }
+    } else if value.is_array() {
+        for item in value.items().into_iter().flatten() {
+            if item.is_object() && is_message(&item) {
+                visit(&item);
+            }
+        }
+    }
+}

@@ -1,0 +1,445 @@
+//! From checkpoints to rows and back: which values are stored inline, which once as payloads, and which as items of a
+//! channel log (DESIGN section 6). Knows the layout of bodies; knows no SQL and no graph semantics.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
+use imbl::Vector;
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::engine::execution::{Draft, Loaded, metadata_json};
+use crate::engine::record::TaskRecord;
+use crate::model::checkpoint::{Checkpoint, Versions};
+use crate::model::{CheckpointMetadata, CheckpointSource, Fields, Json, RunId, Scope, TaskPath, ThreadKey};
+use crate::storage::{
+    CheckpointRow, LogRange, LogRow, Payload, PayloadHash, SharedStorage, StepRows, StorageError, StoredCheckpoint,
+    TaskWritesRow, Which,
+};
+
+/// Values up to this many bytes stand in the row itself.
+const INLINE_BYTES: usize = 64;
+/// A list scattered over more branches than this is written anew.
+const MAX_SEGMENTS: usize = 16;
+/// The layout of bodies written by this build.
+const FORMAT: u32 = 1;
+
+/// Where a value is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+enum ValueRef {
+    #[serde(rename = "i")]
+    Inline(Json),
+    #[serde(rename = "p", with = "hash_text")]
+    Payload(PayloadHash),
+    /// Segments of branches: items up to `end` of each, beginning where the one before ended.
+    #[serde(rename = "l")]
+    Log(Vec<(i64, i64)>),
+}
+
+mod hash_text {
+    use base64::Engine as _;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use super::{BASE64, PayloadHash};
+
+    pub(super) fn serialize<S: Serializer>(hash: &PayloadHash, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&BASE64.encode(hash))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PayloadHash, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let bytes = BASE64.decode(text).map_err(D::Error::custom)?;
+        bytes.try_into().map_err(|_| D::Error::custom("a payload hash has 16 bytes"))
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Body {
+    v: u32,
+    #[serde(rename = "t")]
+    versions: Versions,
+    #[serde(rename = "s")]
+    seen: BTreeMap<String, Versions>,
+    #[serde(rename = "u")]
+    updated: Option<Vec<String>>,
+    #[serde(rename = "c")]
+    channels: BTreeMap<String, ValueRef>,
+}
+
+/// What the last stored checkpoint of a namespace refers to: the base of the next one's references.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Stored {
+    versions: Versions,
+    refs: BTreeMap<String, ValueRef>,
+    /// List channels whose last branch was continued by another checkpoint: append to a new branch.
+    frozen: HashSet<String>,
+}
+
+/// Collects rows.
+pub(crate) struct Writer {
+    pub(crate) rows: StepRows,
+    run_id: Option<RunId>,
+    known: HashSet<PayloadHash>,
+}
+
+impl Writer {
+    pub(crate) fn new(run_id: Option<RunId>) -> Writer {
+        Writer { rows: StepRows::default(), run_id, known: HashSet::new() }
+    }
+
+    /// Takes the rows collected so far.
+    pub(crate) fn take(&mut self) -> StepRows {
+        std::mem::take(&mut self.rows)
+    }
+
+    fn put_value(&mut self, value: &Json, bytes: &mut i64) -> ValueRef {
+        let text = value.as_raw().get();
+        if text.len() <= INLINE_BYTES {
+            return ValueRef::Inline(value.clone());
+        }
+        let mut hash = PayloadHash::default();
+        hash.copy_from_slice(&blake3::hash(text.as_bytes()).as_bytes()[..16]);
+        if self.known.insert(hash) {
+            *bytes += text.len() as i64;
+            self.rows.payloads.push(Payload { hash, value: value.clone() });
+        }
+        ValueRef::Payload(hash)
+    }
+
+    /// Adds a checkpoint. `base` is what the last stored checkpoint of the namespace refers to, and becomes this one's.
+    pub(crate) fn put_checkpoint(&mut self, draft: &Draft, base: &mut Stored) {
+        let checkpoint = &draft.checkpoint;
+        let mut bytes = 0;
+        let mut refs = BTreeMap::new();
+        for (channel, value) in &checkpoint.values {
+            let unchanged = base.versions.get(channel) == checkpoint.versions.get(channel);
+            let reference = match base.refs.get(channel) {
+                Some(reference) if unchanged => reference.clone(),
+                before => {
+                    let before = before.cloned();
+                    let kept = draft.kept.get(channel).copied().unwrap_or(0);
+                    self.put_channel(draft, channel, value, before, kept, base.frozen.contains(channel), &mut bytes)
+                }
+            };
+            refs.insert(channel.clone(), reference);
+        }
+        base.frozen.retain(|channel| refs.get(channel) == base.refs.get(channel));
+        let body = Body {
+            v: FORMAT,
+            versions: checkpoint.versions.clone(),
+            seen: checkpoint.versions_seen.clone(),
+            updated: checkpoint.updated.clone(),
+            channels: refs.clone(),
+        };
+        let body = Json::of(&body).unwrap_or_default();
+        *base = Stored { versions: checkpoint.versions.clone(), refs, frozen: std::mem::take(&mut base.frozen) };
+        let metadata = metadata_json(&draft.metadata);
+        bytes += (body.as_raw().get().len() + metadata.as_raw().get().len()) as i64;
+        self.rows.checkpoints.push(CheckpointRow {
+            ns: draft.ns.clone(),
+            id: checkpoint.id.clone(),
+            parent: draft.parent.clone(),
+            run_id: self.run_id,
+            step: draft.metadata.step,
+            source: draft.metadata.source,
+            at: checkpoint.at,
+            metadata,
+            next: draft.next.clone(),
+            body,
+            bytes,
+        });
+        if draft.ns.is_empty() {
+            self.rows.head = Some(checkpoint.id.clone());
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one call site; a struct would only rename the arguments")]
+    fn put_channel(
+        &mut self,
+        draft: &Draft,
+        channel: &str,
+        value: &Json,
+        before: Option<ValueRef>,
+        kept: usize,
+        frozen: bool,
+        bytes: &mut i64,
+    ) -> ValueRef {
+        let is_list = draft.lists.contains(channel);
+        let items = if is_list { value.items() } else { None };
+        let Some(items) = items.filter(|items| !items.is_empty()) else { return self.put_value(value, bytes) };
+        let kept = kept.min(items.len());
+        // Cut inside what the branch holds: its later items belong to other checkpoints, so the rest starts a branch.
+        let was_cut = matches!(&before, Some(ValueRef::Log(s)) if s.last().is_some_and(|(_, end)| *end > kept as i64));
+        let mut segments = match before {
+            Some(ValueRef::Log(segments)) if kept > 0 => truncated(&segments, kept as i64),
+            _ if value.as_raw().get().len() <= INLINE_BYTES => return ValueRef::Inline(value.clone()),
+            _ => Vec::new(),
+        };
+        if segments.len() >= MAX_SEGMENTS {
+            segments.clear();
+        }
+        let start = segments.last().map_or(0, |(_, end)| *end);
+        let end = items.len() as i64;
+        if start == end {
+            return ValueRef::Log(segments);
+        }
+        match segments.last_mut() {
+            Some(last) if !frozen && !was_cut => last.1 = end,
+            _ => segments.push((branch_of(&draft.checkpoint.id, channel), end)),
+        }
+        let branch = segments.last().map_or(0, |(branch, _)| *branch);
+        let tail: Json = items.skip(start as usize).into_iter().collect();
+        *bytes += tail.as_raw().get().len() as i64;
+        self.rows.log.push(LogRow {
+            ns: draft.ns.clone(),
+            channel: channel.to_owned(),
+            branch,
+            start,
+            count: end - start,
+            run_id: self.run_id,
+            items: tail,
+        });
+        ValueRef::Log(segments)
+    }
+
+    /// Adds (or replaces) the writes of a task on a checkpoint.
+    pub(crate) fn put_record(&mut self, ns: &str, checkpoint_id: &str, record: &TaskRecord) {
+        let mut bytes = 0;
+        let writes: Vec<(&String, ValueRef)> =
+            record.writes.iter().map(|(channel, value)| (channel, self.put_value(value, &mut bytes))).collect();
+        let row = TaskWritesRow {
+            ns: ns.to_owned(),
+            checkpoint_id: checkpoint_id.to_owned(),
+            task_id: record.task_id.clone(),
+            run_id: self.run_id,
+            path: record.path.sort_key(),
+            body: Json::of(&writes).unwrap_or_default(),
+        };
+        let same = |other: &TaskWritesRow| {
+            other.task_id == row.task_id && other.checkpoint_id == row.checkpoint_id && other.ns == row.ns
+        };
+        self.rows.task_writes.retain(|other| !same(other));
+        self.rows.task_writes.push(row);
+    }
+}
+
+fn branch_of(checkpoint_id: &str, channel: &str) -> i64 {
+    xxh3_64(format!("{checkpoint_id}/{channel}").as_bytes()).cast_signed()
+}
+
+/// The segments that hold the first `kept` items.
+fn truncated(segments: &[(i64, i64)], kept: i64) -> Vec<(i64, i64)> {
+    let mut out = Vec::new();
+    let mut start = 0;
+    for (branch, end) in segments {
+        if start >= kept {
+            break;
+        }
+        out.push((*branch, (*end).min(kept)));
+        start = *end;
+    }
+    out
+}
+
+fn corrupt(table: &'static str, column: &'static str, id: &str, reason: impl ToString) -> StorageError {
+    StorageError::Corrupt { table, column, id: id.to_owned(), reason: reason.to_string() }
+}
+
+/// Reads checkpoints with everything they refer to.
+pub(crate) struct Reader<'a> {
+    pub(crate) storage: &'a SharedStorage,
+    pub(crate) scope: &'a Scope,
+    pub(crate) thread: ThreadKey,
+}
+
+impl Reader<'_> {
+    /// Reads one checkpoint; `None` when there is none.
+    pub(crate) async fn load(&self, ns: &str, which: &Which) -> Result<Option<(Loaded, Stored)>, StorageError> {
+        let Some(stored) = self.storage.load_checkpoint(self.scope, self.thread, ns, which).await? else {
+            return Ok(None);
+        };
+        Ok(self.resolve(vec![stored]).await?.pop())
+    }
+
+    /// Finds out which lists of a checkpoint must not be appended to in place, because another branch did.
+    pub(crate) async fn freeze(&self, ns: &str, stored: &mut Stored) -> Result<(), StorageError> {
+        let ends: Vec<(String, String, i64, i64)> = stored
+            .refs
+            .iter()
+            .filter_map(|(channel, reference)| match reference {
+                ValueRef::Log(segments) => {
+                    segments.last().map(|(branch, end)| (ns.to_owned(), channel.clone(), *branch, *end))
+                }
+                _ => None,
+            })
+            .collect();
+        if !ends.is_empty() {
+            let continued = self.storage.continued_branches(self.scope, self.thread, &ends).await?;
+            stored.frozen = continued.into_iter().map(|(_, channel, _)| channel).collect();
+        }
+        Ok(())
+    }
+
+    /// Resolves rows: two more reads at most, however many rows.
+    pub(crate) async fn resolve(&self, rows: Vec<StoredCheckpoint>) -> Result<Vec<(Loaded, Stored)>, StorageError> {
+        let mut parsed = Vec::with_capacity(rows.len());
+        let (mut hashes, mut ranges) = (HashSet::new(), Vec::new());
+        for stored in rows {
+            let row = stored.row;
+            let body: Body = row.body.decode().map_err(|error| corrupt("checkpoints", "body", &row.id, error))?;
+            if body.v != FORMAT {
+                return Err(corrupt("checkpoints", "body", &row.id, format!("format {}", body.v)));
+            }
+            for (channel, reference) in &body.channels {
+                collect(reference, &row.ns, channel, &mut hashes, &mut ranges);
+            }
+            let mut records = Vec::new();
+            for writes in stored.writes {
+                let refs: Vec<(String, ValueRef)> =
+                    writes.body.decode().map_err(|error| corrupt("task_writes", "body", &writes.task_id, error))?;
+                for (channel, reference) in &refs {
+                    collect(reference, &row.ns, channel, &mut hashes, &mut ranges);
+                }
+                records.push((writes.task_id, writes.path, refs));
+            }
+            parsed.push((row, body, records));
+        }
+        let values = self.fetch(hashes, ranges).await?;
+        parsed.into_iter().map(|(row, body, records)| values.assemble(row, body, records)).collect()
+    }
+
+    async fn fetch(&self, hashes: HashSet<PayloadHash>, mut ranges: Vec<LogRange>) -> Result<Values, StorageError> {
+        let mut values = Values::default();
+        if !hashes.is_empty() {
+            let hashes: Vec<PayloadHash> = hashes.into_iter().collect();
+            let payloads = self.storage.load_payloads(self.scope, self.thread, &hashes).await?;
+            values.payloads = payloads.into_iter().map(|payload| (payload.hash, payload.value)).collect();
+        }
+        if !ranges.is_empty() {
+            ranges.sort_by(|a, b| {
+                (&a.ns, &a.channel, a.branch, a.start, a.end).cmp(&(&b.ns, &b.channel, b.branch, b.start, b.end))
+            });
+            ranges.dedup();
+            for row in self.storage.load_log(self.scope, self.thread, &ranges).await? {
+                let items =
+                    row.items.items().filter(|items| items.len() as i64 == row.count).ok_or_else(|| {
+                        corrupt("channel_log", "items", &row.channel, "not a list of the stated length")
+                    })?;
+                values.log.entry((row.ns, row.channel, row.branch)).or_default().insert(row.start, items);
+            }
+        }
+        Ok(values)
+    }
+}
+
+fn collect(
+    reference: &ValueRef,
+    ns: &str,
+    channel: &str,
+    hashes: &mut HashSet<PayloadHash>,
+    ranges: &mut Vec<LogRange>,
+) {
+    match reference {
+        ValueRef::Inline(_) => {}
+        ValueRef::Payload(hash) => {
+            hashes.insert(*hash);
+        }
+        ValueRef::Log(segments) => {
+            let mut start = 0;
+            for (branch, end) in segments {
+                let (ns, channel) = (ns.to_owned(), channel.to_owned());
+                ranges.push(LogRange { ns, channel, branch: *branch, start, end: *end });
+                start = *end;
+            }
+        }
+    }
+}
+
+/// Log rows of one branch, by the position they start at.
+type BranchRows = BTreeMap<i64, Vector<Json>>;
+
+#[derive(Default)]
+struct Values {
+    payloads: HashMap<PayloadHash, Json>,
+    log: HashMap<(String, String, i64), BranchRows>,
+}
+
+impl Values {
+    fn assemble(
+        &self,
+        row: CheckpointRow,
+        body: Body,
+        records: Vec<(String, String, Vec<(String, ValueRef)>)>,
+    ) -> Result<(Loaded, Stored), StorageError> {
+        let mut values = Fields::new();
+        for (channel, reference) in &body.channels {
+            values.insert(channel.clone(), self.value(reference, &row.ns, channel, &row.id)?);
+        }
+        let metadata = read_metadata(&row)?;
+        let records = records
+            .into_iter()
+            .map(|(task_id, path, refs)| {
+                let path = TaskPath::parse(&path)
+                    .ok_or_else(|| corrupt("task_writes", "path", &task_id, format!("unknown path {path:?}")))?;
+                let mut record = TaskRecord::new(&task_id, path);
+                for (channel, reference) in refs {
+                    let value = self.value(&reference, &row.ns, &channel, &task_id)?;
+                    record.writes.push((channel, value));
+                }
+                Ok(record)
+            })
+            .collect::<Result<_, StorageError>>()?;
+        let checkpoint = Checkpoint {
+            id: row.id,
+            at: row.at,
+            values,
+            versions: body.versions.clone(),
+            versions_seen: body.seen,
+            updated: body.updated,
+        };
+        let stored = Stored { versions: body.versions, refs: body.channels, frozen: HashSet::new() };
+        Ok((Loaded { checkpoint, metadata, parent: row.parent, records, is_head: true }, stored))
+    }
+
+    fn value(&self, reference: &ValueRef, ns: &str, channel: &str, id: &str) -> Result<Json, StorageError> {
+        match reference {
+            ValueRef::Inline(value) => Ok(value.clone()),
+            ValueRef::Payload(hash) => {
+                self.payloads.get(hash).cloned().ok_or_else(|| {
+                    corrupt("payloads", "hash", id, format!("payload of channel '{channel}' is missing"))
+                })
+            }
+            ValueRef::Log(segments) => {
+                let mut list = Vector::new();
+                for (branch, end) in segments {
+                    let rows = self.log.get(&(ns.to_owned(), channel.to_owned(), *branch));
+                    for (start, items) in rows.into_iter().flatten() {
+                        let (have, end) = (list.len() as i64, *end);
+                        if *start <= have && have < end {
+                            let from = (have - start) as usize;
+                            let upto = ((end - start) as usize).min(items.len());
+                            if from < upto {
+                                list.append(items.clone().slice(from..upto));
+                            }
+                        }
+                    }
+                    if list.len() as i64 != *end {
+                        let reason = format!("{} of {end} items of channel '{channel}' found", list.len());
+                        return Err(corrupt("channel_log", "items", id, reason));
+                    }
+                }
+                Ok(Json::list(list))
+            }
+        }
+    }
+}
+
+fn read_metadata(row: &CheckpointRow) -> Result<CheckpointMetadata, StorageError> {
+    let mut extra =
+        row.metadata.fields().ok_or_else(|| corrupt("checkpoints", "metadata", &row.id, "not an object"))?;
+    extra.shift_remove("source");
+    extra.shift_remove("step");
+    let parents = extra.shift_remove("parents").and_then(|parents| parents.decode().ok()).unwrap_or_default();
+    let source: CheckpointSource = row.source;
+    Ok(CheckpointMetadata { source, step: row.step, parents, extra })
+}

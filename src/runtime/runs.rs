@@ -1,0 +1,219 @@
+//! Runs as callers see them: submit, wait, join, stream, cancel, read.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use serde_json::json;
+
+use super::follow::Follow;
+use super::{AssistantName, EventStream, RunRequest, Runtime, RuntimeError, Submitted};
+use crate::model::{
+    Assistant, CancelAction, EventId, Fields, Json, OnCompletion, Run, RunId, RunStatus, Scope, ThreadId, special,
+};
+use crate::storage::{CancelRequest, CancelTarget, NewRun, RunCreated};
+
+impl Runtime {
+    /// Accepts a run: when this returns it is committed. Cancel-safe: dropped before it returns, the run may or may not
+    /// have been accepted.
+    pub async fn submit(&self, scope: &Scope, request: RunRequest) -> Result<Submitted, RuntimeError> {
+        let assistant = self.assistant_of(scope, &request).await?;
+        let is_stateless = request.thread.is_none();
+        let run_id = self.clock().new_run_id();
+        let thread_id = request.thread.clone().unwrap_or_else(|| ThreadId::from_uuid(self.clock().new_thread_id()));
+        let mut kwargs = request.kwargs;
+        kwargs.temporary = is_stateless && request.on_completion == OnCompletion::Delete;
+        kwargs.config = completed_config(&kwargs.config, &assistant, &thread_id, run_id);
+        let ids = json!({"graph_id": assistant.graph_id, "assistant_id": assistant.assistant_id});
+        let given = kwargs.config.get("metadata").unwrap_or_default();
+        let metadata = merged([&assistant.metadata, &given, &request.metadata, &Json::from(&ids)]);
+        let is_here = self.inner.settings.claims && !self.inner.draining.is_cancelled();
+        let resumable = kwargs.resumable;
+        let new = NewRun {
+            run_id,
+            create_thread: is_stateless || request.create_thread.unwrap_or(!thread_id.is_uuid()),
+            thread_id,
+            assistant_id: assistant.assistant_id,
+            graph_id: assistant.graph_id.clone(),
+            metadata,
+            temporary: kwargs.temporary,
+            kwargs: Json::of(&kwargs).map_err(|error| RuntimeError::Invalid(error.to_string()))?,
+            multitask_strategy: request.multitask_strategy,
+            after: request.after,
+            thread_metadata: Json::from(&ids),
+            claim: (is_here && self.inner.free_slots() > 0).then(|| self.inner.claim()),
+            actor: request.actor,
+        };
+        // Listening begins before the run can: no event is missed.
+        let live = self.inner.hub.run(run_id);
+        let receiver = live.subscribe();
+        let created = match self.storage().create_run(scope, new).await {
+            Ok(created) => created,
+            Err(error) => {
+                self.inner.hub.end(run_id);
+                return Err(error.into());
+            }
+        };
+        let (mut run, claimed) = match created {
+            RunCreated::Created { run, claimed, .. } => (run, claimed),
+            refused => {
+                self.inner.hub.end(run_id);
+                return Err(match refused {
+                    RunCreated::ThreadBusy => RuntimeError::ThreadRunning,
+                    RunCreated::RunExists => RuntimeError::Conflict("Run already exists".into()),
+                    _ => RuntimeError::ThreadOrAssistantNotFound,
+                });
+            }
+        };
+        let starts_here = claimed.is_some();
+        match claimed {
+            Some(claimed) => self.execute(*claimed),
+            None => self.inner.wake.notify_one(),
+        }
+        // What was accepted is a pending run, whoever is quick to start it.
+        run.status = RunStatus::Pending;
+        let events = request.start_here.then(|| {
+            self.follow(Follow {
+                scope: *scope,
+                run: run.clone(),
+                live: Arc::clone(&live),
+                receiver,
+                after: (resumable && !starts_here).then_some(EventId(0)),
+                cancel_on_disconnect: request.cancel_on_disconnect,
+            })
+        });
+        Ok(Submitted { run, live, events })
+    }
+
+    async fn assistant_of(&self, scope: &Scope, request: &RunRequest) -> Result<Assistant, RuntimeError> {
+        if let Some(name) = &request.assistant {
+            return self.find_assistant(scope, name).await;
+        }
+        let thread = match &request.thread {
+            Some(id) => self.storage().find_thread(scope, id).await?,
+            None => None,
+        };
+        let only = || match self.graphs() {
+            [only] => Some(only.name().to_owned()),
+            _ => None,
+        };
+        let graph = thread.and_then(|thread| thread.graph_id).or_else(only).ok_or_else(|| {
+            RuntimeError::Invalid(format!(
+                "assistant_id: required, since the thread has no graph yet and the server has several: {}",
+                self.graph_names()
+            ))
+        })?;
+        self.find_assistant(scope, &AssistantName::Graph(graph)).await
+    }
+
+    /// Waits for a submitted run to end and returns what `wait` answers: the last root `values` payload, with
+    /// `__interrupt__` merged in; `{"__error__": {error, message}}` of a failed run (contract section 3.6).
+    pub async fn wait(&self, scope: &Scope, submitted: Submitted) -> Result<Json, RuntimeError> {
+        if let Some(mut events) = submitted.events {
+            while events.next().await.is_some() {}
+        }
+        match submitted.live.result.get() {
+            Some(result) => Ok(result.clone()),
+            None => self.join(scope, &submitted.run.thread_id, submitted.run.run_id).await,
+        }
+    }
+
+    /// [`Runtime::wait`] for a run that was submitted earlier, by anybody.
+    pub async fn join(&self, scope: &Scope, thread: &ThreadId, run_id: RunId) -> Result<Json, RuntimeError> {
+        if let Some(result) = self.wait_for_end(scope, thread, run_id).await? {
+            return Ok(result);
+        }
+        let run = self.find_run(scope, thread, run_id).await?;
+        if let Some(error) = &run.error {
+            return Ok(Json::from(json!({"__error__": error})));
+        }
+        let Some(found) = self.storage().find_thread(scope, thread).await? else {
+            return Err(RuntimeError::ThreadNotFound(thread.to_string()));
+        };
+        let view = self.head_views(scope, &[found]).await?.pop().unwrap_or_default();
+        let questions: Vec<Json> =
+            view.interrupts.values().flatten().map(|interrupt| Json::of(interrupt).unwrap_or_default()).collect();
+        if questions.is_empty() {
+            return Ok(view.values.unwrap_or_else(Json::object));
+        }
+        let list: Json = questions.into_iter().collect();
+        Ok(Json::from_fields([(special::INTERRUPT, &list)]))
+    }
+
+    /// The events of a run: stored ones after `after` (when given), then live ones, then the end. Without `after` live
+    /// ones only; a finished run's stream is then empty. `cancel_on_disconnect` as in [`RunRequest`].
+    pub async fn join_stream(
+        &self,
+        scope: &Scope,
+        thread: &ThreadId,
+        run_id: RunId,
+        after: Option<EventId>,
+        cancel_on_disconnect: bool,
+    ) -> Result<EventStream, RuntimeError> {
+        let live = self.inner.hub.run(run_id);
+        let receiver = live.subscribe();
+        let found = self.find_run(scope, thread, run_id).await;
+        let run = match found {
+            Ok(run) => run,
+            Err(error) => {
+                drop(live);
+                self.inner.hub.release(run_id);
+                return Err(error);
+            }
+        };
+        if !run.status.is_active() && after.is_none() {
+            drop(live);
+            self.inner.hub.release(run_id);
+            return Ok(futures_util::stream::empty().boxed());
+        }
+        Ok(self.follow(Follow { scope: *scope, run, live, receiver, after, cancel_on_disconnect }))
+    }
+
+    /// Sets the durable cancel flag. With `wait`, returns once the run has stopped. [`RuntimeError::RunNotFound`] when
+    /// the run is not active.
+    pub async fn cancel(
+        &self,
+        scope: &Scope,
+        thread: &ThreadId,
+        run_id: RunId,
+        action: CancelAction,
+        reason: Option<String>,
+        wait: bool,
+    ) -> Result<(), RuntimeError> {
+        let target = CancelTarget::Runs { thread_id: thread.clone(), run_ids: vec![run_id] };
+        let request = CancelRequest { action, actor: None, reason };
+        let cancelled = self.storage().cancel_runs(scope, &target, &request).await?;
+        let Some(cancelled) = cancelled.first() else { return Err(RuntimeError::RunNotFound(run_id)) };
+        if cancelled.running && wait {
+            self.wait_for_end(scope, thread, run_id).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads a run.
+    pub async fn find_run(&self, scope: &Scope, thread: &ThreadId, run_id: RunId) -> Result<Run, RuntimeError> {
+        self.storage().find_run(scope, thread, run_id).await?.ok_or(RuntimeError::RunNotFound(run_id))
+    }
+}
+
+/// Objects merged shallowly, later ones winning.
+pub(crate) fn merged<'a>(objects: impl IntoIterator<Item = &'a Json>) -> Json {
+    let mut all = Fields::new();
+    for object in objects {
+        all.extend(object.fields().unwrap_or_default());
+    }
+    Json::from(&all)
+}
+
+/// The run's config with what every run carries in `configurable`.
+fn completed_config(config: &Json, assistant: &Assistant, thread_id: &ThreadId, run_id: RunId) -> Json {
+    let mut fields = assistant.config.fields().unwrap_or_default();
+    fields.extend(config.fields().unwrap_or_default());
+    let own = json!({
+        "run_id": run_id, "thread_id": thread_id.as_str(), "graph_id": assistant.graph_id,
+        "assistant_id": assistant.assistant_id, "user_id": "",
+    });
+    let given = fields.get("configurable").cloned().unwrap_or_default();
+    let theirs = assistant.config.get("configurable").unwrap_or_default();
+    fields.insert("configurable".to_owned(), merged([&theirs, &given, &Json::from(&own)]));
+    Json::from(&fields)
+}

@@ -1,0 +1,257 @@
+//! What all graphs of one run share while it executes: the way to storage, to listeners, and to a stop.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio_util::sync::CancellationToken;
+
+use super::Runtime;
+use super::commit::Committer;
+use super::live::LiveRun;
+use super::persist::{Stored, Writer};
+use crate::engine::chunk::{Chunk, Wanted};
+use crate::engine::execution::{Draft, Effect};
+use crate::engine::record::TaskRecord;
+use crate::model::{
+    CheckpointId, Durability, Event, EventId, Fields, Json, RunId, Scope, StreamMode, ThreadId, ThreadKey, Timestamp,
+};
+
+/// Locks, whatever happened to the last holder: the data is replaced as a whole, never left half-way.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One run in execution.
+pub(crate) struct Shared {
+    pub(crate) runtime: Runtime,
+    pub(crate) scope: Scope,
+    pub(crate) thread: ThreadKey,
+    pub(crate) thread_id: ThreadId,
+    pub(crate) run_id: RunId,
+    pub(crate) graph_id: String,
+    pub(crate) attempt: u32,
+    pub(crate) config: Json,
+    pub(crate) context: Json,
+    /// Keys that go into the metadata of every checkpoint.
+    pub(crate) extra: Fields,
+    pub(crate) task_metadata: Json,
+    pub(crate) recursion_limit: i64,
+    pub(crate) durability: Durability,
+    pub(crate) modes: HashSet<StreamMode>,
+    pub(crate) subgraphs: bool,
+    pub(crate) resumable: bool,
+    pub(crate) strict_resume: bool,
+    pub(crate) committer: Committer,
+    pub(crate) live: Arc<LiveRun>,
+    /// Set when nodes must stop: cancel, timeout, lost lease.
+    pub(crate) stop: CancellationToken,
+    /// A node asked to stop after this superstep, and why.
+    pub(crate) drain: Mutex<Option<String>>,
+    /// The process is going down: stop after this superstep, another worker continues.
+    pub(crate) hand_over: CancellationToken,
+    /// The plain answer of the run's Command, until a question takes it.
+    pub(crate) plain_answer: Mutex<Option<Json>>,
+    /// A question took it: to be noted with the root graph's records.
+    pub(crate) plain_spent: AtomicBool,
+    pub(crate) replay: Option<Replay>,
+    /// Ids of messages that listeners have got or that were there before.
+    pub(crate) seen_messages: Mutex<HashSet<String>>,
+    /// Messages being generated, as far as they have got.
+    pub(crate) partial_messages: Mutex<HashMap<String, Json>>,
+    pub(crate) store: Mutex<Store>,
+    /// The newest checkpoint id of the thread: new ones are later.
+    pub(crate) newest: Mutex<Option<CheckpointId>>,
+    pub(crate) last_event: AtomicI64,
+    /// The input is spent: said with the first rows.
+    pub(crate) input_applied: AtomicBool,
+}
+
+/// Time travel: where subgraphs look for their state.
+pub(crate) struct Replay {
+    /// Subgraphs load what they had before this checkpoint, on their first visit.
+    pub(crate) before: CheckpointId,
+    /// Checkpoints the caller named for inner namespaces.
+    pub(crate) named: BTreeMap<String, CheckpointId>,
+    pub(crate) visited: Mutex<HashSet<String>>,
+}
+
+/// Rows on their way to the committer.
+pub(crate) struct Store {
+    writer: Writer,
+    /// What the last stored checkpoint of each namespace refers to.
+    bases: HashMap<String, Stored>,
+    /// Durability `exit`: the last checkpoint of each namespace and the records on it, until the end.
+    held: BTreeMap<String, Held>,
+}
+
+#[derive(Default)]
+struct Held {
+    /// The checkpoint the namespace was at when the run began.
+    parent: Option<CheckpointId>,
+    draft: Option<Box<Draft>>,
+    records: BTreeMap<(CheckpointId, String), TaskRecord>,
+}
+
+impl Store {
+    pub(crate) fn new(run_id: RunId) -> Store {
+        Store { writer: Writer::new(Some(run_id)), bases: HashMap::new(), held: BTreeMap::new() }
+    }
+}
+
+impl Shared {
+    /// A new checkpoint id, later than all of the thread.
+    pub(crate) fn new_checkpoint_id(&self, step: i64) -> (CheckpointId, Timestamp) {
+        let mut newest = lock(&self.newest);
+        let (id, at) = self.runtime.clock().new_checkpoint_id(step, newest.as_deref());
+        *newest = Some(id.clone());
+        (id, at)
+    }
+
+    /// What the payloads of a graph are built for.
+    pub(crate) fn wanted(&self, ns: &str) -> Wanted {
+        if !ns.is_empty() && !self.subgraphs {
+            return Wanted::default();
+        }
+        let debug = self.modes.contains(&StreamMode::Debug);
+        Wanted {
+            values: self.modes.contains(&StreamMode::Values),
+            updates: self.modes.contains(&StreamMode::Updates),
+            tasks: debug || self.modes.contains(&StreamMode::Tasks),
+            checkpoints: debug || self.modes.contains(&StreamMode::Checkpoints),
+        }
+    }
+
+    /// Remembers what a namespace's checkpoint refers to, so that the next one can refer to the same.
+    pub(crate) fn loaded(&self, ns: &str, checkpoint_id: Option<CheckpointId>, stored: Stored) {
+        let mut store = lock(&self.store);
+        store.bases.insert(ns.to_owned(), stored);
+        store.held.entry(ns.to_owned()).or_default().parent = checkpoint_id;
+    }
+
+    /// Takes in effects, in order: tells what is to be told, turns the rest into rows.
+    pub(crate) fn take(&self, ns: &str, effects: &mut Vec<Effect>) {
+        for effect in effects.drain(..) {
+            match effect {
+                Effect::Chunk(chunk) => self.tell(ns, chunk),
+                Effect::Checkpoint(draft) => {
+                    let mut store = lock(&self.store);
+                    if self.durability == Durability::Exit {
+                        store.held.entry(ns.to_owned()).or_default().draft = Some(draft);
+                    } else {
+                        let store = &mut *store;
+                        let base = store.bases.entry(ns.to_owned()).or_default();
+                        store.writer.put_checkpoint(&draft, base);
+                    }
+                }
+                Effect::Writes { checkpoint_id, record } => {
+                    let mut store = lock(&self.store);
+                    if self.durability == Durability::Exit {
+                        let held = store.held.entry(ns.to_owned()).or_default();
+                        held.records.insert((checkpoint_id, record.task_id.clone()), record);
+                    } else {
+                        store.writer.put_record(ns, &checkpoint_id, &record);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Hands the rows collected so far to the committer.
+    pub(crate) fn push(&self, urgent: bool) {
+        let rows = lock(&self.store).writer.take();
+        let nothing = rows.checkpoints.is_empty() && rows.task_writes.is_empty();
+        if !nothing {
+            let applied = !self.input_applied.swap(true, Ordering::Relaxed);
+            self.committer.push(rows, applied, urgent);
+        }
+    }
+
+    /// Durability `exit`: stores the last checkpoint of a namespace and what is recorded on it.
+    pub(crate) fn store_held(&self, ns: &str) {
+        let mut store = lock(&self.store);
+        let store = &mut *store;
+        let Some(held) = store.held.remove(ns) else { return };
+        let mut at = held.parent.clone();
+        if let Some(mut draft) = held.draft {
+            draft.parent = held.parent;
+            at = Some(draft.checkpoint.id.clone());
+            let base = store.bases.entry(ns.to_owned()).or_default();
+            store.writer.put_checkpoint(&draft, base);
+        }
+        for ((checkpoint_id, _), record) in &held.records {
+            if at.as_ref() == Some(checkpoint_id) {
+                store.writer.put_record(ns, checkpoint_id, record);
+            }
+        }
+    }
+
+    /// Durability `exit`: the namespaces that hold something.
+    pub(crate) fn drop_held(&self, ns: &str) {
+        lock(&self.store).held.remove(ns);
+    }
+
+    fn tell(&self, ns: &str, chunk: Chunk) {
+        let debug = self.modes.contains(&StreamMode::Debug);
+        match chunk {
+            Chunk::Values(payload) => self.emit(ns, "values", payload),
+            Chunk::Updates(payload) => self.emit(ns, "updates", payload),
+            Chunk::Checkpoint { step, payload } => {
+                if self.modes.contains(&StreamMode::Checkpoints) {
+                    self.emit(ns, "checkpoints", payload.clone());
+                }
+                if debug {
+                    self.emit(ns, "debug", self.debug(step, "checkpoint", &with_cursors(&payload)));
+                }
+            }
+            Chunk::TaskStart { step, payload } => self.tell_task(ns, debug, step, "task", payload),
+            Chunk::TaskEnd { step, payload } => self.tell_task(ns, debug, step, "task_result", payload),
+        }
+    }
+
+    fn tell_task(&self, ns: &str, debug: bool, step: i64, kind: &str, payload: Json) {
+        if self.modes.contains(&StreamMode::Tasks) {
+            self.emit(ns, "tasks", payload.clone());
+        }
+        if debug {
+            self.emit(ns, "debug", self.debug(step, kind, &payload));
+        }
+    }
+
+    fn debug(&self, step: i64, kind: &str, payload: &Json) -> Json {
+        let at = Json::from(self.runtime.clock().now().to_iso());
+        let (step, kind) = (Json::from(step), Json::from(kind));
+        Json::from_fields([("step", &step), ("timestamp", &at), ("type", &kind), ("payload", payload)])
+    }
+
+    /// Sends an event of a graph: `mode` at the root, `mode|node:task|..` below it.
+    pub(crate) fn emit(&self, ns: &str, mode: &str, data: Json) {
+        if !ns.is_empty() && !self.subgraphs {
+            return;
+        }
+        let name = if ns.is_empty() { mode.to_owned() } else { format!("{mode}|{ns}") };
+        self.emit_named(name, data);
+    }
+
+    pub(crate) fn emit_named(&self, name: String, data: Json) {
+        if self.resumable {
+            let millis = self.runtime.clock().now().millis();
+            let next = |last| Some(EventId::next(last, millis).0);
+            let last = self.last_event.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).unwrap_or_default();
+            let id = EventId::next(last, millis);
+            self.committer.push_event(Event { id: Some(id), run_id: self.run_id, name, data });
+        } else {
+            self.live.send(Event { id: None, run_id: self.run_id, name, data });
+        }
+    }
+}
+
+/// The server's addition to checkpoint payloads of `debug`: the cursors themselves.
+fn with_cursors(payload: &Json) -> Json {
+    let mut fields = payload.fields().unwrap_or_default();
+    for (from, to) in [("config", "checkpoint"), ("parent_config", "parent_checkpoint")] {
+        let cursor = fields.get(from).and_then(|config| config.get("configurable")).unwrap_or_default();
+        fields.insert(to.to_owned(), cursor);
+    }
+    Json::from(&fields)
+}

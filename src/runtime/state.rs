@@ -1,0 +1,361 @@
+//! A thread's state as callers see it: read, history, and changes from outside a run.
+
+use std::collections::BTreeMap;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use serde_json::json;
+
+use super::persist::{Reader, Stored, Writer};
+use super::runs::merged;
+use super::{HistoryQuery, Runtime, RuntimeError, StateUpdate};
+use crate::engine::chunk::Wanted;
+use crate::engine::execution::{Edit, Effect, Execution, Loaded, Options, metadata_json};
+use crate::engine::view::{StateView, state_at, values_at};
+use crate::graph::Graph;
+use crate::graph::node::Checkpointing;
+use crate::model::{
+    CheckpointId, CheckpointRef, Cursor, Fields, HeadView, Json, Scope, TaskState, Thread, ThreadId, ThreadState,
+    ThreadStatus,
+};
+use crate::storage::{CheckpointFilter, StateCommit, StateOutcome, Which};
+
+/// The most states one history answers with.
+const MAX_HISTORY: i64 = 1000;
+
+impl Runtime {
+    async fn thread(&self, scope: &Scope, id: &ThreadId) -> Result<Thread, RuntimeError> {
+        let found = self.storage().find_thread(scope, id).await?;
+        found.ok_or_else(|| RuntimeError::ThreadNotFound(id.to_string()))
+    }
+
+    fn thread_graph(&self, thread: &Thread) -> Option<&Graph> {
+        self.graph(thread.graph_id.as_deref()?)
+    }
+
+    /// The state of a thread at a checkpoint (the latest when `at.id` is `None`), with nested states of pending
+    /// subgraphs when asked. An unknown checkpoint of a known thread is an empty state with the cursor echoed.
+    pub async fn thread_state(
+        &self,
+        scope: &Scope,
+        thread: &ThreadId,
+        at: &CheckpointRef,
+        subgraphs: bool,
+    ) -> Result<ThreadState, RuntimeError> {
+        let thread = self.thread(scope, thread).await?;
+        self.state(*scope, thread, at.clone(), subgraphs).await
+    }
+
+    fn state(
+        &self,
+        scope: Scope,
+        thread: Thread,
+        at: CheckpointRef,
+        subgraphs: bool,
+    ) -> BoxFuture<'_, Result<ThreadState, RuntimeError>> {
+        async move {
+            // The map's own entry names the checkpoint when the cursor does not.
+            let id = at.id.clone().or_else(|| at.map.get(&at.ns).cloned());
+            let live = id.is_none();
+            let which = id.clone().map_or(Which::Latest, Which::Id);
+            let reader = Reader { storage: self.storage(), scope: &scope, thread: thread.key };
+            let Some((loaded, _)) = reader.load(&at.ns, &which).await? else {
+                return Ok(empty_state(&thread.id, &at, id));
+            };
+            let graph = self.graph_at(&thread, &at.ns);
+            self.present(scope, &thread, graph, &at.ns, loaded, live, subgraphs).await
+        }
+        .boxed()
+    }
+
+    /// The graph whose checkpoints a namespace holds; `None` when this build does not know it.
+    fn graph_at(&self, thread: &Thread, ns: &str) -> Option<Graph> {
+        let mut graph = self.thread_graph(thread)?.clone();
+        for segment in ns.split('|').filter(|segment| !segment.is_empty()) {
+            let name = segment.split(':').next().unwrap_or(segment);
+            if name.bytes().all(|b| b.is_ascii_digit()) {
+                continue;
+            }
+            graph = graph.child(name)?.clone();
+        }
+        Some(graph)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of one read; a struct would only rename them")]
+    async fn present(
+        &self,
+        scope: Scope,
+        thread: &Thread,
+        graph: Option<Graph>,
+        ns: &str,
+        loaded: Loaded,
+        live: bool,
+        subgraphs: bool,
+    ) -> Result<ThreadState, RuntimeError> {
+        let view = match &graph {
+            Some(graph) => state_at(graph.spec(), &loaded, ns, live)?,
+            // The build no longer has the graph: what is stored is shown as it is.
+            None => StateView { values: visible(&loaded.checkpoint.values), next: Vec::new(), tasks: Vec::new() },
+        };
+        let mut tasks = Vec::with_capacity(view.tasks.len());
+        for task in view.tasks {
+            let child = graph.as_ref().and_then(|graph| graph.child(&task.name));
+            let (mut checkpoint, mut state) = (None, None);
+            if let Some(child) = child {
+                let inner_ns = match child.checkpointing() {
+                    Checkpointing::Own => strip_ids(&task.ns),
+                    Checkpointing::Inherit | Checkpointing::Off => task.ns.clone(),
+                };
+                let at = CheckpointRef { ns: inner_ns, ..CheckpointRef::default() };
+                if subgraphs {
+                    state = Some(Box::new(self.state(scope, thread.clone(), at, true).await?));
+                } else {
+                    checkpoint = Some(Cursor { thread_id: thread.id.clone(), at });
+                }
+            }
+            tasks.push(TaskState {
+                id: task.id,
+                name: task.name,
+                path: task.path,
+                error: task.error,
+                interrupts: task.interrupts,
+                checkpoint,
+                state,
+                result: task.result,
+            });
+        }
+        let cursor = |id: &CheckpointId| cursor(&thread.id, ns, id, &loaded.metadata.parents);
+        Ok(ThreadState {
+            values: Json::from(&view.values),
+            next: view.next,
+            interrupts: tasks.iter().flat_map(|task| task.interrupts.clone()).collect(),
+            tasks,
+            metadata: Some(metadata_json(&loaded.metadata)),
+            created_at: Some(loaded.checkpoint.at),
+            checkpoint: Some(cursor(&loaded.checkpoint.id)),
+            parent_checkpoint: loaded.parent.as_ref().map(cursor),
+        })
+    }
+
+    /// States, newest first; empty for a thread without checkpoints.
+    pub async fn history(
+        &self,
+        scope: &Scope,
+        thread: &ThreadId,
+        query: &HistoryQuery,
+    ) -> Result<Vec<ThreadState>, RuntimeError> {
+        let thread = self.thread(scope, thread).await?;
+        let ns = query.checkpoint.ns.clone();
+        let filter = CheckpointFilter {
+            ns: ns.clone(),
+            id: query.checkpoint.id.clone(),
+            before: query.before.as_ref().and_then(|before| before.id.clone()),
+            metadata: query.metadata.clone(),
+        };
+        let limit = query.limit.clamp(0, MAX_HISTORY);
+        let rows = self.storage().list_checkpoints(scope, thread.key, &filter, limit).await?;
+        let reader = Reader { storage: self.storage(), scope, thread: thread.key };
+        let graph = self.graph_at(&thread, &ns);
+        let mut states = Vec::with_capacity(rows.len());
+        for (loaded, _) in reader.resolve(rows).await? {
+            states.push(self.present(*scope, &thread, graph.clone(), &ns, loaded, false, false).await?);
+        }
+        Ok(states)
+    }
+
+    /// Changes state as a node would; returns the new checkpoint.
+    pub async fn update_state(
+        &self,
+        scope: &Scope,
+        thread: &ThreadId,
+        update: StateUpdate,
+    ) -> Result<Cursor, RuntimeError> {
+        let edits = vec![vec![Edit::from_json(&update.values, update.as_node.clone())]];
+        self.edit_state(scope, thread, &update.at, &edits).await
+    }
+
+    /// Applies supersteps of edits in one commit; returns the last checkpoint.
+    pub async fn edit_state(
+        &self,
+        scope: &Scope,
+        thread: &ThreadId,
+        at: &CheckpointRef,
+        edits: &[Vec<Edit>],
+    ) -> Result<Cursor, RuntimeError> {
+        let thread = self.thread(scope, thread).await?;
+        if thread.status == ThreadStatus::Busy {
+            return Err(RuntimeError::ThreadBusy);
+        }
+        let Some(graph_id) = &thread.graph_id else {
+            return Err(RuntimeError::BadRequest(format!(
+                "Thread '{}' has no graph yet: run one on it, or create it with metadata {{\"graph_id\": ..}}",
+                thread.id
+            )));
+        };
+        let graph = self.graph_at(&thread, &at.ns).ok_or_else(|| match self.graph(graph_id) {
+            None => RuntimeError::GraphNotFound(format!(
+                "Graph '{graph_id}' not found. Expected one of: [{}]",
+                self.graph_names()
+            )),
+            Some(_) => RuntimeError::BadRequest(format!("Subgraph {} not found", strip_ids(&at.ns))),
+        })?;
+        let reader = Reader { storage: self.storage(), scope, thread: thread.key };
+        let id = at.id.clone().or_else(|| at.map.get(&at.ns).cloned());
+        let which = id.map_or(Which::Latest, Which::Id);
+        let found = reader.load(&at.ns, &which).await?;
+        let (loaded, mut base) = match found {
+            Some((loaded, stored)) => (Some(loaded), stored),
+            None => (None, Stored::default()),
+        };
+        reader.freeze(&at.ns, &mut base).await?;
+        let parents = loaded.as_ref().map(|loaded| loaded.metadata.parents.clone()).unwrap_or_default();
+        let options = edit_options(&thread, graph_id, at, parents.clone());
+        let mut newest = thread.head.clone().max(loaded.as_ref().map(|loaded| loaded.checkpoint.id.clone()));
+        let mut new_id = |step| {
+            let (id, at) = self.clock().new_checkpoint_id(step, newest.as_deref());
+            newest = Some(id.clone());
+            (id, at)
+        };
+        let mut effects = Vec::new();
+        let execution = Execution::edit(graph.spec(), loaded, edits, options, &mut new_id, &mut effects)?;
+        let mut writer = Writer::new(None);
+        for effect in effects {
+            match effect {
+                Effect::Checkpoint(draft) => writer.put_checkpoint(&draft, &mut base),
+                Effect::Writes { checkpoint_id, record } => writer.put_record(&at.ns, &checkpoint_id, &record),
+                Effect::Chunk(_) => {}
+            }
+        }
+        let thread_status = match at.ns.is_empty() {
+            true if execution.has_pending_tasks() => ThreadStatus::Interrupted,
+            true => ThreadStatus::Idle,
+            // A subgraph's state says nothing about what the thread waits for.
+            false => thread.status,
+        };
+        let change = StateCommit {
+            thread_id: thread.id.clone(),
+            expected_head: thread.head.clone(),
+            rows: writer.take(),
+            thread_status,
+        };
+        match self.storage().commit_state(scope, change).await? {
+            StateOutcome::Committed => Ok(cursor(&thread.id, &at.ns, &execution.checkpoint_id().to_owned(), &parents)),
+            StateOutcome::ThreadMissing => Err(RuntimeError::ThreadNotFound(thread.id.to_string())),
+            StateOutcome::ThreadBusy => Err(RuntimeError::ThreadBusy),
+            StateOutcome::HeadMoved => Err(RuntimeError::Conflict(
+                "the thread's state changed while the update was computed; read it again and retry".into(),
+            )),
+        }
+    }
+
+    /// Values, interrupts and error of each thread's head, in the order given.
+    pub async fn head_views(&self, scope: &Scope, threads: &[Thread]) -> Result<Vec<HeadView>, RuntimeError> {
+        let keys: Vec<_> = threads.iter().filter(|thread| thread.head.is_some()).map(|thread| thread.key).collect();
+        let mut heads = BTreeMap::new();
+        if !keys.is_empty() {
+            for (key, stored) in self.storage().load_heads(scope, &keys).await? {
+                heads.insert(key, stored);
+            }
+        }
+        let mut views = Vec::with_capacity(threads.len());
+        for thread in threads {
+            let mut view = HeadView { error: thread.error.clone(), ..HeadView::default() };
+            if let Some(stored) = heads.remove(&thread.key) {
+                let reader = Reader { storage: self.storage(), scope, thread: thread.key };
+                if let Some((loaded, _)) = reader.resolve(vec![stored]).await?.pop() {
+                    self.view_head(thread, &loaded, &mut view)?;
+                }
+            }
+            views.push(view);
+        }
+        Ok(views)
+    }
+
+    fn view_head(&self, thread: &Thread, loaded: &Loaded, view: &mut HeadView) -> Result<(), RuntimeError> {
+        let Some(graph) = self.thread_graph(thread) else {
+            view.values = Some(Json::from(&visible(&loaded.checkpoint.values)));
+            return Ok(());
+        };
+        view.values = Some(Json::from(&values_at(graph.spec(), loaded)?));
+        for task in state_at(graph.spec(), loaded, "", true)?.tasks {
+            if !task.interrupts.is_empty() {
+                view.interrupts.insert(task.id, task.interrupts);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn edit_options(
+    thread: &Thread,
+    graph_id: &str,
+    at: &CheckpointRef,
+    parents: BTreeMap<String, CheckpointId>,
+) -> Options {
+    let mut extra = Fields::new();
+    extra.insert("graph_id".into(), Json::from(graph_id));
+    extra.insert("thread_id".into(), Json::from(thread.id.as_str()));
+    if let Some(id) = &at.id {
+        extra.insert("checkpoint_id".into(), Json::from(id.as_str()));
+    }
+    if !at.ns.is_empty() {
+        extra.insert("checkpoint_ns".into(), Json::from(at.ns.as_str()));
+    }
+    if !at.map.is_empty() {
+        extra.insert("checkpoint_map".into(), Json::of(&at.map).unwrap_or_default());
+    }
+    let extra = merged([&thread.metadata, &Json::from(&extra)]).fields().unwrap_or_default();
+    Options {
+        thread_id: thread.id.as_str().to_owned(),
+        ns: at.ns.clone(),
+        parents,
+        extra,
+        task_metadata: Json::from(json!({})),
+        recursion_limit: 1,
+        interrupt_before: None,
+        interrupt_after: None,
+        strict_resume: false,
+        resuming: None,
+        addressed: false,
+        answers_by_id: Fields::new(),
+        exact_answers: false,
+        exit: false,
+        has_storage: true,
+        wanted: Wanted::default(),
+    }
+}
+
+fn cursor(thread: &ThreadId, ns: &str, id: &CheckpointId, parents: &BTreeMap<String, CheckpointId>) -> Cursor {
+    let mut map = BTreeMap::new();
+    if !parents.is_empty() {
+        map = parents.clone();
+        map.insert(ns.to_owned(), id.clone());
+    }
+    Cursor { thread_id: thread.clone(), at: CheckpointRef { ns: ns.to_owned(), id: Some(id.clone()), map } }
+}
+
+fn empty_state(thread: &ThreadId, at: &CheckpointRef, id: Option<CheckpointId>) -> ThreadState {
+    let echo = id.is_some() || !at.ns.is_empty();
+    let at = CheckpointRef { id, ..at.clone() };
+    ThreadState {
+        values: Json::object(),
+        next: Vec::new(),
+        tasks: Vec::new(),
+        metadata: None,
+        created_at: None,
+        checkpoint: echo.then(|| Cursor { thread_id: thread.clone(), at }),
+        parent_checkpoint: None,
+        interrupts: Vec::new(),
+    }
+}
+
+/// A namespace without task ids: `a:ID1|b:ID2` as `a|b`.
+fn strip_ids(ns: &str) -> String {
+    ns.split('|').map(|segment| segment.split(':').next().unwrap_or(segment)).collect::<Vec<_>>().join("|")
+}
+
+/// Stored values without the engine's own channels.
+fn visible(values: &Fields) -> Fields {
+    let internal = |key: &str| key.starts_with("__") || key.starts_with("branch:to:") || key.starts_with("join:");
+    values.iter().filter(|(key, _)| !internal(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
+}

@@ -1,0 +1,228 @@
+//! The background of a process: claims runs, keeps their leases, and passes on cancel requests. Recovery is part of the
+//! claim query: a run without a live lease is claimable, whoever had it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::broadcast::error::RecvError;
+use tokio_util::sync::CancellationToken;
+
+use super::shared::lock;
+use super::{Inner, Runtime};
+use crate::model::{RunId, Scope};
+use crate::storage::{CancelRequest, Claim, ClaimedRun, Lease, Notice};
+
+/// A run that this process executes.
+#[derive(Debug, Clone)]
+pub(crate) struct Active {
+    pub(crate) lease: Lease,
+    /// Stops the run's nodes.
+    pub(crate) stop: CancellationToken,
+    /// Why it was stopped, if it was.
+    pub(crate) reason: Arc<std::sync::Mutex<Option<StopReason>>>,
+    /// Asks the run to hand itself over after its superstep.
+    pub(crate) drain: CancellationToken,
+}
+
+/// Why a run was stopped from outside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum StopReason {
+    Cancel(CancelRequest),
+    /// Another worker may have it, or it was deleted.
+    LeaseLost,
+    Timeout,
+}
+
+impl Active {
+    /// Stops the run for the first reason given.
+    pub(crate) fn stop(&self, reason: StopReason) {
+        let mut slot = lock(&self.reason);
+        if slot.is_none() {
+            *slot = Some(reason);
+        }
+        drop(slot);
+        self.stop.cancel();
+    }
+}
+
+impl Inner {
+    pub(crate) fn is_executing(&self, run_id: RunId) -> bool {
+        lock(&self.active).contains_key(&run_id)
+    }
+
+    pub(crate) fn free_slots(&self) -> usize {
+        self.settings.concurrency.saturating_sub(lock(&self.active).len())
+    }
+
+    pub(crate) fn claim(&self) -> Claim {
+        Claim { worker: self.settings.worker.clone(), lease: self.settings.lease }
+    }
+}
+
+impl Runtime {
+    /// Starts the background loops. Call once, inside the runtime that serves HTTP.
+    pub fn start(&self) {
+        if self.inner.settings.claims {
+            tokio::spawn(self.clone().claim_loop());
+        }
+        tokio::spawn(self.clone().lease_loop());
+        tokio::spawn(self.clone().notice_loop());
+    }
+
+    /// Stops claiming, lets the running supersteps finish and commit, and hands the runs over. Returns when none is left
+    /// here, or after `grace`: runs that are still in a node then lose their lease by time.
+    pub async fn drain(&self, grace: Duration) {
+        self.inner.draining.cancel();
+        let active: Vec<Active> = lock(&self.inner.active).values().cloned().collect();
+        for run in &active {
+            run.drain.cancel();
+        }
+        let idle = async {
+            loop {
+                let notified = self.inner.idle.notified();
+                tokio::pin!(notified);
+                notified.as_mut().enable();
+                if lock(&self.inner.active).is_empty() {
+                    return;
+                }
+                notified.await;
+            }
+        };
+        if tokio::time::timeout(grace, idle).await.is_err() {
+            tracing::warn!("runs were still inside a node at the end of the grace period; others will take them over");
+        }
+        self.inner.stopped.cancel();
+    }
+
+    /// Takes runs from the queue while there is room.
+    async fn claim_loop(self) {
+        loop {
+            if self.inner.draining.is_cancelled() {
+                return;
+            }
+            let free = self.inner.free_slots();
+            let mut claimed = 0;
+            if free > 0 {
+                let limit = i64::try_from(free).unwrap_or(i64::MAX);
+                let max = self.inner.settings.max_attempts;
+                match self.storage().claim_runs(&Scope::Server, &self.inner.claim(), max, limit).await {
+                    Ok(runs) => {
+                        claimed = runs.len();
+                        for run in runs {
+                            self.execute(run);
+                        }
+                    }
+                    Err(error) => tracing::warn!(%error, "could not look for runs"),
+                }
+            }
+            if claimed > 0 && claimed == free {
+                continue;
+            }
+            tokio::select! {
+                () = self.inner.wake.notified() => {}
+                () = tokio::time::sleep(self.inner.settings.poll_every) => {}
+                () = self.inner.draining.cancelled() => return,
+            }
+        }
+    }
+
+    /// Executes a claimed run in the background. Called outside a drain it cannot fail; during one the run is left to its
+    /// lease.
+    pub(crate) fn execute(&self, claimed: ClaimedRun) {
+        let active = Active {
+            lease: claimed.lease,
+            stop: CancellationToken::new(),
+            reason: Arc::default(),
+            drain: CancellationToken::new(),
+        };
+        if let Some(request) = claimed.cancel.clone() {
+            active.stop(StopReason::Cancel(request));
+        }
+        if self.inner.draining.is_cancelled() {
+            active.drain.cancel();
+        }
+        let run_id = claimed.run.run_id;
+        lock(&self.inner.active).insert(run_id, active.clone());
+        let runtime = self.clone();
+        tokio::spawn(async move {
+            runtime.execute_run(claimed, active).await;
+            lock(&runtime.inner.active).remove(&run_id);
+            runtime.inner.idle.notify_waiters();
+            runtime.inner.wake.notify_one();
+        });
+    }
+
+    /// Renews the leases of all runs here, in one statement. Nodes cannot block it: they run on threads of their own.
+    async fn lease_loop(self) {
+        let every = self.inner.settings.renew_every;
+        let mut renewed = self.clock().instant();
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(every) => {}
+                () = self.inner.stopped.cancelled() => return,
+            }
+            let active: Vec<Active> = lock(&self.inner.active).values().cloned().collect();
+            if active.is_empty() || self.renew(&active).await {
+                renewed = self.clock().instant();
+            } else if renewed.elapsed() >= self.inner.settings.lease {
+                // Nothing was renewed for a whole lease: others may have taken over. Stop before they are disturbed.
+                for run in &active {
+                    run.stop(StopReason::LeaseLost);
+                }
+            }
+        }
+    }
+
+    async fn renew(&self, active: &[Active]) -> bool {
+        let leases: Vec<Lease> = active.iter().map(|run| run.lease).collect();
+        let states = self.storage().renew_leases(&Scope::Server, &leases, self.inner.settings.lease).await;
+        let states = match states {
+            Ok(states) => states,
+            Err(error) => {
+                tracing::warn!(%error, "could not renew leases");
+                return false;
+            }
+        };
+        for (run, state) in active.iter().zip(states) {
+            if !state.held {
+                // It may just have ended here: then there is nothing to stop.
+                run.stop(StopReason::LeaseLost);
+            } else if let Some(request) = state.cancel {
+                run.stop(StopReason::Cancel(request));
+            }
+        }
+        true
+    }
+
+    async fn notice_loop(self) {
+        let mut notices = self.storage().notices();
+        loop {
+            let notice = tokio::select! {
+                notice = notices.recv() => notice,
+                () = self.inner.stopped.cancelled() => return,
+            };
+            match notice {
+                Ok(Notice::RunPending) => self.inner.wake.notify_one(),
+                Ok(Notice::CancelRequested(run_id)) => {
+                    let active = lock(&self.inner.active).get(&run_id).cloned();
+                    if let Some(active) = active {
+                        self.renew(&[active]).await;
+                    }
+                }
+                Ok(Notice::RunEnded(run_id)) => {
+                    self.inner.wake.notify_one();
+                    if !self.inner.is_executing(run_id) {
+                        self.inner.hub.end(run_id);
+                    }
+                }
+                Ok(Notice::Events(_)) => {}
+                Ok(Notice::Missed) | Err(RecvError::Lagged(_)) => {
+                    self.inner.wake.notify_one();
+                    let active: Vec<Active> = lock(&self.inner.active).values().cloned().collect();
+                    self.renew(&active).await;
+                }
+                Err(RecvError::Closed) => return,
+            }
+        }
+    }
+}

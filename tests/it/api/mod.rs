@@ -1,0 +1,10 @@
+//! The HTTP interface, one file per noun: request in, answer out.
+
+mod assistants;
+mod bad_input;
+mod runs;
+mod state;
+mod store;
+mod streams;
+mod system;
+mod threads;

@@ -1,0 +1,112 @@
+//! Runs on threads and without.
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::support::server::TestServer;
+
+fn counter() -> Value {
+    json!({"assistant_id": "counter", "input": {"counter": 0}})
+}
+
+#[tokio::test]
+async fn waiting_answers_the_values_and_says_where_the_run_is() {
+    let server = TestServer::start().await;
+    let id = server.thread().await;
+    let answer = server.post(&format!("/threads/{id}/runs/wait"), counter()).await;
+    assert_eq!(answer.ok(), json!({"counter": 3}));
+    let place = answer.header("content-location").expect("a place").to_owned();
+    assert_eq!(answer.header("location"), Some(format!("{place}/join").as_str()));
+    let run = server.get(&place).await.ok();
+    assert_eq!((&run["status"], &run["thread_id"]), (&json!("success"), &json!(id)));
+    assert_eq!(run["kwargs"]["input"], json!({"counter": 0}));
+    assert_eq!(run["langsmith_session_name"], Value::Null);
+    assert_eq!(server.get(&format!("{place}/join")).await.ok(), json!({"counter": 3}));
+    assert_eq!(server.get(&format!("/threads/{id}")).await.ok()["metadata"]["graph_id"], "counter");
+}
+
+#[tokio::test]
+async fn created_runs_are_pending_listed_joined_and_deleted() {
+    let server = TestServer::start().await;
+    let id = server.thread().await;
+    let created = server.post(&format!("/threads/{id}/runs"), counter()).await;
+    let run = created.ok();
+    assert_eq!(run["status"], "pending");
+    let place = format!("/threads/{id}/runs/{}", run["run_id"].as_str().expect("an id"));
+    assert_eq!(created.header("content-location"), Some(place.as_str()));
+    assert_eq!(server.get(&format!("{place}/join")).await.ok(), json!({"counter": 3}));
+    let listed = server.get(&format!("/threads/{id}/runs?select=run_id&select=status")).await.ok();
+    assert_eq!(listed, json!([{"run_id": run["run_id"], "status": "success"}]));
+    assert_eq!(server.get(&format!("/threads/{id}/runs?status=error")).await.ok(), json!([]));
+    assert_eq!(server.send("DELETE", &place, "").await.status, 204);
+    server.get(&place).await.refused(404);
+    server.send("DELETE", &place, "").await.refused(404);
+}
+
+#[tokio::test]
+async fn stateless_runs_leave_nothing() {
+    let server = TestServer::start().await;
+    let answer = server.post("/runs/wait", counter()).await;
+    assert_eq!(answer.ok(), json!({"counter": 3}));
+    let place = answer.header("location").expect("a place");
+    assert!(place.starts_with("/threads/") && place.ends_with("/join"), "{place}");
+    server.get(place.trim_end_matches("/join")).await.refused(404);
+    assert_eq!(server.post("/threads/count", json!({})).await.ok(), json!(0));
+}
+
+#[tokio::test]
+async fn batches_are_accepted_whole_or_refused_whole() {
+    let server = TestServer::start().await;
+    let bad = json!([counter(), {"assistant_id": "counter", "stream_mode": "nope"}]);
+    let text = server.post("/runs/batch", bad).await.refused(422);
+    assert!(text.starts_with("[1].stream_mode"), "{text}");
+    server.post("/runs/batch", json!([counter(), {"assistant_id": "nope"}])).await.refused(422);
+    server.post("/runs/batch", json!([counter(), {}])).await.refused(422);
+    assert_eq!(server.post("/threads/count", json!({})).await.ok(), json!(0));
+    let runs = server.post("/runs/batch", json!([counter(), counter()])).await.ok();
+    assert_eq!(runs.as_array().map(Vec::len), Some(2));
+}
+
+#[tokio::test]
+async fn names_create_threads_and_unknown_uuids_are_refused_unless_asked() {
+    let server = TestServer::start().await;
+    assert_eq!(server.post("/threads/user-42/runs/wait", counter()).await.ok(), json!({"counter": 3}));
+    let place = format!("/threads/{}/runs/wait", Uuid::now_v7());
+    let text = server.post(&place, counter()).await.refused(404);
+    assert!(text.starts_with("Thread or assistant not found.") && text.contains("if_not_exists"), "{text}");
+    let mut create = counter();
+    create["if_not_exists"] = json!("create");
+    assert_eq!(server.post(&place, create).await.ok(), json!({"counter": 3}));
+}
+
+#[tokio::test]
+async fn cancelling_is_accepted_at_once_or_waits() {
+    let server = TestServer::start().await;
+    let id = server.thread().await;
+    let slow = json!({"assistant_id": "slow", "input": {"steps": 1000, "sleep_ms": 50}});
+    let run = server.post(&format!("/threads/{id}/runs"), slow.clone()).await.ok();
+    let place = format!("/threads/{id}/runs/{}", run["run_id"].as_str().expect("an id"));
+    server.send("DELETE", &place, "").await.refused(409);
+    let busy = server.post(&format!("/threads/{id}/state"), json!({"values": {"n": 1}})).await;
+    busy.refused(409);
+    let mut reject = slow.clone();
+    reject["multitask_strategy"] = json!("reject");
+    server.post(&format!("/threads/{id}/runs"), reject).await.refused(409);
+    let stopped = server.post(&format!("{place}/cancel?wait=1&reason=enough"), json!({})).await;
+    assert_eq!((stopped.status, stopped.text.trim()), (200, "{}"));
+    assert_eq!(stopped.header("location"), Some(format!("{place}/join").as_str()));
+    assert_eq!(server.get(&place).await.ok()["status"], "interrupted");
+    server.post(&format!("{place}/cancel"), json!({})).await.refused(404);
+    let run = server.post(&format!("/threads/{id}/runs"), slow).await.ok();
+    let ids = json!({"thread_id": id, "run_ids": [run["run_id"]]});
+    let many = server.post("/runs/cancel", ids).await;
+    assert_eq!((many.status, many.text.as_str()), (204, ""));
+}
+
+#[tokio::test]
+async fn joining_what_is_not_there_is_an_error_inside_the_answer() {
+    let server = TestServer::start().await;
+    let id = server.thread().await;
+    let joined = server.get(&format!("/threads/{id}/runs/{}/join", Uuid::nil())).await.ok();
+    assert_eq!(joined, json!({"__error__": {"error": "HTTPException", "message": "404: Run not found"}}));
+}

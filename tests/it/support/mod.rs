@@ -1,0 +1,5 @@
+//! What tests share.
+
+pub(crate) mod postgres;
+pub(crate) mod process;
+pub(crate) mod server;

@@ -1,0 +1,165 @@
+//! A server inside the test process: the router on a free port, over a database in memory, with the shipped graphs.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use reqwest::Method;
+use reqwest::header::HeaderMap;
+use serde_json::{Value, json};
+use session_store::clock::Clock;
+use session_store::graphs;
+use session_store::http::{HttpSettings, router};
+use session_store::model::Durability;
+use session_store::runtime::{Runtime, Settings};
+use session_store::storage::connect::{ConnectOptions, connect};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// How long anything may take on a busy machine before a test gives up.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A running server; it ends with this value.
+pub(crate) struct TestServer {
+    pub(crate) url: String,
+    client: reqwest::Client,
+    _stop: DropGuard,
+}
+
+/// A response, read whole.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) text: String,
+}
+
+/// One frame of an event stream.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Frame {
+    pub(crate) event: String,
+    pub(crate) data: Value,
+    pub(crate) id: Option<String>,
+}
+
+impl TestServer {
+    pub(crate) async fn start() -> TestServer {
+        TestServer::with(HttpSettings { body_limit: 1_000_000, ..HttpSettings::default() }).await
+    }
+
+    pub(crate) async fn with(settings: HttpSettings) -> TestServer {
+        let storage = connect("memory", &ConnectOptions::default()).await.expect("a database in memory");
+        storage.migrate().await.expect("migrates");
+        let graphs = graphs::all().into_iter().map(|graph| graph.expect("a shipped graph")).collect();
+        let runtime = Runtime::new(storage, graphs, Clock::default(), runtime_settings());
+        start_loops(&runtime);
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let stop = CancellationToken::new();
+        let routes = router(runtime, HttpSettings { shutdown: stop.clone(), ..settings });
+        let stopped = stop.clone().cancelled_owned();
+        tokio::spawn(async move { axum::serve(listener, routes).with_graceful_shutdown(stopped).await });
+        let client = reqwest::Client::builder().timeout(PATIENCE).build().expect("a client");
+        TestServer { url, client, _stop: stop.drop_guard() }
+    }
+
+    /// Sends a body as it is, without a Content-Type.
+    pub(crate) async fn send(&self, method: &str, path: &str, body: impl Into<reqwest::Body>) -> Answer {
+        let method = Method::from_bytes(method.as_bytes()).expect("a method");
+        let request = self.client.request(method, format!("{}{path}", self.url)).body(body);
+        Answer::of(request.send().await.expect("an answer")).await
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.send("GET", path, "").await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
+        self.send("POST", path, body.to_string()).await
+    }
+
+    /// A new thread's id.
+    pub(crate) async fn thread(&self) -> String {
+        let thread = self.post("/threads", json!({})).await.ok();
+        thread["thread_id"].as_str().expect("an id").to_owned()
+    }
+
+    /// Sends a request and reads its event stream to the end.
+    pub(crate) async fn frames(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Value) -> Vec<Frame> {
+        let method = Method::from_bytes(method.as_bytes()).expect("a method");
+        let mut request = self.client.request(method, format!("{}{path}", self.url)).body(body.to_string());
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = request.send().await.expect("an answer");
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["content-type"], "text/event-stream; charset=utf-8");
+        let mut chunks = response.bytes_stream();
+        let mut text = String::new();
+        while let Some(chunk) = chunks.next().await {
+            text.push_str(std::str::from_utf8(&chunk.expect("a chunk")).expect("UTF-8"));
+        }
+        text.split("\n\n").filter(|frame| !frame.is_empty() && !frame.starts_with(':')).map(Frame::parse).collect()
+    }
+}
+
+impl Answer {
+    async fn of(response: reqwest::Response) -> Answer {
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        Answer { status, headers, text: response.text().await.expect("a body") }
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// The body of an answer with the status 200.
+    #[track_caller]
+    pub(crate) fn ok(&self) -> Value {
+        assert_eq!(self.status, 200, "{self:?}");
+        self.json()
+    }
+
+    /// The text of a refusal with this status.
+    #[track_caller]
+    pub(crate) fn refused(&self, status: u16) -> String {
+        assert_eq!(self.status, status, "{self:?}");
+        self.json()["detail"].as_str().unwrap_or_else(|| panic!("no detail: {self:?}")).to_owned()
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+}
+
+impl Frame {
+    fn parse(text: &str) -> Frame {
+        let mut frame = Frame { event: String::new(), data: Value::Null, id: None };
+        for line in text.lines() {
+            let (field, value) = line.split_once(": ").unwrap_or_else(|| panic!("a line without a field: {text}"));
+            match field {
+                "event" => frame.event = value.to_owned(),
+                "data" => frame.data = serde_json::from_str(value).expect("data is JSON on one line"),
+                "id" => frame.id = Some(value.to_owned()),
+                other => panic!("unknown field {other}: {text}"),
+            }
+        }
+        frame
+    }
+}
+
+fn runtime_settings() -> Settings {
+    Settings {
+        worker: "test".into(),
+        concurrency: 8,
+        lease: Duration::from_secs(4),
+        renew_every: Duration::from_secs(1),
+        poll_every: Duration::from_millis(200),
+        max_attempts: 3,
+        run_timeout: Duration::from_secs(60),
+        recursion_limit: 10_007,
+        durability: Durability::Async,
+        claims: true,
+    }
+}
+
+/// Becomes `runtime.start()` once the runtime has its loops.
+fn start_loops(_runtime: &Runtime) {}
