@@ -148,6 +148,7 @@ async fn invoke(graph: &Graph, probe: &Probe, input: Value) -> Result<Value, Eng
         interrupt_before: None,
         interrupt_after: None,
         strict_resume: true,
+        exact_answers: false,
         resuming: None,
         addressed: false,
         answers_by_id: Fields::new(),
@@ -177,7 +178,7 @@ async fn invoke(graph: &Graph, probe: &Probe, input: Value) -> Result<Value, Eng
                 Err(NodeError::Failed(error)) => TaskEnd::Failed(error),
                 Err(other) => panic!("{other:?}"),
             };
-            match execution.finish_task(&job, end, &[], false, &mut effects) {
+            match execution.finish_task(&job, end, &[], &mut effects) {
                 Finished::Done => {}
                 Finished::Failed(error) => return Err(error),
                 other => panic!("{other:?}"),
