@@ -288,10 +288,6 @@ where
                 return Err(NodeError::new("ValidationError", message));
             }
         };
-        // Not `future.await?.into_output()`: the output need not be `Send` to be held across nothing.
-        match future.await {
-            Ok(output) => output.into_output(),
-            Err(error) => Err(error),
-        }
+        future.await?.into_output()
     }
 }

@@ -212,14 +212,17 @@ pub struct Items<'a> {
 }
 
 impl Items<'_> {
+    /// Writes an item, replacing what the key held.
     pub async fn put(&self, namespace: &[String], key: &str, value: Json) -> Result<(), NodeError> {
         self.host.put_item(namespace, key, value).await
     }
 
+    /// The item of this key, if there is one.
     pub async fn get(&self, namespace: &[String], key: &str) -> Result<Option<Item>, NodeError> {
         self.host.get_item(namespace, key).await
     }
 
+    /// Removes an item; one that is not there is no error.
     pub async fn delete(&self, namespace: &[String], key: &str) -> Result<(), NodeError> {
         self.host.delete_item(namespace, key).await
     }

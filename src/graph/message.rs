@@ -55,6 +55,7 @@ fn tool_call() -> String {
 }
 
 impl ToolCall {
+    /// A call of `name`; the tool's message answers to `id`.
     pub fn new(id: impl Into<String>, name: impl Into<String>, args: Map<String, Value>) -> ToolCall {
         ToolCall { name: name.into(), args, id: Some(id.into()), kind: tool_call() }
     }
@@ -72,6 +73,7 @@ pub struct Usage {
 }
 
 impl Usage {
+    /// Tokens read and written, and their sum.
     pub fn new(input_tokens: u64, output_tokens: u64) -> Usage {
         Usage { input_tokens, output_tokens, total_tokens: input_tokens + output_tokens, details: Map::new() }
     }
@@ -175,21 +177,25 @@ impl Message {
         Message::remove(crate::engine::message::REMOVE_ALL)
     }
 
+    /// Names the message; a list replaces the message of this id.
     pub fn with_id(mut self, id: impl Into<String>) -> Message {
         self.id = Some(id.into());
         self
     }
 
+    /// Names the speaker, or the tool.
     pub fn with_name(mut self, name: impl Into<String>) -> Message {
         self.name = Some(name.into());
         self
     }
 
+    /// Adds tools the model wants called.
     pub fn with_tool_calls(mut self, calls: impl IntoIterator<Item = ToolCall>) -> Message {
         self.tool_calls.extend(calls);
         self
     }
 
+    /// Says what the message cost.
     pub fn with_usage(mut self, usage: Usage) -> Message {
         self.usage = Some(usage);
         self
@@ -322,11 +328,13 @@ impl AiChunk {
         AiChunk { id: id.into(), content: content.into(), tool_call_chunks: Vec::new(), usage: None, is_last: false }
     }
 
+    /// Adds pieces of tool calls.
     pub fn with_tool_call_chunks(mut self, chunks: Vec<ToolCallChunk>) -> AiChunk {
         self.tool_call_chunks = chunks;
         self
     }
 
+    /// Says what the message cost.
     pub fn with_usage(mut self, usage: Usage) -> AiChunk {
         self.usage = Some(usage);
         self

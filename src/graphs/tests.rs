@@ -1,11 +1,21 @@
 //! What the shipped graphs' nodes and routers do, without a server around them.
 
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::*;
+use crate::engine::EngineError;
+use crate::engine::chunk::Wanted;
+use crate::engine::execution::{Execution, Finished, Input, Next, Options, TaskEnd};
+use crate::engine::step::TaskInput;
 use crate::graph::testing::Probe;
-use crate::graph::{Destination, NodeError, NodeInput, Output};
-use crate::model::{Fields, Json};
+use crate::graph::{Destination, END, NodeError, NodeInput, Output, START, StateGraph};
+use crate::model::{Fields, Json, Timestamp};
+use crate::update;
 
 fn fields(state: Value) -> Fields {
     Json::from(state).fields().expect("an object")
@@ -124,4 +134,93 @@ async fn slow_takes_its_time() {
     assert!(started.elapsed().as_millis() >= 5);
     assert_eq!(update, json!({"n": 5}));
     assert_eq!(probe.custom()[1], json!({"done": 5, "of": 5}));
+}
+
+/// Runs a graph from its start to its end, tasks one after the other, with nothing stored.
+async fn invoke(graph: &Graph, probe: &Probe, input: Value) -> Result<Value, EngineError> {
+    let options = Options {
+        thread_id: "t".to_owned(),
+        ns: String::new(),
+        parents: BTreeMap::new(),
+        extra: Fields::new(),
+        task_metadata: Json::object(),
+        recursion_limit: 100,
+        interrupt_before: None,
+        interrupt_after: None,
+        strict_resume: true,
+        exact_answers: false,
+        resuming: None,
+        addressed: false,
+        answers_by_id: Fields::new(),
+        exit: false,
+        has_storage: true,
+        wanted: Wanted { values: false, updates: false, tasks: false, checkpoints: false },
+    };
+    let mut ids = 0;
+    let mut new_id = |_: i64| {
+        ids += 1;
+        (Uuid::from_u128(ids).to_string(), Timestamp::default())
+    };
+    let (input, mut effects) = (Input::Value(Json::from(input)), Vec::new());
+    let mut execution = Execution::start(graph.spec(), None, input, options, &mut new_id, &mut effects)?;
+    while let Next::Run(jobs) = execution.tick(&mut effects) {
+        for job in jobs {
+            let input = match &job.task.input {
+                TaskInput::State(state) => NodeInput::State(state.clone()),
+                TaskInput::Arg(arg) => NodeInput::Arg(arg.clone()),
+            };
+            let output = match graph.inner.bodies.get(&job.task.name) {
+                Some(body) => body.run(input, probe.context(&job.task.name)).await,
+                None => Ok(Execution::start_output(&job.task)),
+            };
+            let end = match output {
+                Ok(output) => TaskEnd::Output(output),
+                Err(NodeError::Failed(error)) => TaskEnd::Failed(error),
+                Err(other) => panic!("{other:?}"),
+            };
+            match execution.finish_task(&job, end, &[], &mut effects) {
+                Finished::Done => {}
+                Finished::Failed(error) => return Err(error),
+                other => panic!("{other:?}"),
+            }
+        }
+        execution.after_tick(&mut new_id, &mut effects)?;
+    }
+    Ok(Json::from(&execution.output()).value().clone())
+}
+
+#[tokio::test]
+async fn each_graph_ends_as_it_says() {
+    let end = async |graph: Result<Graph, BuildErrors>, input| {
+        invoke(&graph.expect("builds"), &Probe::new().answering("yes"), input).await.expect("ends")
+    };
+    assert_eq!(end(counter::graph(), json!({"counter": 0})).await, json!({"counter": 3}));
+    assert_eq!(end(count::graph(), json!({"count": 0})).await, json!({"count": 5}));
+    assert_eq!(end(greeter::graph(), json!({})).await, json!({"messages": ["Hello from the agent"]}));
+    assert_eq!(end(fanout::graph(), json!({})).await, json!({"items": (0..20).collect::<Vec<_>>()}));
+    assert_eq!(end(slow::graph(), json!({"steps": 3, "sleep_ms": 1})).await["n"], 3);
+    let approved = end(approval::graph(), json!({"topic": "tea"})).await;
+    assert_eq!(approved["published"], "Everything worth knowing about tea.");
+    let chat = end(chat::graph(), json!({"messages": "hi"})).await;
+    assert_eq!((&chat["messages"][0]["type"], &chat["messages"][1]["type"]), (&json!("human"), &json!("ai")));
+}
+
+#[tokio::test]
+async fn a_router_may_read_what_its_node_does_not() {
+    #[derive(Serialize, Deserialize, JsonSchema)]
+    struct State {
+        n: i64,
+        seen: Vec<String>,
+    }
+    let graph = StateGraph::<State>::new("g")
+        .append("seen")
+        .node("a", async |(), _ctx| Ok(update!(State { seen: vec!["a".to_owned()] })))
+        .node("b", async |(), _ctx| Ok(update!(State { seen: overwrite(vec!["b".to_owned()]) })))
+        .edge(START, "a")
+        .branch("a", "over", ["b", END], |state: &State| if state.n > 1 && state.seen.len() == 1 { "b" } else { END })
+        .build()
+        .expect("builds");
+    let end = async |n| invoke(&graph, &Probe::new(), json!({"n": n})).await.expect("ends");
+    assert_eq!(end(1).await, json!({"n": 1, "seen": ["a"]}));
+    assert_eq!(end(2).await, json!({"n": 2, "seen": ["b"]}));
 }

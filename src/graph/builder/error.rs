@@ -5,38 +5,55 @@ use std::fmt;
 /// One thing that is wrong with a graph.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BuildError {
+    /// Nothing follows START.
     #[error("Graph must have an entrypoint: add at least one edge from START to another node")]
     NoEntrypoint,
+    /// An edge, join or router starts at a node that was not added.
     #[error("{edge}: Found edge starting at unknown node '{node}'")]
     UnknownSource { edge: String, node: String },
+    /// An edge or join leads to a node that was not added.
     #[error("{edge}: Found edge ending at unknown node `{node}`")]
     UnknownTarget { edge: String, node: String },
+    /// A router was declared to lead to a node that was not added.
     #[error("router `{router}`: At '{node}' node, '{router}' branch found unknown target '{target}'")]
     UnknownBranchTarget { node: String, router: String, target: String },
+    /// Nothing follows END.
     #[error("{edge}: END cannot be a start node")]
     EndAsSource { edge: String },
+    /// Nothing leads to START.
     #[error("{edge}: START cannot be an end node")]
     StartAsTarget { edge: String },
+    /// A join of no nodes would never fire.
     #[error("{edge}: a join needs at least one source")]
     EmptyJoin { edge: String },
+    /// Two nodes have one name.
     #[error("Node `{node}` already present.")]
     DuplicateNode { node: String },
+    /// The name has a meaning of its own.
     #[error("Node `{node}` is reserved.")]
     ReservedNode { node: String },
+    /// The character separates names in namespaces.
     #[error("node `{node}`: '{character}' is a reserved character and is not allowed in the node names.")]
     ReservedCharacter { node: String, character: char },
+    /// The name is empty.
     #[error("a node needs a name")]
     EmptyNodeName,
+    /// Two routers of a node have one name.
     #[error("Branch with name `{router}` already exists for node `{node}`")]
     DuplicateRouter { node: String, router: String },
+    /// A breakpoint names a node that was not added.
     #[error("interrupt_{when}: Interrupt node `{node}` not found")]
     UnknownInterruptNode { when: &'static str, node: String },
+    /// A reducer, node, router, input or output names a key that the state does not have.
     #[error("{what}: `{key}` is not a key of the state, which has {known}")]
     UnknownKey { what: String, key: String, known: String },
+    /// The key is the name of one of the engine's own channels.
     #[error("state key `{key}` is reserved for the engine")]
     ReservedKey { key: String },
+    /// A private key has the name of another key.
     #[error("state key `{key}` is declared twice")]
     DuplicateKey { key: String },
+    /// The type has no fields that could be keys.
     #[error("the {role} type `{name}` is not a struct with named fields, so that it has no keys{hint}")]
     NotAnObject { role: &'static str, name: String, hint: &'static str },
 }
