@@ -4,7 +4,8 @@ use super::chunk::result_of;
 use super::execution::Loaded;
 use super::record::TaskRecord;
 use super::step::{
-    At, Progress, TaskWrite, TaskWrites, apply_writes, channels_from, is_control, prepare_next_tasks, read_channels,
+    At, Channels, Progress, TaskWrite, TaskWrites, apply_writes, channels_from, is_control, prepare_next_tasks,
+    read_channels,
 };
 use super::{EngineError, GraphSpec};
 use crate::model::{Fields, Interrupt, Json, TaskPath, special};
@@ -40,17 +41,7 @@ pub fn state_at(spec: &GraphSpec, loaded: &Loaded, ns: &str, live: bool) -> Resu
     let at = At { checkpoint_id: &checkpoint.id, ns, step, stop: step + 1 };
     let tasks = prepare_next_tasks(spec, &channels, &progress, None, at);
     let record_of = |id: &str| loaded.records.iter().find(|record| record.task_id == id);
-    if let Some(null) = record_of(special::NULL_TASK) {
-        let writes: Vec<TaskWrite> = null.writes.iter().filter(|(channel, _)| !is_control(channel)).cloned().collect();
-        let task = TaskWrites {
-            name: special::INPUT,
-            id: special::NULL_TASK,
-            path: &TaskPath::Null,
-            triggers: &[],
-            writes: &writes,
-        };
-        apply_writes(spec, &mut channels, &mut progress, &[task])?;
-    }
+    apply_null_writes(spec, loaded, &mut channels)?;
     if live {
         let outputs: Vec<_> = tasks
             .iter()
@@ -69,7 +60,13 @@ pub fn state_at(spec: &GraphSpec, loaded: &Loaded, ns: &str, live: bool) -> Resu
         if !writes.is_empty() {
             let mut applied = channels.clone();
             match apply_writes(spec, &mut applied, &mut progress, &writes) {
-                Ok(_) => channels = applied,
+                Ok(_) => {
+                    // Values that last for one superstep belong to the one that follows: not shown.
+                    for channel in applied.values_mut().filter(|channel| channel.is_available()) {
+                        channel.update(&[])?;
+                    }
+                    channels = applied;
+                }
                 // Writes that contradict each other failed their run; the thread stays readable without them.
                 Err(error) if error.class == "InvalidUpdateError" => {}
                 Err(error) => return Err(error),
@@ -98,7 +95,24 @@ pub fn state_at(spec: &GraphSpec, loaded: &Loaded, ns: &str, live: bool) -> Resu
     Ok(StateView { values: read_channels(&channels, &spec.stream), next, tasks })
 }
 
-/// The values of a checkpoint alone, under the keys streams show.
+/// The values of a checkpoint alone, under the keys streams show, with what a Command wrote on it.
 pub fn values_at(spec: &GraphSpec, loaded: &Loaded) -> Result<Fields, EngineError> {
-    Ok(read_channels(&channels_from(spec, &loaded.checkpoint.values)?, &spec.stream))
+    let mut channels = channels_from(spec, &loaded.checkpoint.values)?;
+    apply_null_writes(spec, loaded, &mut channels)?;
+    Ok(read_channels(&channels, &spec.stream))
+}
+
+fn apply_null_writes(spec: &GraphSpec, loaded: &Loaded, channels: &mut Channels) -> Result<(), EngineError> {
+    let null = loaded.records.iter().find(|record| record.task_id == special::NULL_TASK);
+    let Some(null) = null else { return Ok(()) };
+    let writes: Vec<TaskWrite> = null.writes.iter().filter(|(channel, _)| !is_control(channel)).cloned().collect();
+    let task = TaskWrites {
+        name: special::INPUT,
+        id: special::NULL_TASK,
+        path: &TaskPath::Null,
+        triggers: &[],
+        writes: &writes,
+    };
+    let mut progress = Progress::of(&loaded.checkpoint);
+    apply_writes(spec, channels, &mut progress, &[task]).map(|_| ())
 }

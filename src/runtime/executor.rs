@@ -9,13 +9,14 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::cache;
 use super::host::TaskHost;
 use super::messages;
 use super::persist::Reader;
-use super::shared::{Shared, lock};
+use super::shared::{Shared, View, lock};
 use crate::engine::EngineError;
 use crate::engine::chunk;
 use crate::engine::command::{Command, Output};
@@ -25,6 +26,9 @@ use crate::graph::context::{Context, ExecutionInfo, HandledError};
 use crate::graph::node::{Checkpointing, Graph, NodeError, NodeInput, Policies};
 use crate::model::{Breakpoints, CheckpointId, Durability, Fields, Interrupt, Json};
 use crate::storage::Which;
+
+/// How long siblings of a failed task may still take to end by themselves.
+const GRACE: Duration = Duration::from_millis(20);
 
 /// A graph to run, at the root of a run or inside a task.
 pub(crate) struct GraphRun {
@@ -81,8 +85,6 @@ pub(crate) struct Root {
 /// What became of the root graph.
 pub(crate) struct RootEnd {
     pub(crate) end: GraphEnd,
-    /// Nodes are left to run.
-    pub(crate) is_pending: bool,
     /// The last `values` payload.
     pub(crate) values: Json,
 }
@@ -92,7 +94,7 @@ pub(crate) async fn run_root(shared: &Arc<Shared>, run: GraphRun, root: Root) ->
     let options = options(shared, &run, root.addressed, root.interrupt_before, root.interrupt_after);
     let mut driver = match Driver::start(shared, run, root.loaded, options) {
         Ok(driver) => driver,
-        Err(error) => return RootEnd { end: GraphEnd::Failed(error), is_pending: false, values: Json::object() },
+        Err(error) => return RootEnd { end: GraphEnd::Failed(error), values: Json::object() },
     };
     *lock(&shared.plain_answer) = driver.execution.null_resume();
     let end = driver.drive().await;
@@ -104,19 +106,18 @@ pub(crate) async fn run_root(shared: &Arc<Shared>, run: GraphRun, root: Root) ->
             driver.execution.suspend(&mut effects);
             driver.shared.take(&driver.run.ns, &mut effects);
             if list.is_empty() {
-                Json::from(&driver.execution.output())
+                driver.execution.last_values().map_or_else(|| Json::from(&driver.execution.output()), Json::from)
             } else {
                 chunk::values_with_interrupts(&asked, list)
             }
         }
-        GraphEnd::Done(fields) => Json::from(fields),
-        _ => Json::from(&driver.execution.output()),
+        _ => driver.execution.last_values().map_or_else(|| Json::from(&driver.execution.output()), Json::from),
     };
     if shared.durability == Durability::Exit && !matches!(end, GraphEnd::Stopped) {
         shared.store_held("");
     }
     shared.push(false);
-    RootEnd { is_pending: driver.execution.has_pending_tasks(), end, values }
+    RootEnd { end, values }
 }
 
 /// Runs a graph inside a task.
@@ -184,7 +185,7 @@ fn options(
     let mut extra = shared.extra.clone();
     if let Some(task) = &run.inside {
         let triggers: Json = task.triggers.iter().map(|trigger| Json::from(trigger.as_str())).collect();
-        let outermost = run.ns.split('|').next().unwrap_or_default();
+        let outermost = task.ns.split('|').next().unwrap_or_default();
         extra.insert("checkpoint_ns".into(), Json::from(outermost));
         extra.insert("checkpoint_map".into(), Json::of(&run.parents).unwrap_or_default());
         extra.insert("langgraph_step".into(), Json::from(run.step_around));
@@ -245,6 +246,7 @@ impl Driver {
             }
             let next = self.execution.tick(&mut effects);
             self.shared.take(&self.run.ns, &mut effects);
+            self.note_view();
             let jobs = match next {
                 Next::Done => return GraphEnd::Done(self.execution.output()),
                 Next::Interrupted => return GraphEnd::Interrupted(Vec::new()),
@@ -281,13 +283,28 @@ impl Driver {
             self.shared.take(&self.run.ns, &mut effects);
             match stopped {
                 Ok(false) => {}
-                Ok(true) => return GraphEnd::Interrupted(Vec::new()),
+                Ok(true) => {
+                    self.note_view();
+                    return GraphEnd::Interrupted(Vec::new());
+                }
                 Err(error) => {
                     self.shared.push(true);
                     return GraphEnd::Failed(error);
                 }
             }
         }
+    }
+
+    /// Keeps what the thread's document will show: the last state a superstep was planned from, of the root graph or,
+    /// when inner graphs are streamed, of whichever came last.
+    fn note_view(&self) {
+        if !self.run.ns.is_empty() && !self.shared.subgraphs {
+            return;
+        }
+        let (values, is_pending) = self.execution.view();
+        let is_special = !self.run.ns.is_empty() || self.execution.shows_untracked();
+        let view = View { ns: self.run.ns.clone(), values, is_pending, is_special, interrupts: BTreeMap::new() };
+        *lock(&self.shared.view) = view;
     }
 
     fn around(&self) -> Arc<Around> {
@@ -318,37 +335,44 @@ impl Driver {
                 self.spawn(job, &around, &mut running, &mut open);
             }
         }
+        // Set by the first failure: siblings that are about to end anyway keep what they did.
+        let mut give_up: Option<Instant> = None;
         while !running.is_empty() {
             let ended = tokio::select! {
                 ended = running.join_next() => ended,
                 () = self.shared.stop.cancelled() => {
-                    running.shutdown().await;
+                    // Not waited for: a node that blocks its thread must not hold up the stop.
+                    running.abort_all();
+                    running.detach_all();
                     self.shared.push(true);
                     return Err(GraphEnd::Stopped);
+                }
+                () = tokio::time::sleep_until(give_up.unwrap_or_else(Instant::now)), if give_up.is_some() => {
+                    running.abort_all();
+                    running.detach_all();
+                    for job in std::mem::take(&mut open) {
+                        self.finish(&job, End::Task(TaskEnd::Cancelled), &[], &mut outcome);
+                    }
+                    break;
                 }
             };
             let Some(ended) = ended else { break };
             let Ok(ended) = ended else { continue };
             let Some(at) = open.iter().position(|job| job.task.id == ended.task_id) else { continue };
             let job = open.remove(at);
-            if let End::Task(TaskEnd::Output(output)) = &ended.end
-                && messages::wanted(&self.shared, &self.run.ns)
-            {
-                messages::tell_output(&self.shared, &self.run.ns, around.step, &job.task, output);
-            }
             if let End::Task(TaskEnd::Output(output)) = &ended.end {
+                if messages::wanted(&self.shared, &self.run.ns) {
+                    messages::tell_output(&self.shared, &self.run.ns, around.step, &job.task, output);
+                }
                 self.keep_in_cache(&job, output);
             }
             if let Some(handler) = self.finish(&job, ended.end, &ended.answers, &mut outcome) {
                 self.spawn(handler, &around, &mut running, &mut open);
             }
-            if outcome.failure.is_some() {
-                running.shutdown().await;
-                for job in std::mem::take(&mut open) {
-                    let mut ignored = Outcome::default();
-                    self.finish(&job, End::Task(TaskEnd::Cancelled), &[], &mut ignored);
-                }
-            } else if !running.is_empty() {
+            if outcome.failure.is_some() && give_up.is_none() {
+                give_up = Some(Instant::now() + GRACE);
+            }
+            if !running.is_empty() {
                 // Paid work is not repeated because a sibling crashes later.
                 self.shared.push(false);
             }
@@ -438,6 +462,11 @@ impl Driver {
                 None
             }
             Finished::Interrupted(list) => {
+                let mut view = lock(&self.shared.view);
+                if view.ns == self.run.ns && !list.is_empty() {
+                    view.interrupts.insert(job.task.id.clone(), list.clone());
+                }
+                drop(view);
                 outcome.interrupted = true;
                 outcome.questions.extend(list);
                 None

@@ -188,6 +188,7 @@ impl Runtime {
             replay: position.replay,
             seen_messages: Mutex::default(),
             partial_messages: Mutex::default(),
+            view: Mutex::default(),
             store: Mutex::new(store),
             newest: Mutex::new(newest),
             last_event: AtomicI64::new(claimed.thread.last_event),
@@ -274,8 +275,8 @@ impl Runtime {
             end = run_root(shared, run, root) => end,
             () = timer => return Outcome::LeaseLost,
         };
-        let RootEnd { end, is_pending, values } = end;
-        let rest = if is_pending { ThreadStatus::Interrupted } else { ThreadStatus::Idle };
+        let RootEnd { end, values } = end;
+        let rest = if lock(&shared.view).is_pending { ThreadStatus::Interrupted } else { ThreadStatus::Idle };
         let done = |status: RunStatus| Ending { status, error: None, thread_status: rest, result: values.clone() };
         let failed = |error: &EngineError| {
             shared.emit_named("error".to_owned(), Json::of(&error.info()).unwrap_or_default());

@@ -72,10 +72,11 @@ fn tell(shared: &Shared, graph_ns: &str, message: &Json, metadata: &Json, form: 
     };
     if is_first {
         let entry = Json::from_fields([("metadata", metadata)]);
-        shared.emit(graph_ns, "messages/metadata", Json::from_fields([(id.as_str(), &entry)]));
+        shared.emit_named("messages/metadata".to_owned(), Json::from_fields([(id.as_str(), &entry)]));
     }
     let name = if form == Form::Chunk { "messages/partial" } else { "messages/complete" };
-    shared.emit(graph_ns, name, [text].into_iter().collect());
+    // Clients of this older form know no namespaces.
+    shared.emit_named(name.to_owned(), [text].into_iter().collect());
 }
 
 /// A chunk as the message it will become.

@@ -14,7 +14,8 @@ use crate::engine::chunk::{Chunk, Wanted};
 use crate::engine::execution::{Draft, Effect};
 use crate::engine::record::TaskRecord;
 use crate::model::{
-    CheckpointId, Durability, Event, EventId, Fields, Json, RunId, Scope, StreamMode, ThreadId, ThreadKey, Timestamp,
+    CheckpointId, Durability, Event, EventId, Fields, Interrupt, Json, RunId, Scope, StreamMode, ThreadId, ThreadKey,
+    Timestamp,
 };
 
 /// Locks, whatever happened to the last holder: the data is replaced as a whole, never left half-way.
@@ -59,12 +60,27 @@ pub(crate) struct Shared {
     pub(crate) seen_messages: Mutex<HashSet<String>>,
     /// Messages being generated, as far as they have got.
     pub(crate) partial_messages: Mutex<HashMap<String, Json>>,
+    /// What the thread's document will show: the last state planned from, and the questions asked since.
+    pub(crate) view: Mutex<View>,
     pub(crate) store: Mutex<Store>,
     /// The newest checkpoint id of the thread: new ones are later.
     pub(crate) newest: Mutex<Option<CheckpointId>>,
     pub(crate) last_event: AtomicI64,
     /// The input is spent: said with the first rows.
     pub(crate) input_applied: AtomicBool,
+}
+
+/// A state as thread documents show it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct View {
+    /// Whose state: `""` is the root graph's.
+    pub(crate) ns: String,
+    pub(crate) values: Fields,
+    /// Nodes are left to run.
+    pub(crate) is_pending: bool,
+    /// It shows something that the stored checkpoint does not.
+    pub(crate) is_special: bool,
+    pub(crate) interrupts: BTreeMap<String, Vec<Interrupt>>,
 }
 
 /// Time travel: where subgraphs look for their state.
@@ -252,6 +268,19 @@ fn with_cursors(payload: &Json) -> Json {
     for (from, to) in [("config", "checkpoint"), ("parent_config", "parent_checkpoint")] {
         let cursor = fields.get(from).and_then(|config| config.get("configurable")).unwrap_or_default();
         fields.insert(to.to_owned(), cursor);
+    }
+    if let Some(tasks) = fields.get("tasks").and_then(Json::items) {
+        fields.insert("tasks".to_owned(), tasks.iter().map(task_with_cursor).collect());
+    }
+    Json::from(&fields)
+}
+
+/// A task whose state is elsewhere shows the cursor to it.
+fn task_with_cursor(task: &Json) -> Json {
+    let mut fields = task.fields().unwrap_or_default();
+    if let Some(cursor) = fields.get("state").and_then(|state| state.get("configurable")) {
+        fields.shift_remove("state");
+        fields.insert("checkpoint".to_owned(), cursor);
     }
     Json::from(&fields)
 }

@@ -12,6 +12,7 @@ use super::{HistoryQuery, Runtime, RuntimeError, StateUpdate};
 use crate::engine::chunk::Wanted;
 use crate::engine::command::{Command, Output};
 use crate::engine::execution::{Edit, Effect, Execution, Loaded, Options, metadata_json};
+use crate::engine::ids::node_ns;
 use crate::engine::view::{StateView, state_at, values_at};
 use crate::graph::Graph;
 use crate::graph::node::Checkpointing;
@@ -60,26 +61,33 @@ impl Runtime {
             let live = id.is_none();
             let which = id.clone().map_or(Which::Latest, Which::Id);
             let reader = Reader { storage: self.storage(), scope: &scope, thread: thread.key };
-            let Some((loaded, _)) = reader.load(&at.ns, &which).await? else {
+            let (graph, ns) = self.resolve(&thread, &at.ns);
+            let Some((loaded, _)) = reader.load(&ns, &which).await? else {
                 return Ok(empty_state(&thread.id, &at, id));
             };
-            let graph = self.graph_at(&thread, &at.ns);
-            self.present(scope, &thread, graph, &at.ns, loaded, live, subgraphs).await
+            self.present(scope, &thread, graph, &ns, loaded, live, subgraphs).await
         }
         .boxed()
     }
 
-    /// The graph whose checkpoints a namespace holds; `None` when this build does not know it.
-    fn graph_at(&self, thread: &Thread, ns: &str) -> Option<Graph> {
-        let mut graph = self.thread_graph(thread)?.clone();
+    /// The graph whose checkpoints a namespace holds, and the namespace they are stored under: graphs with checkpoints
+    /// of their own are addressed through their task, too. `None` when this build does not know the graph.
+    fn resolve(&self, thread: &Thread, ns: &str) -> (Option<Graph>, String) {
+        let Some(mut graph) = self.thread_graph(thread).cloned() else { return (None, ns.to_owned()) };
+        let mut stored = String::new();
         for segment in ns.split('|').filter(|segment| !segment.is_empty()) {
+            stored = node_ns(&stored, segment);
             let name = segment.split(':').next().unwrap_or(segment);
             if name.bytes().all(|b| b.is_ascii_digit()) {
                 continue;
             }
-            graph = graph.child(name)?.clone();
+            let Some(child) = graph.child(name).cloned() else { return (None, ns.to_owned()) };
+            if child.checkpointing() == Checkpointing::Own {
+                stored = strip_ids(&stored);
+            }
+            graph = child;
         }
-        Some(graph)
+        (Some(graph), stored)
     }
 
     #[expect(clippy::too_many_arguments, reason = "the parts of one read; a struct would only rename them")]
@@ -104,12 +112,8 @@ impl Runtime {
             // A graph that keeps no checkpoints has no state to show.
             let child = child.filter(|child| child.checkpointing() != Checkpointing::Off);
             let (mut checkpoint, mut state) = (None, None);
-            if let Some(child) = child {
-                let inner_ns = match child.checkpointing() {
-                    Checkpointing::Own => strip_ids(&task.ns),
-                    Checkpointing::Inherit | Checkpointing::Off => task.ns.clone(),
-                };
-                let at = CheckpointRef { ns: inner_ns, ..CheckpointRef::default() };
+            if child.is_some() {
+                let at = CheckpointRef { ns: task.ns.clone(), ..CheckpointRef::default() };
                 if subgraphs {
                     state = Some(Box::new(self.state(scope, thread.clone(), at, true).await?));
                 } else {
@@ -133,7 +137,7 @@ impl Runtime {
             next: view.next,
             interrupts: tasks.iter().flat_map(|task| task.interrupts.clone()).collect(),
             tasks,
-            metadata: Some(metadata_json(&loaded.metadata)),
+            metadata: Some(own_metadata(&loaded, &thread.id)),
             created_at: Some(loaded.checkpoint.at),
             checkpoint: Some(cursor(&loaded.checkpoint.id)),
             parent_checkpoint: loaded.parent.as_ref().map(cursor),
@@ -148,7 +152,7 @@ impl Runtime {
         query: &HistoryQuery,
     ) -> Result<Vec<ThreadState>, RuntimeError> {
         let thread = self.thread(scope, thread).await?;
-        let ns = query.checkpoint.ns.clone();
+        let (graph, ns) = self.resolve(&thread, &query.checkpoint.ns);
         let filter = CheckpointFilter {
             ns: ns.clone(),
             id: query.checkpoint.id.clone(),
@@ -158,7 +162,6 @@ impl Runtime {
         let limit = query.limit.clamp(0, MAX_HISTORY);
         let rows = self.storage().list_checkpoints(scope, thread.key, &filter, limit).await?;
         let reader = Reader { storage: self.storage(), scope, thread: thread.key };
-        let graph = self.graph_at(&thread, &ns);
         let mut states = Vec::with_capacity(rows.len());
         for (loaded, _) in reader.resolve(rows).await? {
             states.push(self.present(*scope, &thread, graph.clone(), &ns, loaded, false, false).await?);
@@ -211,7 +214,8 @@ impl Runtime {
                 thread.id
             )));
         };
-        let graph = self.graph_at(&thread, &at.ns).ok_or_else(|| match self.graph(graph_id) {
+        let (graph, ns) = self.resolve(&thread, &at.ns);
+        let graph = graph.ok_or_else(|| match self.graph(graph_id) {
             None => RuntimeError::GraphNotFound(format!(
                 "Graph '{graph_id}' not found. Expected one of: [{}]",
                 self.graph_names()
@@ -221,7 +225,7 @@ impl Runtime {
         let reader = Reader { storage: self.storage(), scope, thread: thread.key };
         let id = at.id.clone().or_else(|| at.map.get(&at.ns).cloned());
         let which = id.map_or(Which::Latest, Which::Id);
-        let found = reader.load(&at.ns, &which).await?;
+        let found = reader.load(&ns, &which).await?;
         let (loaded, mut base) = match found {
             Some((loaded, stored)) => {
                 let is_head = !at.ns.is_empty() || thread.head.as_ref() == Some(&loaded.checkpoint.id);
@@ -229,9 +233,9 @@ impl Runtime {
             }
             None => (None, Stored::default()),
         };
-        reader.freeze(&at.ns, &mut base).await?;
+        reader.freeze(&ns, &mut base).await?;
         let parents = loaded.as_ref().map(|loaded| loaded.metadata.parents.clone()).unwrap_or_default();
-        let mut options = edit_options(&thread, graph_id, at, parents.clone());
+        let mut options = edit_options(&thread, graph_id, at, &ns, parents.clone());
         if is_bulk {
             options.extra.retain(|key, _| key == "thread_id");
         }
@@ -247,12 +251,12 @@ impl Runtime {
         for effect in effects {
             match effect {
                 Effect::Checkpoint(draft) => writer.put_checkpoint(&draft, &mut base),
-                Effect::Writes { checkpoint_id, record } => writer.put_record(&at.ns, &checkpoint_id, &record),
+                Effect::Writes { checkpoint_id, record } => writer.put_record(&ns, &checkpoint_id, &record),
                 Effect::Chunk(_) => {}
             }
         }
         let thread_status = match at.ns.is_empty() {
-            true if execution.has_pending_tasks() => ThreadStatus::Interrupted,
+            true if execution.view().1 => ThreadStatus::Interrupted,
             true => ThreadStatus::Idle,
             // A subgraph's state says nothing about what the thread waits for.
             false => thread.status,
@@ -264,7 +268,7 @@ impl Runtime {
             thread_status,
         };
         match self.storage().commit_state(scope, change).await? {
-            StateOutcome::Committed => Ok(cursor(&thread.id, &at.ns, &execution.checkpoint_id().to_owned(), &parents)),
+            StateOutcome::Committed => Ok(cursor(&thread.id, &ns, &execution.checkpoint_id().to_owned(), &parents)),
             StateOutcome::ThreadMissing => Err(RuntimeError::ThreadNotFound(thread.id.to_string())),
             StateOutcome::ThreadBusy => Err(RuntimeError::ThreadBusy(thread.id.to_string())),
             StateOutcome::HeadMoved => Err(RuntimeError::Conflict(
@@ -323,6 +327,7 @@ fn edit_options(
     thread: &Thread,
     graph_id: &str,
     at: &CheckpointRef,
+    ns: &str,
     parents: BTreeMap<String, CheckpointId>,
 ) -> Options {
     let mut extra = Fields::new();
@@ -340,7 +345,7 @@ fn edit_options(
     let extra = merged([&thread.metadata, &Json::from(&extra)]).fields().unwrap_or_default();
     Options {
         thread_id: thread.id.as_str().to_owned(),
-        ns: at.ns.clone(),
+        ns: ns.to_owned(),
         parents,
         extra,
         task_metadata: Json::from(json!({})),
@@ -356,6 +361,15 @@ fn edit_options(
         has_storage: true,
         wanted: Wanted::default(),
     }
+}
+
+/// A checkpoint's metadata as this thread's: a copied thread's checkpoints name their first thread.
+fn own_metadata(loaded: &Loaded, thread: &ThreadId) -> Json {
+    let mut metadata = loaded.metadata.clone();
+    if let Some(id) = metadata.extra.get_mut("thread_id") {
+        *id = Json::from(thread.as_str());
+    }
+    metadata_json(&metadata)
 }
 
 fn cursor(thread: &ThreadId, ns: &str, id: &CheckpointId, parents: &BTreeMap<String, CheckpointId>) -> Cursor {

@@ -191,7 +191,6 @@ impl Execution {
         for task in self.plan().into_iter().rev() {
             planned.entry(task.name.clone()).or_default().push(task);
         }
-        self.apply_null_writes()?;
         let mut done: Vec<(Task, Vec<TaskWrite>)> = Vec::new();
         for (index, edit) in edits.iter().enumerate() {
             let name = match &edit.as_node {

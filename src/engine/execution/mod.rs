@@ -160,6 +160,10 @@ pub struct Execution {
     updated: Option<BTreeSet<String>>,
     checkpoint_id: CheckpointId,
     parent: Option<CheckpointId>,
+    /// The checkpoint the execution was loaded from.
+    loaded: Option<CheckpointId>,
+    /// The values last told: what `wait` answers with.
+    last_values: Option<Fields>,
     /// What checkpoint events show as metadata.
     shown_metadata: Json,
     step: i64,
@@ -221,11 +225,6 @@ impl Execution {
 
     pub fn step(&self) -> i64 {
         self.step
-    }
-
-    /// The nodes still to run, for the thread's status.
-    pub fn has_pending_tasks(&self) -> bool {
-        self.tasks.iter().any(|task| !self.is_finished(&task.id))
     }
 
     fn is_finished(&self, task_id: &str) -> bool {
@@ -534,16 +533,44 @@ impl Execution {
         let after = self.options.interrupt_after.as_ref().unwrap_or(&self.spec.interrupt_after);
         if !after.is_empty() && !should_interrupt(&self.progress, after, &ran).is_empty() {
             self.tasks = self.plan();
+            if self.options.wanted.checkpoints && self.options.has_storage {
+                effects.push(Effect::Chunk(self.checkpoint_chunk()));
+            }
             return Ok(true);
         }
         self.resuming = false;
         Ok(false)
     }
 
-    fn emit_values_if(&self, updated: &BTreeSet<String>, effects: &mut Vec<Effect>) {
-        if self.options.wanted.values && self.output_keys().iter().any(|key| updated.contains(key)) {
-            effects.push(Effect::Chunk(Chunk::Values(Json::from(&self.output()))));
+    fn emit_values_if(&mut self, updated: &BTreeSet<String>, effects: &mut Vec<Effect>) {
+        if self.output_keys().iter().any(|key| updated.contains(key)) {
+            self.emit_values(effects);
         }
+    }
+
+    fn emit_values(&mut self, effects: &mut Vec<Effect>) {
+        let values = self.output();
+        if self.options.wanted.values {
+            effects.push(Effect::Chunk(Chunk::Values(Json::from(&values))));
+        }
+        self.last_values = Some(values);
+    }
+
+    /// The last `values` payload, if there was one.
+    pub fn last_values(&self) -> Option<&Fields> {
+        self.last_values.as_ref()
+    }
+
+    /// What a thread's document shows of the graph: its values now, and whether nodes are left to run.
+    pub fn view(&self) -> (Fields, bool) {
+        (read_channels(&self.channels, &self.spec.stream), !self.tasks.is_empty())
+    }
+
+    /// True when the values now hold something that is never stored.
+    pub fn shows_untracked(&self) -> bool {
+        self.channels
+            .values()
+            .any(|channel| matches!(channel.kind(), ChannelKind::Untracked { .. }) && channel.is_available())
     }
 
     /// The run stops at a breakpoint or at questions: what is told last. Outputs of finished siblings are applied to the
@@ -605,7 +632,12 @@ impl Execution {
             .map(|(name, _)| name.clone())
             .collect();
         let kept = lists.iter().map(|name| (name.clone(), self.channels[name].kept())).collect();
-        self.parent = parent.clone();
+        // With durability `exit` the steps between are not stored: the parent shown is the last one that is.
+        if !self.options.exit {
+            self.parent = parent.clone();
+        } else if self.parent.is_none() {
+            self.parent = self.loaded.clone();
+        }
         self.checkpoint_id = id.clone();
         self.step += 1;
         let updated = match source {

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{Effect, Execution, Loaded, NewId, Options};
-use crate::engine::chunk::Chunk;
 use crate::engine::command::{CommandUpdate, Destination};
 use crate::engine::record::TaskRecord;
 use crate::engine::spec::{GraphSpec, branch_to};
@@ -63,9 +62,7 @@ impl Execution {
         execution.apply_null_writes()?;
         if resuming {
             execution.progress.pass_breakpoints();
-            if execution.options.wanted.values {
-                effects.push(Effect::Chunk(Chunk::Values(Json::from(&execution.output()))));
-            }
+            execution.emit_values(effects);
         } else {
             match input {
                 Input::Value(value) => execution.accept_input(value, new_id, effects)?,
@@ -90,6 +87,8 @@ impl Execution {
             updated: None,
             checkpoint_id: NOTHING.to_owned(),
             parent: None,
+            loaded: None,
+            last_values: None,
             shown_metadata: Json::null(),
             step: -1,
             stop: options.recursion_limit,
@@ -108,6 +107,7 @@ impl Execution {
         execution.channels = channels_from(spec, &loaded.checkpoint.values)?;
         execution.progress = Progress::of(&loaded.checkpoint);
         execution.updated = loaded.checkpoint.updated.map(|names| names.into_iter().collect());
+        execution.loaded = Some(loaded.checkpoint.id.clone());
         execution.checkpoint_id = loaded.checkpoint.id;
         execution.parent = loaded.parent;
         execution.step = loaded.metadata.step + 1;

@@ -321,11 +321,11 @@ impl Parts {
         let is_subgraph = match &node.work {
             Work::Body(body) => {
                 self.bodies.insert(name.clone(), Arc::clone(body));
-                node.calls.is_some()
+                node.calls.as_ref().is_some_and(keeps_state)
             }
             Work::Graph(child) => {
                 self.subgraphs.insert(name.clone(), child.clone());
-                true
+                keeps_state(child)
             }
         };
         if let Some(child) = &node.calls {
@@ -358,6 +358,11 @@ impl Parts {
             self.nodes.insert(handler.clone(), handler_spec(handler, input));
         }
     }
+}
+
+/// Whether state reads can find anything of a graph inside a node.
+fn keeps_state(child: &Graph) -> bool {
+    child.checkpointing() != crate::graph::Checkpointing::Off
 }
 
 /// A node that only a failure starts.
