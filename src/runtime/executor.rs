@@ -27,6 +27,8 @@ use crate::graph::node::{Checkpointing, Graph, NodeError, NodeInput, Policies};
 use crate::model::{Breakpoints, CheckpointId, Durability, Fields, Interrupt, Json};
 use crate::storage::Which;
 
+/// How long an ended job waits for those planned before it to be told first.
+const IN_ORDER: Duration = Duration::from_millis(2);
 /// How long siblings of a failed task may still take to end by themselves.
 const GRACE: Duration = Duration::from_millis(20);
 
@@ -335,19 +337,29 @@ impl Driver {
                 self.spawn(job, &around, &mut running, &mut open);
             }
         }
+        // Ended jobs not recorded yet: those that end at about the same time are told in the order they were planned.
+        let mut ready: Vec<JobEnd> = Vec::new();
+        let mut tell_all: Option<Instant> = None;
         // Set by the first failure: siblings that are about to end anyway keep what they did.
         let mut give_up: Option<Instant> = None;
         while !running.is_empty() {
             let ended = tokio::select! {
                 ended = running.join_next() => ended,
                 () = self.shared.stop.cancelled() => {
+                    self.settle(&mut ready, &mut open, &around, &mut running, &mut outcome, false);
                     // Not waited for: a node that blocks its thread must not hold up the stop.
                     running.abort_all();
                     running.detach_all();
                     self.shared.push(true);
                     return Err(GraphEnd::Stopped);
                 }
+                () = tokio::time::sleep_until(tell_all.unwrap_or_else(Instant::now)), if tell_all.is_some() => {
+                    tell_all = None;
+                    self.settle(&mut ready, &mut open, &around, &mut running, &mut outcome, false);
+                    continue;
+                }
                 () = tokio::time::sleep_until(give_up.unwrap_or_else(Instant::now)), if give_up.is_some() => {
+                    self.settle(&mut ready, &mut open, &around, &mut running, &mut outcome, false);
                     running.abort_all();
                     running.detach_all();
                     for job in std::mem::take(&mut open) {
@@ -357,18 +369,15 @@ impl Driver {
                 }
             };
             let Some(ended) = ended else { break };
-            let Ok(ended) = ended else { continue };
-            let Some(at) = open.iter().position(|job| job.task.id == ended.task_id) else { continue };
-            let job = open.remove(at);
-            if let End::Task(TaskEnd::Output(output)) = &ended.end {
-                if messages::wanted(&self.shared, &self.run.ns) {
-                    messages::tell_output(&self.shared, &self.run.ns, around.step, &job.task, output);
-                }
-                self.keep_in_cache(&job, output);
+            if let Ok(ended) = ended {
+                ready.push(ended);
             }
-            if let Some(handler) = self.finish(&job, ended.end, &ended.answers, &mut outcome) {
-                self.spawn(handler, &around, &mut running, &mut open);
-            }
+            self.settle(&mut ready, &mut open, &around, &mut running, &mut outcome, true);
+            tell_all = match (ready.is_empty(), tell_all) {
+                (true, _) => None,
+                (false, None) => Some(Instant::now() + IN_ORDER),
+                (false, due) => due,
+            };
             if outcome.failure.is_some() && give_up.is_none() {
                 give_up = Some(Instant::now() + GRACE);
             }
@@ -377,7 +386,38 @@ impl Driver {
                 self.shared.push(false);
             }
         }
+        self.settle(&mut ready, &mut open, &around, &mut running, &mut outcome, false);
         outcome.into_result()
+    }
+
+    /// Records ended jobs; `in_order`: only those before which no planned job is still running.
+    fn settle(
+        &mut self,
+        ready: &mut Vec<JobEnd>,
+        open: &mut Vec<Job>,
+        around: &Arc<Around>,
+        running: &mut JoinSet<JobEnd>,
+        outcome: &mut Outcome,
+        in_order: bool,
+    ) {
+        loop {
+            let is_ready = |job: &Job| ready.iter().position(|ended| ended.task_id == job.task.id);
+            let next = open.iter().enumerate().find_map(|(at, job)| Some((at, is_ready(job)?)));
+            let Some((at, ended)) = next else { return };
+            if in_order && at > 0 {
+                return;
+            }
+            let (job, ended) = (open.remove(at), ready.remove(ended));
+            if let End::Task(TaskEnd::Output(output)) = &ended.end {
+                if messages::wanted(&self.shared, &self.run.ns) {
+                    messages::tell_output(&self.shared, &self.run.ns, around.step, &job.task, output);
+                }
+                self.keep_in_cache(&job, output);
+            }
+            if let Some(handler) = self.finish(&job, ended.end, &ended.answers, outcome) {
+                self.spawn(handler, around, running, open);
+            }
+        }
     }
 
     /// The cache entry of a job, if its node has a cache policy, with its time to live.

@@ -147,7 +147,8 @@ impl Runtime {
         let mut position = Position { loaded: None, addressed: false, parents: BTreeMap::new(), replay: None };
         let mut base = None;
         if claimed.thread.head.is_some() || configurable.contains_key("checkpoint_id") {
-            (position, base) = self.position(&reader, claimed, &configurable).await?;
+            let is_null = input == Input::Null;
+            (position, base) = self.position(&reader, claimed, &configurable, is_null).await?;
         }
         if let Some(loaded) = &position.loaded {
             newest = newest.max(Some(loaded.checkpoint.id.clone()));
@@ -215,6 +216,7 @@ impl Runtime {
         reader: &Reader<'_>,
         claimed: &ClaimedRun,
         configurable: &Fields,
+        is_null: bool,
     ) -> Result<(Position, Option<super::persist::Stored>), Refused> {
         let text = |key: &str| configurable.get(key).and_then(|value| value.as_str().map(str::to_owned));
         let map: BTreeMap<String, CheckpointId> =
@@ -248,12 +250,16 @@ impl Runtime {
             }
             _ => (head, false),
         };
-        let Some((loaded, mut stored)) = found else {
+        let Some((mut loaded, mut stored)) = found else {
             return Ok((Position { loaded: None, addressed, parents: map, replay: None }, None));
         };
         reader.freeze("", &mut stored).await?;
+        // A copied thread's checkpoints name the thread they were copied from.
+        if let Some(id) = loaded.metadata.extra.get_mut("thread_id") {
+            *id = Json::from(claimed.run.thread_id.as_str());
+        }
         named.remove("");
-        let replay = addressed.then(|| Replay {
+        let replay = (addressed && is_null).then(|| Replay {
             before: loaded.checkpoint.id.clone(),
             named,
             visited: Mutex::new(HashSet::new()),

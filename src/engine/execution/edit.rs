@@ -48,10 +48,8 @@ impl Execution {
         if supersteps.is_empty() {
             return Err(EngineError::value("No supersteps provided"));
         }
-        let (mut execution, is_head) = Execution::load(spec, loaded, options)?;
-        if !is_head {
-            execution.note_branch();
-        }
+        let (mut execution, _) = Execution::load(spec, loaded, options)?;
+        execution.note_branch();
         for (index, edits) in supersteps.iter().enumerate() {
             if index > 0 {
                 let before = Json::from(execution.checkpoint_id.as_str());

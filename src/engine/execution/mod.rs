@@ -714,7 +714,7 @@ mod delta {
     use super::super::channel::ChannelKind;
     use super::super::command::as_overwrite;
     use super::super::step::TaskWrites;
-    use super::{Execution, Json};
+    use super::{Execution, Json, special};
 
     const MAX_SUPERSTEPS: u64 = 5000;
 
@@ -742,6 +742,7 @@ mod delta {
             let touched: Vec<String> = self
                 .records
                 .values()
+                .filter(|record| record.task_id != special::NULL_TASK)
                 .flat_map(|record| &record.writes)
                 .filter(|(channel, _)| self.delta_frequency(channel).is_some())
                 .map(|(channel, _)| channel.clone())

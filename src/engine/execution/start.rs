@@ -56,7 +56,8 @@ impl Execution {
         if execution.options.addressed && resuming && input == Input::Null {
             execution.replay(is_head, new_id, effects)?;
         }
-        if !is_head && !resuming {
+        if !resuming {
+            // What is recorded on the checkpoint is dropped.
             execution.note_branch();
         }
         execution.apply_null_writes()?;
