@@ -27,8 +27,8 @@ use crate::graph::node::{Checkpointing, Graph, NodeError, NodeInput, Policies};
 use crate::model::{Breakpoints, CheckpointId, Durability, Fields, Interrupt, Json};
 use crate::storage::Which;
 
-/// How long an ended job waits for those planned before it to be told first.
-const IN_ORDER: Duration = Duration::from_millis(2);
+/// Jobs that end within this time of each other are told in the order they were planned.
+const TOGETHER: Duration = Duration::from_millis(2);
 /// How long siblings of a failed task may still take to end by themselves.
 const GRACE: Duration = Duration::from_millis(20);
 
@@ -44,6 +44,8 @@ pub(crate) struct GraphRun {
     /// The task it runs in.
     pub(crate) inside: Option<Task>,
     pub(crate) step_around: i64,
+    /// The namespace of the root graph's task that it runs in.
+    pub(crate) outermost: String,
     /// Checkpoints are kept: not for graphs that switched it off, nor for graphs inside them.
     pub(crate) has_storage: bool,
 }
@@ -74,6 +76,15 @@ pub(crate) struct Around {
     pub(crate) resuming: bool,
     pub(crate) answers_by_id: Fields,
     pub(crate) has_storage: bool,
+    /// The root graph's task around it; empty in the root graph itself.
+    pub(crate) outermost: String,
+}
+
+impl Around {
+    /// The root graph's task that a task of this graph runs in, or is.
+    pub(crate) fn outermost_of<'a>(&'a self, task: &'a Task) -> &'a str {
+        if self.outermost.is_empty() { &task.ns } else { &self.outermost }
+    }
 }
 
 /// Where the root graph starts, and its breakpoints: what only a run has.
@@ -187,8 +198,7 @@ fn options(
     let mut extra = shared.extra.clone();
     if let Some(task) = &run.inside {
         let triggers: Json = task.triggers.iter().map(|trigger| Json::from(trigger.as_str())).collect();
-        let outermost = task.ns.split('|').next().unwrap_or_default();
-        extra.insert("checkpoint_ns".into(), Json::from(outermost));
+        extra.insert("checkpoint_ns".into(), Json::from(run.outermost.as_str()));
         extra.insert("checkpoint_map".into(), Json::of(&run.parents).unwrap_or_default());
         extra.insert("langgraph_step".into(), Json::from(run.step_around));
         extra.insert("langgraph_node".into(), Json::from(task.name.as_str()));
@@ -318,6 +328,7 @@ impl Driver {
             resuming: self.execution.is_resuming(),
             answers_by_id: self.execution.answers_by_id().clone(),
             has_storage: self.run.has_storage,
+            outermost: self.run.outermost.clone(),
         })
     }
 
@@ -346,7 +357,7 @@ impl Driver {
             let ended = tokio::select! {
                 ended = running.join_next() => ended,
                 () = self.shared.stop.cancelled() => {
-                    self.settle(&mut ready, &mut open, &around, &mut running, &mut outcome, false);
+                    self.settle(&mut ready, &mut open, &around, &mut running, &mut outcome);
                     // Not waited for: a node that blocks its thread must not hold up the stop.
                     running.abort_all();
                     running.detach_all();
@@ -355,11 +366,16 @@ impl Driver {
                 }
                 () = tokio::time::sleep_until(tell_all.unwrap_or_else(Instant::now)), if tell_all.is_some() => {
                     tell_all = None;
-                    self.settle(&mut ready, &mut open, &around, &mut running, &mut outcome, false);
+                    self.settle(&mut ready, &mut open, &around, &mut running, &mut outcome);
+                    if outcome.failure.is_some() && give_up.is_none() {
+                        give_up = Some(Instant::now() + GRACE);
+                    }
+                    // Paid work is not repeated because a sibling crashes later.
+                    self.shared.push(false);
                     continue;
                 }
                 () = tokio::time::sleep_until(give_up.unwrap_or_else(Instant::now)), if give_up.is_some() => {
-                    self.settle(&mut ready, &mut open, &around, &mut running, &mut outcome, false);
+                    self.settle(&mut ready, &mut open, &around, &mut running, &mut outcome);
                     running.abort_all();
                     running.detach_all();
                     for job in std::mem::take(&mut open) {
@@ -372,25 +388,20 @@ impl Driver {
             if let Ok(ended) = ended {
                 ready.push(ended);
             }
-            self.settle(&mut ready, &mut open, &around, &mut running, &mut outcome, true);
-            tell_all = match (ready.is_empty(), tell_all) {
-                (true, _) => None,
-                (false, None) => Some(Instant::now() + IN_ORDER),
-                (false, due) => due,
-            };
+            if running.is_empty() {
+                self.settle(&mut ready, &mut open, &around, &mut running, &mut outcome);
+                tell_all = None;
+            } else if tell_all.is_none() {
+                tell_all = Some(Instant::now() + TOGETHER);
+            }
             if outcome.failure.is_some() && give_up.is_none() {
                 give_up = Some(Instant::now() + GRACE);
             }
-            if !running.is_empty() {
-                // Paid work is not repeated because a sibling crashes later.
-                self.shared.push(false);
-            }
         }
-        self.settle(&mut ready, &mut open, &around, &mut running, &mut outcome, false);
         outcome.into_result()
     }
 
-    /// Records ended jobs; `in_order`: only those before which no planned job is still running.
+    /// Records ended jobs, in the order they were planned.
     fn settle(
         &mut self,
         ready: &mut Vec<JobEnd>,
@@ -398,19 +409,15 @@ impl Driver {
         around: &Arc<Around>,
         running: &mut JoinSet<JobEnd>,
         outcome: &mut Outcome,
-        in_order: bool,
     ) {
         loop {
             let is_ready = |job: &Job| ready.iter().position(|ended| ended.task_id == job.task.id);
             let next = open.iter().enumerate().find_map(|(at, job)| Some((at, is_ready(job)?)));
             let Some((at, ended)) = next else { return };
-            if in_order && at > 0 {
-                return;
-            }
             let (job, ended) = (open.remove(at), ready.remove(ended));
             if let End::Task(TaskEnd::Output(output)) = &ended.end {
                 if messages::wanted(&self.shared, &self.run.ns) {
-                    messages::tell_output(&self.shared, &self.run.ns, around.step, &job.task, output);
+                    messages::tell_output(&self.shared, around, &job.task, output);
                 }
                 self.keep_in_cache(&job, output);
             }

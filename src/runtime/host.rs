@@ -71,6 +71,7 @@ impl TaskHost {
             answers_by_id: self.around.answers_by_id.clone(),
             inside: Some(self.task.clone()),
             step_around: self.around.step,
+            outermost: self.around.outermost_of(&self.task).to_owned(),
             has_storage: self.around.has_storage && graph.checkpointing() != Checkpointing::Off,
         };
         match run_graph(Arc::clone(&self.shared), run).await {
@@ -115,7 +116,7 @@ impl Host for TaskHost {
     fn message(&self, message: Json, complete: bool) {
         self.alive.notify_one();
         if messages::wanted(&self.shared, &self.around.ns) {
-            messages::tell_chunk(&self.shared, &self.around.ns, self.around.step, &self.task, &message, complete);
+            messages::tell_chunk(&self.shared, &self.around, &self.task, &message, complete);
         }
     }
 

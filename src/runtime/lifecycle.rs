@@ -369,6 +369,7 @@ fn root_graph(graph: Graph, input: Input, answers_by_id: Fields, parents: BTreeM
         answers_by_id,
         inside: None,
         step_around: 0,
+        outermost: String::new(),
         has_storage: true,
     }
 }

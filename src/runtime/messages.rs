@@ -1,6 +1,7 @@
 //! The `messages` streams: tokens while a model speaks, and whole messages that nodes return (engine specification,
 //! section 8; contract section 4.3).
 
+use super::executor::Around;
 use super::shared::{Shared, lock};
 use crate::engine::command::{CommandUpdate, Output};
 use crate::engine::message::{is_message, message_id};
@@ -30,24 +31,24 @@ pub(crate) fn note_input(shared: &Shared, task: &Task) {
 }
 
 /// Tells the messages of an output that were not told before.
-pub(crate) fn tell_output(shared: &Shared, graph_ns: &str, step: i64, task: &Task, output: &Output) {
+pub(crate) fn tell_output(shared: &Shared, around: &Around, task: &Task, output: &Output) {
     each_value(output, &mut |value| {
         each_message(value, &mut |message| {
             let is_new = message_id(message).is_none_or(|id| lock(&shared.seen_messages).insert(id.to_owned()));
             if is_new {
-                tell(shared, graph_ns, message, &metadata(shared, step, task, false), Form::Whole);
+                tell(shared, &around.ns, message, &metadata(shared, around, task, false), Form::Whole);
             }
         });
     });
 }
 
 /// Tells a chunk of a message that is being generated.
-pub(crate) fn tell_chunk(shared: &Shared, graph_ns: &str, step: i64, task: &Task, message: &Json, complete: bool) {
+pub(crate) fn tell_chunk(shared: &Shared, around: &Around, task: &Task, message: &Json, complete: bool) {
     if let Some(id) = message_id(message) {
         lock(&shared.seen_messages).insert(id.to_owned());
     }
     let form = if complete { Form::Whole } else { Form::Chunk };
-    tell(shared, graph_ns, message, &metadata(shared, step, task, true), form);
+    tell(shared, &around.ns, message, &metadata(shared, around, task, true), form);
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -107,18 +108,17 @@ fn joined(before: &Json, chunk: &Json) -> Json {
     Json::from(&fields)
 }
 
-fn metadata(shared: &Shared, step: i64, task: &Task, streamed: bool) -> Json {
+fn metadata(shared: &Shared, around: &Around, task: &Task, streamed: bool) -> Json {
     let triggers: Json = task.triggers.iter().map(|trigger| Json::from(trigger.as_str())).collect();
     let mut fields = shared.task_metadata.fields().unwrap_or_default();
     fields.insert("thread_id".to_owned(), Json::from(shared.thread_id.as_str()));
-    fields.insert("langgraph_step".to_owned(), Json::from(step));
+    fields.insert("langgraph_step".to_owned(), Json::from(around.step));
     fields.insert("langgraph_node".to_owned(), Json::from(task.name.as_str()));
     fields.insert("langgraph_triggers".to_owned(), triggers);
     fields.insert("langgraph_path".to_owned(), Json::from(task.path.to_json()));
     fields.insert("langgraph_checkpoint_ns".to_owned(), Json::from(task.ns.as_str()));
     if streamed {
-        let outermost = task.ns.split('|').next().unwrap_or_default();
-        fields.insert("checkpoint_ns".to_owned(), Json::from(outermost));
+        fields.insert("checkpoint_ns".to_owned(), Json::from(around.outermost_of(task)));
     }
     Json::from(&fields)
 }

@@ -166,6 +166,7 @@ pub struct Execution {
     last_values: Option<Fields>,
     /// What checkpoint events show as metadata.
     shown_metadata: Json,
+    shown_parents: BTreeMap<String, CheckpointId>,
     step: i64,
     stop: i64,
     records: BTreeMap<String, TaskRecord>,
@@ -624,6 +625,7 @@ impl Execution {
             extra.insert("counters_since_delta_snapshot".to_owned(), counters);
         }
         self.shown_metadata = Json::from(shown);
+        self.shown_parents = self.options.parents.clone();
         let metadata = CheckpointMetadata { source, step: self.step, parents: self.options.parents.clone(), extra };
         let lists: BTreeSet<String> = self
             .channels
@@ -674,7 +676,7 @@ impl Execution {
 
     fn checkpoint_chunk(&self) -> Chunk {
         let (thread, ns) = (&self.options.thread_id, &self.options.ns);
-        let parents = &self.options.parents;
+        let parents = &self.shown_parents;
         let config = chunk::config(thread, ns, Some(&self.checkpoint_id), parents);
         let parent_config =
             self.parent.as_ref().map_or_else(Json::null, |id| chunk::config(thread, ns, Some(id), parents));

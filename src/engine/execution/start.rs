@@ -91,6 +91,7 @@ impl Execution {
             loaded: None,
             last_values: None,
             shown_metadata: Json::null(),
+            shown_parents: BTreeMap::new(),
             step: -1,
             stop: options.recursion_limit,
             records: BTreeMap::new(),
@@ -119,6 +120,7 @@ impl Execution {
             execution.delta = counters.into_iter().map(|(name, [updates, steps])| (name, (updates, steps))).collect();
         }
         execution.shown_metadata = metadata_json(&loaded.metadata);
+        execution.shown_parents = loaded.metadata.parents;
         Ok((execution, loaded.is_head))
     }
 
@@ -281,7 +283,6 @@ impl Execution {
         if is_branch && is_head {
             for record in self.records.values_mut() {
                 record.remove(special::RESUME);
-                record.remove(special::INTERRUPT);
             }
             return Ok(());
         }
