@@ -137,7 +137,8 @@ pub struct RunEnd {
     pub announce: bool,
 }
 
-/// Rows of one or more supersteps, inserted together.
+/// Rows of one or more supersteps, inserted together. Except for task writes, a row that is there already stays as it is:
+/// a commit repeated after its answer was lost changes nothing.
 #[derive(Debug, Clone, Default)]
 pub struct StepRows {
     pub checkpoints: Vec<CheckpointRow>,

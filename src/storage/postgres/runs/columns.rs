@@ -169,11 +169,11 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    /// Adds the rows of a member. One statement may touch a row once: of rows with the same key the last one counts, as
-    /// if they were inserted in order.
+    /// Adds the rows of a member, each key once, as if they were inserted in order: of task writes the last counts (one
+    /// statement may update a row once), of the rest the first.
     pub(super) fn push(&mut self, member: i32, rows: &StepRows, events: &[StoredEvent]) {
         let mut seen = HashSet::new();
-        for row in rows.checkpoints.iter().rev().filter(|row| seen.insert((&row.ns, &row.id))) {
+        for row in rows.checkpoints.iter().filter(|row| seen.insert((&row.ns, &row.id))) {
             self.checkpoints.push(member, row);
         }
         let mut seen = HashSet::new();
@@ -186,7 +186,7 @@ impl Rows {
             self.payloads.push(member, payload);
         }
         let mut seen = HashSet::new();
-        for row in rows.log.iter().rev().filter(|row| seen.insert((&row.ns, &row.channel, row.branch, row.start))) {
+        for row in rows.log.iter().filter(|row| seen.insert((&row.ns, &row.channel, row.branch, row.start))) {
             self.log.push(member, row);
         }
         for event in events {

@@ -16,7 +16,7 @@ use crate::storage::{
 };
 
 /// The inserts of rows: parameters 1-35, from `live (member, thread_key, tenant, gone)`. A row that is there already (a
-/// commit repeated after its answer was lost) is replaced by the same.
+/// commit repeated after its answer was lost) stays, except that the writes of a task are replaced.
 macro_rules! row_inserts {
     () => {
         "put_checkpoints AS (
@@ -29,11 +29,7 @@ macro_rules! row_inserts {
                 AS c (member, ns, checkpoint_id, parent_id, run_id, step, source, created_at, metadata, next_nodes, body,
                       size_bytes)
             JOIN live l ON l.member = c.member AND NOT l.gone
-            ON CONFLICT (thread_key, ns, checkpoint_id) DO UPDATE SET
-                tenant = EXCLUDED.tenant, parent_id = EXCLUDED.parent_id, run_id = EXCLUDED.run_id,
-                step = EXCLUDED.step, source = EXCLUDED.source, created_at = EXCLUDED.created_at,
-                metadata = EXCLUDED.metadata, codec = EXCLUDED.codec, next_nodes = EXCLUDED.next_nodes,
-                body = EXCLUDED.body, size_bytes = EXCLUDED.size_bytes
+            ON CONFLICT (thread_key, ns, checkpoint_id) DO NOTHING
         ),
         put_task_writes AS (
             INSERT INTO task_writes (thread_key, ns, checkpoint_id, task_id, run_id, tenant, path, written_at, codec,
@@ -60,9 +56,7 @@ macro_rules! row_inserts {
             FROM UNNEST($23::int[], $24::text[], $25::text[], $26::bigint[], $27::bigint[], $28::bigint[], $29::uuid[],
                         $30::bytea[]) AS i (member, ns, channel, branch, start, count, run_id, items)
             JOIN live l ON l.member = i.member AND NOT l.gone
-            ON CONFLICT (thread_key, ns, channel, branch, start) DO UPDATE SET
-                tenant = EXCLUDED.tenant, count = EXCLUDED.count, run_id = EXCLUDED.run_id, codec = EXCLUDED.codec,
-                items = EXCLUDED.items
+            ON CONFLICT (thread_key, ns, channel, branch, start) DO NOTHING
         ),
         put_events AS (
             INSERT INTO events (thread_key, event_id, tenant, run_id, name, codec, data)

@@ -127,14 +127,15 @@ async fn commit_step(write: &mut Write, held: Held, step: StepCommit) -> Result<
 }
 
 /// Inserts checkpoints, task writes, payloads and log rows. A row that is there already (a commit repeated after its
-/// answer was lost) is replaced by the same.
+/// answer was lost) stays, except that the writes of a task are replaced.
 async fn insert_rows(write: &mut Write, tenant: Uuid, key: ThreadKey, rows: &StepRows) -> Result<()> {
     for row in &rows.checkpoints {
         sqlx::query(
-            "INSERT OR REPLACE INTO checkpoints
+            "INSERT INTO checkpoints
                  (thread_key, ns, checkpoint_id, tenant, parent_id, run_id, step, source, created_at, metadata, codec,
                   next_nodes, body, size_bytes)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+             ON CONFLICT (thread_key, ns, checkpoint_id) DO NOTHING",
         )
         .bind(key.0)
         .bind(&row.ns)
@@ -190,9 +191,10 @@ async fn insert_rows(write: &mut Write, tenant: Uuid, key: ThreadKey, rows: &Ste
     }
     for row in &rows.log {
         sqlx::query(
-            "INSERT OR REPLACE INTO channel_log
+            "INSERT INTO channel_log
                  (thread_key, ns, channel, branch, start, tenant, count, run_id, codec, items)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+             ON CONFLICT (thread_key, ns, channel, branch, start) DO NOTHING",
         )
         .bind(key.0)
         .bind(&row.ns)
