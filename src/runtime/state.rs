@@ -262,6 +262,7 @@ impl Runtime {
             expected_head: thread.head.clone(),
             rows: writer.take(),
             thread_status,
+            view: None,
         };
         match self.storage().commit_state(scope, change).await? {
             StateOutcome::Committed => Ok(cursor(&thread.id, &at.ns, &execution.checkpoint_id().to_owned(), &parents)),

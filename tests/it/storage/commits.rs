@@ -145,7 +145,7 @@ async fn the_end_of_a_run_sets_what_the_thread_rests_at(lab: Lab) {
         (RunStatus::Interrupted, ThreadStatus::Idle, None),
     ]) {
         let lease = start(storage, "t", n).await.lease;
-        let ended = RunEnd { status, error: error.clone(), thread_status: rest, announce: true };
+        let ended = RunEnd { status, error: error.clone(), thread_status: rest, view: None, announce: true };
         let last = step(lease, StepRows::default(), Some(ended));
         assert_eq!(commit(storage, last.clone()).await, CommitOutcome::Committed);
         assert_eq!(commit(storage, last).await, CommitOutcome::LeaseLost, "it ended");
@@ -202,6 +202,7 @@ async fn a_state_change_needs_rest_and_the_expected_head(lab: Lab) {
         expected_head: head.map(str::to_owned),
         rows: StepRows { checkpoints: vec![checkpoint(new, None)], head: Some(new.into()), ..StepRows::default() },
         thread_status: ThreadStatus::Interrupted,
+        view: None,
     };
     let put = async |change| storage.commit_state(&TENANT, change).await.unwrap();
     assert_eq!(put(change(None, "c1")).await, StateOutcome::ThreadMissing);

@@ -200,7 +200,7 @@ impl Rows {
     }
 }
 
-/// The members of a batch: parameters 36-47.
+/// The members of a batch: parameters 36-48.
 #[derive(Default)]
 pub(super) struct Members {
     member: Vec<i32>,
@@ -213,6 +213,7 @@ pub(super) struct Members {
     end_status: Vec<Option<String>>,
     end_error: Vec<Option<Vec<u8>>>,
     rest_status: Vec<Option<String>>,
+    view: Vec<Option<Vec<u8>>>,
     last_event: Vec<i64>,
     announce: Vec<bool>,
 }
@@ -230,6 +231,7 @@ impl Members {
         self.end_status.push(end.map(|end| end.status.as_str().to_owned()));
         self.end_error.push(end.and_then(|end| end.error.as_ref()).map(error_bytes));
         self.rest_status.push(end.map(|end| end.thread_status.as_str().to_owned()));
+        self.view.push(end.and_then(|end| end.view.as_ref()).map(encoding::bytes));
         self.last_event.push(step.events.iter().map(|event| event.id.0).max().unwrap_or(0));
         self.announce.push(end.is_some_and(|end| end.announce));
     }
@@ -237,6 +239,6 @@ impl Members {
     pub(super) fn bind<'q>(self, query: PgQuery<'q>) -> PgQuery<'q> {
         let query = query.bind(self.member).bind(self.thread).bind(self.run).bind(self.epoch).bind(self.input_applied);
         let query = query.bind(self.progress).bind(self.head).bind(self.end_status).bind(self.end_error);
-        query.bind(self.rest_status).bind(self.last_event).bind(self.announce)
+        query.bind(self.rest_status).bind(self.view).bind(self.last_event).bind(self.announce)
     }
 }

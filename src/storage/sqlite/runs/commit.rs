@@ -95,6 +95,7 @@ async fn commit_step(write: &mut Write, held: Held, step: StepCommit) -> Result<
                  last_event = MAX(last_event, $3),
                  rest_status = COALESCE($4, rest_status),
                  error = CASE WHEN $4 IS NULL THEN error ELSE $5 END,
+                 view = CASE WHEN $4 IS NULL THEN view ELSE $7 END,
                  updated_at = CASE WHEN $2 IS NULL AND $4 IS NULL THEN updated_at ELSE $6 END,
                  state_updated_at = CASE WHEN $2 IS NULL AND $4 IS NULL THEN state_updated_at ELSE $6 END
              WHERE thread_key = $1",
@@ -105,6 +106,7 @@ async fn commit_step(write: &mut Write, held: Held, step: StepCommit) -> Result<
         .bind(end.map(|end| end.thread_status.as_str()))
         .bind(end.and_then(|end| end.error.as_ref()).map(error_bytes))
         .bind(write.now)
+        .bind(end.and_then(|end| end.view.as_ref()).map(encoding::bytes))
         .execute(&mut write.conn)
         .await
         .map_err(driver_error)?;
@@ -267,7 +269,7 @@ pub(super) async fn commit_state(write: &mut Write, scope: Scope, change: StateC
     }
     insert_rows(write, get(&row, "tenant")?, key, &change.rows).await?;
     sqlx::query(
-        "UPDATE threads SET head = COALESCE($2, head), rest_status = $3, error = NULL, updated_at = $4,
+        "UPDATE threads SET head = COALESCE($2, head), rest_status = $3, error = NULL, view = $5, updated_at = $4,
                             state_updated_at = $4
          WHERE thread_key = $1",
     )
@@ -275,6 +277,7 @@ pub(super) async fn commit_state(write: &mut Write, scope: Scope, change: StateC
     .bind(&change.rows.head)
     .bind(change.thread_status.as_str())
     .bind(write.now)
+    .bind(change.view.as_ref().map(encoding::bytes))
     .execute(&mut write.conn)
     .await
     .map_err(driver_error)?;
