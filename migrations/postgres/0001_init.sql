@@ -20,6 +20,8 @@ CREATE TABLE threads (
     rest_status      text NOT NULL CHECK (rest_status IN ('idle', 'interrupted', 'error')),
     error            bytea,
     head             text COLLATE "C",
+    -- What the thread's document shows instead of its head; NULL in the usual case.
+    view             bytea,
     last_event       bigint NOT NULL,
     -- Grows with every run inserted: lets create_run notice that its snapshot is older than its row lock.
     revision         bigint NOT NULL,

@@ -17,6 +17,8 @@ CREATE TABLE threads (
     rest_status      TEXT NOT NULL CHECK (rest_status IN ('idle', 'interrupted', 'error')),
     error            BLOB,
     head             TEXT,
+    -- What the thread's document shows instead of its head; NULL in the usual case.
+    view             BLOB,
     last_event       INTEGER NOT NULL,
     -- Grows with every run inserted: lets create_run notice that its snapshot is older than its row lock.
     revision         INTEGER NOT NULL,

@@ -35,7 +35,7 @@ impl ThreadStatus {
     }
 }
 
-/// A thread row. Its values and interrupts are not here: they are read from the head checkpoint.
+/// A thread row. Its values and interrupts are usually not here: they are read from the head checkpoint.
 #[derive(Debug, Clone)]
 pub struct Thread {
     pub key: ThreadKey,
@@ -49,6 +49,9 @@ pub struct Thread {
     pub error: Option<ErrorInfo>,
     /// The latest checkpoint of the root namespace.
     pub head: Option<CheckpointId>,
+    /// What the thread's document shows instead of its head: `{values, interrupts}`; absent in the usual case, so that
+    /// no state is stored twice.
+    pub view: Option<Json>,
     /// The largest event id given out so far ([`super::EventId`]), 0 if none.
     pub last_event: i64,
     pub created_at: Timestamp,

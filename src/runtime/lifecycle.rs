@@ -88,6 +88,7 @@ impl Runtime {
                     status,
                     error: ending.error,
                     thread_status: ending.thread_status,
+                    view: None,
                     announce: claimed.lease.epoch > 1,
                 };
                 if committer.end(end).await {

@@ -266,6 +266,7 @@ impl Runtime {
             expected_head: thread.head.clone(),
             rows: writer.take(),
             thread_status,
+            view: None,
         };
         match self.storage().commit_state(scope, change).await? {
             StateOutcome::Committed => Ok(cursor(&thread.id, &ns, &execution.checkpoint_id().to_owned(), &parents)),

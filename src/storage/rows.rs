@@ -63,6 +63,7 @@ macro_rules! define_rows {
             let busy: bool = get(row, "busy")?;
             let status = if busy { ThreadStatus::Busy } else { rest };
             let error = encoding::error_info(codec, get(row, "error")?, at("error"))?;
+            let view: Option<Vec<u8>> = get(row, "view")?;
             Ok(Thread {
                 key: ThreadKey(key),
                 id: ThreadId::parse(&name).map_err(|error| at("name").corrupt(error.0))?,
@@ -72,6 +73,7 @@ macro_rules! define_rows {
                 status,
                 error: error.filter(|_| status == ThreadStatus::Error),
                 head: get(row, "head")?,
+                view: view.map(|view| encoding::json(codec, view, at("view"))).transpose()?,
                 last_event: get(row, "last_event")?,
                 created_at: Timestamp(get(row, "created_at")?),
                 updated_at: Timestamp(get(row, "updated_at")?),

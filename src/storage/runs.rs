@@ -133,11 +133,14 @@ pub struct RunEnd {
     pub error: Option<ErrorInfo>,
     /// What the thread rests at: `idle`, `interrupted` or `error`.
     pub thread_status: ThreadStatus,
+    /// What the thread's document shows instead of its head from now on ([`Thread::view`]); `None` clears it.
+    pub view: Option<Json>,
     /// Tell other replicas ([`super::Notice::RunEnded`]); the own process is always told.
     pub announce: bool,
 }
 
-/// Rows of one or more supersteps, inserted together.
+/// Rows of one or more supersteps, inserted together. Except for task writes, a row that is there already stays as it is:
+/// a commit repeated after its answer was lost changes nothing.
 #[derive(Debug, Clone, Default)]
 pub struct StepRows {
     pub checkpoints: Vec<CheckpointRow>,
@@ -189,6 +192,8 @@ pub struct StateCommit {
     pub rows: StepRows,
     /// What the thread rests at afterwards: `idle` or `interrupted`.
     pub thread_status: ThreadStatus,
+    /// What the thread's document shows instead of its head from now on ([`Thread::view`]); `None` clears it.
+    pub view: Option<Json>,
 }
 
 /// What [`Runs::commit_state`] did.
@@ -218,7 +223,7 @@ pub trait Runs {
     /// Claims up to `limit` runs, oldest first: pending ones that are due and whose thread has no running run and no
     /// older pending one that is due, and running ones whose lease has run out. Raises epoch and attempts. A run that
     /// would exceed `max_attempts` is not returned: it ends as `error` with the class `RunQuarantined`, its thread at
-    /// `error`. Runs whose cancel flag is set are returned with it.
+    /// `error` without a view. Runs whose cancel flag is set are returned with it.
     async fn claim_runs(&self, scope: &Scope, claim: &Claim, max_attempts: i32, limit: i64) -> Result<Vec<ClaimedRun>>;
 
     /// Renews the leases that are still held and reports on each, in the order given.
@@ -231,7 +236,8 @@ pub trait Runs {
     async fn commit_steps(&self, scope: &Scope, batch: &[StepCommit]) -> Result<Vec<CommitOutcome>>;
 
     /// Ends a cancelled run by `rollback`: deletes the run, the checkpoints, writes, log rows and events it made, moves
-    /// the head back to the newest checkpoint left, and sets the thread's resting status. A temporary thread is deleted.
+    /// the head back to the newest checkpoint left, clears the view, and sets the thread's resting status. A temporary
+    /// thread is deleted.
     async fn rollback_run(&self, scope: &Scope, lease: &Lease, thread_status: ThreadStatus) -> Result<CommitOutcome>;
 
     /// Commits a change of state from outside a run.
@@ -262,7 +268,8 @@ pub trait Runs {
     ) -> Result<Option<Vec<Run>>>;
 
     /// Deletes a run that is not active, with its checkpoints, writes and events; the head moves to the newest
-    /// checkpoint left. `None` when missing, `Some(false)` when active (nothing changed).
+    /// checkpoint left, and the thread's view is cleared. `None` when missing, `Some(false)` when active (nothing
+    /// changed).
     async fn delete_run(&self, scope: &Scope, thread_id: &ThreadId, run_id: RunId) -> Result<Option<bool>>;
 
     /// Appends events between commits, fenced by the lease, and sends [`super::Notice::Events`].

@@ -11,14 +11,15 @@ use crate::model::{RunId, Scope, Thread, ThreadId, ThreadKey};
 use crate::storage::encoding::{self, PLAIN, Place};
 use crate::storage::rows::driver_error;
 use crate::storage::{
-    NewThread, Notice, Page, Result, StorageError, ThreadCreated, ThreadFilter, ThreadPatch, ThreadSort, Threads,
+    COPIED_VIEW, NewThread, Notice, Page, Result, StorageError, ThreadCreated, ThreadFilter, ThreadPatch, ThreadSort,
+    Threads,
 };
 
 /// The columns [`thread_from`] reads, from `threads t`. `busy` is derived: an active run exists.
 macro_rules! thread_columns {
     () => {
         "t.thread_key, t.tenant, t.name, t.graph_id, t.metadata::text AS metadata, t.codec, t.config, t.rest_status, \
-         t.error, t.head, t.last_event, t.created_at, t.updated_at, t.state_updated_at, \
+         t.error, t.head, t.view, t.last_event, t.created_at, t.updated_at, t.state_updated_at, \
          EXISTS (SELECT 1 FROM runs a WHERE a.thread_key = t.thread_key AND a.status IN ('pending', 'running')) AS busy"
     };
 }
@@ -103,7 +104,7 @@ const CREATE: &str = concat!(
         SELECT $1, $2, $3, $4, $5::jsonb, $6, $7, 'idle', 0, clock.now, clock.now, clock.now, clock.now FROM clock
         ON CONFLICT (thread_key) DO NOTHING
         RETURNING t.thread_key, t.tenant, t.name, t.graph_id, t.metadata, t.codec, t.config, t.rest_status, t.error,
-                  t.head, t.last_event, t.created_at, t.updated_at, t.state_updated_at
+                  t.head, t.view, t.last_event, t.created_at, t.updated_at, t.state_updated_at
     )
     SELECT ",
     thread_columns!(),
@@ -139,10 +140,10 @@ async fn copy_thread(conn: &mut PgConnection, scope: &Scope, from: &ThreadId, to
         return Ok(None);
     }
     sqlx::query(concat!(
-        "INSERT INTO threads (thread_key, tenant, name, graph_id, metadata, codec, config, rest_status, head, last_event,
-                              revision, created_at, updated_at, state_updated_at)
-         SELECT $2, t.tenant, $3, t.graph_id, t.metadata, t.codec, t.config, 'idle', t.head, 0, clock.now, clock.now,
-                clock.now, clock.now
+        "INSERT INTO threads (thread_key, tenant, name, graph_id, metadata, codec, config, rest_status, head, view,
+                              last_event, revision, created_at, updated_at, state_updated_at)
+         SELECT $2, t.tenant, $3, t.graph_id, t.metadata, t.codec, t.config, 'idle', t.head, $4, 0, clock.now,
+                clock.now, clock.now, clock.now
          FROM threads t, (SELECT ",
         now!(),
         " AS now) AS clock WHERE t.thread_key = $1"
@@ -150,17 +151,11 @@ async fn copy_thread(conn: &mut PgConnection, scope: &Scope, from: &ThreadId, to
     .bind(source.0)
     .bind(target.0)
     .bind(to.as_str())
+    .bind(COPIED_VIEW)
     .execute(&mut *conn)
     .await
     .map_err(driver_error)?;
     sqlx::query(COPY_ROWS).bind(source.0).bind(target.0).execute(&mut *conn).await.map_err(driver_error)?;
-    let status = head_status(conn, target).await?;
-    sqlx::query("UPDATE threads SET rest_status = $2 WHERE thread_key = $1")
-        .bind(target.0)
-        .bind(status)
-        .execute(&mut *conn)
-        .await
-        .map_err(driver_error)?;
     thread_by_key(conn, scope, target).await
 }
 
@@ -248,7 +243,7 @@ impl Threads for PostgresStorage {
             now!(),
             "   WHERE t.thread_key = $1 AND ($2::uuid IS NULL OR t.tenant = $2)
                 RETURNING t.thread_key, t.tenant, t.name, t.graph_id, t.metadata, t.codec, t.config, t.rest_status,
-                          t.error, t.head, t.last_event, t.created_at, t.updated_at, t.state_updated_at
+                          t.error, t.head, t.view, t.last_event, t.created_at, t.updated_at, t.state_updated_at
             )
             SELECT ",
             thread_columns!(),

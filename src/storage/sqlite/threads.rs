@@ -12,14 +12,15 @@ use crate::model::{Fields, Json, RunId, Scope, Thread, ThreadId, ThreadKey};
 use crate::storage::encoding::{self, PLAIN, Place};
 use crate::storage::rows::driver_error;
 use crate::storage::{
-    NewThread, Page, Result, StorageError, ThreadCreated, ThreadFilter, ThreadPatch, ThreadSort, Threads, matching,
+    COPIED_VIEW, NewThread, Page, Result, StorageError, ThreadCreated, ThreadFilter, ThreadPatch, ThreadSort, Threads,
+    matching,
 };
 
 /// The columns [`thread_from`] reads, from `threads t`. `busy` is derived: an active run exists.
 macro_rules! thread_columns {
     () => {
         "t.thread_key, t.tenant, t.name, t.graph_id, t.metadata, t.codec, t.config, t.rest_status, t.error, t.head, \
-         t.last_event, t.created_at, t.updated_at, t.state_updated_at, \
+         t.view, t.last_event, t.created_at, t.updated_at, t.state_updated_at, \
          EXISTS (SELECT 1 FROM runs a WHERE a.thread_key = t.thread_key AND a.status IN ('pending', 'running')) AS busy"
     };
 }
@@ -157,9 +158,9 @@ async fn copy_thread(write: &mut Write, scope: Scope, from: ThreadId, to: Thread
         return Ok(None);
     }
     for statement in [
-        "INSERT INTO threads (thread_key, tenant, name, graph_id, metadata, codec, config, rest_status, head, last_event,
-                              revision, created_at, updated_at, state_updated_at)
-         SELECT $2, tenant, $3, graph_id, metadata, codec, config, 'idle', head, 0, 1, $4, $4, $4
+        "INSERT INTO threads (thread_key, tenant, name, graph_id, metadata, codec, config, rest_status, head, view,
+                              last_event, revision, created_at, updated_at, state_updated_at)
+         SELECT $2, tenant, $3, graph_id, metadata, codec, config, 'idle', head, $5, 0, 1, $4, $4, $4
          FROM threads WHERE thread_key = $1",
         "INSERT INTO checkpoints (thread_key, ns, checkpoint_id, tenant, parent_id, run_id, step, source, created_at,
                                   metadata, codec, next_nodes, body, size_bytes)
@@ -177,17 +178,10 @@ async fn copy_thread(write: &mut Write, scope: Scope, from: ThreadId, to: Thread
     ] {
         let mut query = sqlx::query(statement).bind(source.0).bind(target.0);
         if statement.contains("$4") {
-            query = query.bind(to.as_str()).bind(write.now);
+            query = query.bind(to.as_str()).bind(write.now).bind(COPIED_VIEW);
         }
         query.execute(&mut write.conn).await.map_err(driver_error)?;
     }
-    let status = head_status(&mut write.conn, target).await?;
-    sqlx::query("UPDATE threads SET rest_status = $2 WHERE thread_key = $1")
-        .bind(target.0)
-        .bind(status)
-        .execute(&mut write.conn)
-        .await
-        .map_err(driver_error)?;
     thread_by_key(&mut write.conn, &scope, target).await
 }
 

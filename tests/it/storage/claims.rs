@@ -135,6 +135,7 @@ async fn attempts_without_progress_end_in_quarantine(lab: Lab) {
         status: RunStatus::Error,
         error: Some(ErrorInfo { error: "Boom".into(), message: "nul \0 inside".into() }),
         thread_status: ThreadStatus::Error,
+        view: None,
         announce: false,
     };
     assert_eq!(commit(storage, step(next[0].lease, StepRows::default(), Some(ended))).await, CommitOutcome::Committed);

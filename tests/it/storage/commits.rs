@@ -68,16 +68,58 @@ async fn a_stale_member_fails_alone(lab: Lab) {
 async fn a_repeated_commit_changes_nothing(lab: Lab) {
     let storage = &lab.storage;
     let lease = start(storage, "t", 1).await.lease;
-    let mut twice = head_step(lease, "c1", None);
-    twice.rows.log = vec![log(0, 0, "[1]", Some(id(1)))];
-    twice.rows.task_writes = vec![task_writes("c1", "task", Some(id(1)), "[]")];
-    twice.events = vec![event(1, id(1))];
-    for _ in 0..2 {
-        assert_eq!(commit(storage, twice.clone()).await, CommitOutcome::Committed);
-    }
-    let history = storage.list_checkpoints(&TENANT, key("t"), &CheckpointFilter::default(), 9).await.unwrap();
-    assert_eq!((history.len(), history[0].writes.len()), (1, 1));
-    assert_eq!(storage.read_events(&TENANT, key("t"), None, EventId(0), 9).await.unwrap().len(), 1);
+    let mut again = head_step(lease, "c1", None);
+    again.rows.checkpoints.push(CheckpointRow { ns: "sub".into(), ..checkpoint("c1", Some(id(1))) });
+    again.rows.log = vec![log(0, 0, "[1]", Some(id(1))), log(0, 1, "[2,3]", Some(id(1)))];
+    again.rows.task_writes = vec![task_writes("c1", "task", Some(id(1)), "[1]")];
+    again.rows.payloads = vec![Payload { hash: [1; 16], value: json("1") }];
+    again.events = vec![event(1, id(1)), event(2, id(1))];
+    let stored = async || {
+        let thread = find_thread(storage, "t").await.unwrap();
+        let history = storage.list_checkpoints(&TENANT, key("t"), &CheckpointFilter::default(), 9).await.unwrap();
+        let namespaces = storage.list_namespaces_of(&TENANT, &tid("t")).await.unwrap();
+        let range = LogRange { ns: String::new(), channel: "messages".into(), branch: 0, start: 0, end: 9 };
+        let log = storage.load_log(&TENANT, key("t"), &[range]).await.unwrap();
+        let payloads = storage.load_payloads(&TENANT, key("t"), &[[1; 16]]).await.unwrap();
+        let events = storage.read_events(&TENANT, key("t"), None, EventId(0), 9).await.unwrap();
+        format!("{:?}", (thread.head, thread.last_event, thread.status, history, namespaces, log, payloads, events))
+    };
+    assert_eq!(commit(storage, again.clone()).await, CommitOutcome::Committed);
+    let before = stored().await;
+    assert_eq!(commit(storage, again.clone()).await, CommitOutcome::Committed);
+    assert_eq!(stored().await, before);
+    // Twice in one batch, and beside somebody else's.
+    let other = head_step(start(storage, "u", 2).await.lease, "c1", None);
+    let batch = [again.clone(), other.clone(), again.clone(), other];
+    let outcomes = storage.commit_steps(&Scope::Server, &batch).await.unwrap();
+    assert_eq!(outcomes, [CommitOutcome::Committed; 4]);
+    assert_eq!(stored().await, before);
+    // What is stored stays; only the writes of a task are replaced.
+    let mut changed = again.clone();
+    changed.rows.checkpoints[0].body = json("7");
+    changed.rows.log[0].items = json("[7]");
+    changed.rows.payloads[0].value = json("7");
+    changed.events[0].data = json("7");
+    // Within one commit, too, the first counts.
+    changed.rows.checkpoints.push(CheckpointRow { body: json("8"), ..checkpoint("c9", Some(id(1))) });
+    changed.rows.checkpoints.push(CheckpointRow { body: json("9"), ..checkpoint("c9", Some(id(1))) });
+    changed.rows.log.extend([log(9, 0, "[8]", None), log(9, 0, "[9]", None)]);
+    assert_eq!(commit(storage, changed.clone()).await, CommitOutcome::Committed);
+    let twin = storage.load_checkpoint(&TENANT, key("t"), "", &Which::Id("c9".into())).await.unwrap().unwrap();
+    assert_eq!(twin.row.body.text(), "8");
+    let range = LogRange { ns: String::new(), channel: "messages".into(), branch: 9, start: 0, end: 1 };
+    assert_eq!(storage.load_log(&TENANT, key("t"), &[range]).await.unwrap()[0].items.text(), "[8]");
+    let head = storage.load_checkpoint(&TENANT, key("t"), "", &Which::Latest).await.unwrap().unwrap();
+    assert_eq!((head.row.body.text().as_str(), head.writes[0].body.text().as_str()), (r#"{"v":1}"#, "[1]"));
+    changed.rows.task_writes[0].body = json("[2]");
+    assert_eq!(commit(storage, changed).await, CommitOutcome::Committed);
+    let head = storage.load_checkpoint(&TENANT, key("t"), "", &Which::Latest).await.unwrap().unwrap();
+    assert_eq!((head.writes.len(), head.writes[0].body.text().as_str()), (1, "[2]"));
+    let range = LogRange { ns: String::new(), channel: "messages".into(), branch: 0, start: 0, end: 9 };
+    assert_eq!(storage.load_log(&TENANT, key("t"), &[range]).await.unwrap()[0].items.text(), "[1]");
+    assert_eq!(storage.load_payloads(&TENANT, key("t"), &[[1; 16]]).await.unwrap()[0].value.text(), "1");
+    let events = storage.read_events(&TENANT, key("t"), None, EventId(0), 9).await.unwrap();
+    assert_eq!(events.iter().map(|event| event.data.text()).collect::<Vec<_>>(), ["[1]", "[2]"]);
 }
 
 async fn one_thread_twice_in_a_batch_is_applied_in_order(lab: Lab) {
@@ -103,7 +145,7 @@ async fn the_end_of_a_run_sets_what_the_thread_rests_at(lab: Lab) {
         (RunStatus::Interrupted, ThreadStatus::Idle, None),
     ]) {
         let lease = start(storage, "t", n).await.lease;
-        let ended = RunEnd { status, error: error.clone(), thread_status: rest, announce: true };
+        let ended = RunEnd { status, error: error.clone(), thread_status: rest, view: None, announce: true };
         let last = step(lease, StepRows::default(), Some(ended));
         assert_eq!(commit(storage, last.clone()).await, CommitOutcome::Committed);
         assert_eq!(commit(storage, last).await, CommitOutcome::LeaseLost, "it ended");
@@ -160,6 +202,7 @@ async fn a_state_change_needs_rest_and_the_expected_head(lab: Lab) {
         expected_head: head.map(str::to_owned),
         rows: StepRows { checkpoints: vec![checkpoint(new, None)], head: Some(new.into()), ..StepRows::default() },
         thread_status: ThreadStatus::Interrupted,
+        view: None,
     };
     let put = async |change| storage.commit_state(&TENANT, change).await.unwrap();
     assert_eq!(put(change(None, "c1")).await, StateOutcome::ThreadMissing);

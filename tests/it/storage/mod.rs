@@ -18,6 +18,7 @@ mod items;
 mod runs;
 mod schema;
 mod threads;
+mod views;
 
 /// A backend with a fresh database, and what a test needs beside the contract.
 pub(crate) struct Lab {
@@ -209,7 +210,7 @@ fn event(event_id: i64, run_id: Uuid) -> StoredEvent {
 }
 
 fn end(status: RunStatus, thread_status: ThreadStatus) -> Option<RunEnd> {
-    Some(RunEnd { status, error: None, thread_status, announce: true })
+    Some(RunEnd { status, error: None, thread_status, view: None, announce: true })
 }
 
 fn step(lease: Lease, rows: StepRows, end: Option<RunEnd>) -> StepCommit {

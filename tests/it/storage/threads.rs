@@ -214,7 +214,7 @@ async fn a_copy_has_the_state_but_not_the_runs(lab: Lab) {
     let all = StepCommit { events: vec![event(5, id(1))], ..step(running.lease, rows, ended) };
     assert_eq!(commit(storage, all).await, CommitOutcome::Committed);
     let copy = storage.copy_thread(&TENANT, &tid("from"), &tid("to")).await.unwrap().unwrap();
-    assert_eq!((copy.head.as_deref(), copy.status, copy.last_event), (Some("c1"), ThreadStatus::Interrupted, 0));
+    assert_eq!((copy.head.as_deref(), copy.status, copy.last_event), (Some("c1"), ThreadStatus::Idle, 0));
     storage.delete_thread(&TENANT, &tid("from")).await.unwrap().unwrap();
     let head = storage.load_checkpoint(&TENANT, key("to"), "", &Which::Latest).await.unwrap().unwrap();
     assert_eq!((head.row.id.as_str(), head.writes.len()), ("c1", 1));

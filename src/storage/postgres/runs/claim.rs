@@ -183,7 +183,7 @@ impl PostgresStorage {
             .await
             .map_err(driver_error)?;
             sqlx::query(concat!(
-                "UPDATE threads SET rest_status = 'error', error = $2, updated_at = clock.now,
+                "UPDATE threads SET rest_status = 'error', error = $2, view = NULL, updated_at = clock.now,
                                     state_updated_at = clock.now
                  FROM (SELECT ",
                 now!(),

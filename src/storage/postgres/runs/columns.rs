@@ -169,11 +169,11 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    /// Adds the rows of a member. One statement may touch a row once: of rows with the same key the last one counts, as
-    /// if they were inserted in order.
+    /// Adds the rows of a member, each key once, as if they were inserted in order: of task writes the last counts (one
+    /// statement may update a row once), of the rest the first.
     pub(super) fn push(&mut self, member: i32, rows: &StepRows, events: &[StoredEvent]) {
         let mut seen = HashSet::new();
-        for row in rows.checkpoints.iter().rev().filter(|row| seen.insert((&row.ns, &row.id))) {
+        for row in rows.checkpoints.iter().filter(|row| seen.insert((&row.ns, &row.id))) {
             self.checkpoints.push(member, row);
         }
         let mut seen = HashSet::new();
@@ -186,7 +186,7 @@ impl Rows {
             self.payloads.push(member, payload);
         }
         let mut seen = HashSet::new();
-        for row in rows.log.iter().rev().filter(|row| seen.insert((&row.ns, &row.channel, row.branch, row.start))) {
+        for row in rows.log.iter().filter(|row| seen.insert((&row.ns, &row.channel, row.branch, row.start))) {
             self.log.push(member, row);
         }
         for event in events {
@@ -200,7 +200,7 @@ impl Rows {
     }
 }
 
-/// The members of a batch: parameters 36-47.
+/// The members of a batch: parameters 36-48.
 #[derive(Default)]
 pub(super) struct Members {
     member: Vec<i32>,
@@ -213,6 +213,7 @@ pub(super) struct Members {
     end_status: Vec<Option<String>>,
     end_error: Vec<Option<Vec<u8>>>,
     rest_status: Vec<Option<String>>,
+    view: Vec<Option<Vec<u8>>>,
     last_event: Vec<i64>,
     announce: Vec<bool>,
 }
@@ -230,6 +231,7 @@ impl Members {
         self.end_status.push(end.map(|end| end.status.as_str().to_owned()));
         self.end_error.push(end.and_then(|end| end.error.as_ref()).map(error_bytes));
         self.rest_status.push(end.map(|end| end.thread_status.as_str().to_owned()));
+        self.view.push(end.and_then(|end| end.view.as_ref()).map(encoding::bytes));
         self.last_event.push(step.events.iter().map(|event| event.id.0).max().unwrap_or(0));
         self.announce.push(end.is_some_and(|end| end.announce));
     }
@@ -237,6 +239,6 @@ impl Members {
     pub(super) fn bind<'q>(self, query: PgQuery<'q>) -> PgQuery<'q> {
         let query = query.bind(self.member).bind(self.thread).bind(self.run).bind(self.epoch).bind(self.input_applied);
         let query = query.bind(self.progress).bind(self.head).bind(self.end_status).bind(self.end_error);
-        query.bind(self.rest_status).bind(self.last_event).bind(self.announce)
+        query.bind(self.rest_status).bind(self.view).bind(self.last_event).bind(self.announce)
     }
 }

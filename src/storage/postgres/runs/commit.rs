@@ -10,13 +10,14 @@ use super::super::threads::lock_thread;
 use super::super::{PostgresStorage, notify, now};
 use super::columns::{Members, Rows};
 use crate::model::Scope;
+use crate::storage::encoding;
 use crate::storage::rows::driver_error;
 use crate::storage::{
     CommitOutcome, Lease, Notice, Result, StateCommit, StateOutcome, StepCommit, StepRows, StoredEvent,
 };
 
 /// The inserts of rows: parameters 1-35, from `live (member, thread_key, tenant, gone)`. A row that is there already (a
-/// commit repeated after its answer was lost) is replaced by the same.
+/// commit repeated after its answer was lost) stays, except that the writes of a task are replaced.
 macro_rules! row_inserts {
     () => {
         "put_checkpoints AS (
@@ -29,11 +30,7 @@ macro_rules! row_inserts {
                 AS c (member, ns, checkpoint_id, parent_id, run_id, step, source, created_at, metadata, next_nodes, body,
                       size_bytes)
             JOIN live l ON l.member = c.member AND NOT l.gone
-            ON CONFLICT (thread_key, ns, checkpoint_id) DO UPDATE SET
-                tenant = EXCLUDED.tenant, parent_id = EXCLUDED.parent_id, run_id = EXCLUDED.run_id,
-                step = EXCLUDED.step, source = EXCLUDED.source, created_at = EXCLUDED.created_at,
-                metadata = EXCLUDED.metadata, codec = EXCLUDED.codec, next_nodes = EXCLUDED.next_nodes,
-                body = EXCLUDED.body, size_bytes = EXCLUDED.size_bytes
+            ON CONFLICT (thread_key, ns, checkpoint_id) DO NOTHING
         ),
         put_task_writes AS (
             INSERT INTO task_writes (thread_key, ns, checkpoint_id, task_id, run_id, tenant, path, written_at, codec,
@@ -60,9 +57,7 @@ macro_rules! row_inserts {
             FROM UNNEST($23::int[], $24::text[], $25::text[], $26::bigint[], $27::bigint[], $28::bigint[], $29::uuid[],
                         $30::bytea[]) AS i (member, ns, channel, branch, start, count, run_id, items)
             JOIN live l ON l.member = i.member AND NOT l.gone
-            ON CONFLICT (thread_key, ns, channel, branch, start) DO UPDATE SET
-                tenant = EXCLUDED.tenant, count = EXCLUDED.count, run_id = EXCLUDED.run_id, codec = EXCLUDED.codec,
-                items = EXCLUDED.items
+            ON CONFLICT (thread_key, ns, channel, branch, start) DO NOTHING
         ),
         put_events AS (
             INSERT INTO events (thread_key, event_id, tenant, run_id, name, codec, data)
@@ -75,7 +70,7 @@ macro_rules! row_inserts {
     };
 }
 
-/// Locks what is live: parameters 36-48.
+/// Locks what is live: parameters 36-49.
 macro_rules! live_members {
     () => {
         concat!(
@@ -84,11 +79,11 @@ macro_rules! live_members {
             " AS now),
             wanted AS MATERIALIZED (
                 SELECT member, thread_key, run_id, epoch, input_applied, progress, head, end_status, end_error,
-                       rest_status, last_event, announce
+                       rest_status, view, last_event, announce
                 FROM UNNEST($36::int[], $37::uuid[], $38::uuid[], $39::bigint[], $40::bool[], $41::bool[], $42::text[],
-                            $43::text[], $44::bytea[], $45::text[], $46::bigint[], $47::bool[])
+                            $43::text[], $44::bytea[], $45::text[], $46::bytea[], $47::bigint[], $48::bool[])
                     AS m (member, thread_key, run_id, epoch, input_applied, progress, head, end_status, end_error,
-                          rest_status, last_event, announce)
+                          rest_status, view, last_event, announce)
             ),
             snap AS MATERIALIZED (SELECT thread_key, revision FROM threads WHERE thread_key = ANY ($37::uuid[])),
             held AS MATERIALIZED (
@@ -98,7 +93,7 @@ macro_rules! live_members {
             ),
             live AS MATERIALIZED (
                 SELECT m.member, m.thread_key, m.run_id, m.input_applied, m.progress, m.head, m.end_status, m.end_error,
-                       m.rest_status, m.last_event, m.announce, r.tenant,
+                       m.rest_status, m.view, m.last_event, m.announce, r.tenant,
                        (r.temporary AND m.end_status IS NOT NULL) AS gone,
                        -- A run was inserted between this statement's snapshot and its lock on the thread.
                        (h.revision <> s.revision) AS moved
@@ -107,7 +102,7 @@ macro_rules! live_members {
                 JOIN snap s ON s.thread_key = m.thread_key
                 JOIN runs r ON r.thread_key = m.thread_key AND r.run_id = m.run_id
                 -- The fence.
-                WHERE r.status = 'running' AND r.lease_epoch = m.epoch AND ($48::uuid IS NULL OR r.tenant = $48)
+                WHERE r.status = 'running' AND r.lease_epoch = m.epoch AND ($49::uuid IS NULL OR r.tenant = $49)
                 ORDER BY r.thread_key, r.run_id
                 FOR UPDATE OF r
             ), ",
@@ -132,6 +127,7 @@ macro_rules! live_members {
                     last_event = GREATEST(t.last_event, l.last_event),
                     rest_status = COALESCE(l.rest_status, t.rest_status),
                     error = CASE WHEN l.rest_status IS NULL THEN t.error ELSE l.end_error END,
+                    view = CASE WHEN l.rest_status IS NULL THEN t.view ELSE l.view END,
                     updated_at = CASE WHEN l.head IS NULL AND l.rest_status IS NULL THEN t.updated_at
                                       ELSE clock.now END,
                     state_updated_at = CASE WHEN l.head IS NULL AND l.rest_status IS NULL THEN t.state_updated_at
@@ -177,15 +173,15 @@ const COMMIT_ENDS: &str = concat!(
     FROM live l LEFT JOIN ended e ON e.member = l.member"
 );
 
-/// Inserts for a locked thread: parameters 36-37.
+/// Inserts for a locked thread: parameters 36-40.
 const INSERT_STATE: &str = concat!(
     "WITH clock AS MATERIALIZED (SELECT ",
     now!(),
     " AS now),
     live AS (SELECT 0 AS member, $36::uuid AS thread_key, $37::uuid AS tenant, FALSE AS gone), ",
     row_inserts!(),
-    " UPDATE threads t SET head = COALESCE($38, t.head), rest_status = $39, error = NULL, updated_at = clock.now,
-                           state_updated_at = clock.now
+    " UPDATE threads t SET head = COALESCE($38, t.head), rest_status = $39, error = NULL, view = $40,
+                           updated_at = clock.now, state_updated_at = clock.now
       FROM clock WHERE t.thread_key = $36"
 );
 
@@ -300,6 +296,7 @@ async fn change_state(conn: &mut PgConnection, scope: &Scope, change: &StateComm
         .bind(tenant)
         .bind(&change.rows.head)
         .bind(change.thread_status.as_str())
+        .bind(change.view.as_ref().map(encoding::bytes))
         .execute(conn)
         .await
         .map_err(driver_error)?;

@@ -42,7 +42,7 @@ const CREATE: &str = concat!(
         -- t is the row as it is now, snap the row as it was: the same, or the snapshot is stale.
         WHERE t.revision = (SELECT snap.revision FROM snap)
         RETURNING t.thread_key, t.tenant, t.name, t.graph_id, t.metadata, t.codec, t.config, t.rest_status, t.error,
-                  t.head, t.last_event, t.created_at, t.updated_at, t.state_updated_at
+                  t.head, t.view, t.last_event, t.created_at, t.updated_at, t.state_updated_at
     ),
     updated AS (
         -- The thread is not to be created: should it be deleted meanwhile, nothing brings it back.
@@ -51,14 +51,14 @@ const CREATE: &str = concat!(
         FROM clock, admitted
         WHERE NOT $6 AND t.thread_key = $1 AND t.revision = (SELECT snap.revision FROM snap)
         RETURNING t.thread_key, t.tenant, t.name, t.graph_id, t.metadata, t.codec, t.config, t.rest_status, t.error,
-                  t.head, t.last_event, t.created_at, t.updated_at, t.state_updated_at
+                  t.head, t.view, t.last_event, t.created_at, t.updated_at, t.state_updated_at
     ),
     taken AS MATERIALIZED (
-        SELECT thread_key, tenant, name, graph_id, metadata, codec, config, rest_status, error, head, last_event,
-               created_at, updated_at, state_updated_at FROM inserted
+        SELECT thread_key, tenant, name, graph_id, metadata, codec, config, rest_status, error, head, view,
+               last_event, created_at, updated_at, state_updated_at FROM inserted
         UNION ALL
-        SELECT thread_key, tenant, name, graph_id, metadata, codec, config, rest_status, error, head, last_event,
-               created_at, updated_at, state_updated_at FROM updated
+        SELECT thread_key, tenant, name, graph_id, metadata, codec, config, rest_status, error, head, view,
+               last_event, created_at, updated_at, state_updated_at FROM updated
     ),
     cancelled AS (
         -- One UPDATE for both statuses: a run claimed since the snapshot is read anew and gets the flag.
@@ -104,7 +104,7 @@ const CREATE: &str = concat!(
     SELECT ",
     run_columns!(),
     ", t.thread_key, t.tenant, t.name, t.graph_id, t.metadata::text AS metadata, t.codec, t.config, t.rest_status,
-       t.error, t.head, t.last_event, t.created_at, t.updated_at, t.state_updated_at, TRUE AS busy,
+       t.error, t.head, t.view, t.last_event, t.created_at, t.updated_at, t.state_updated_at, TRUE AS busy,
        (t.thread_key IS NOT NULL) AS is_taken,
        EXISTS (SELECT 1 FROM snap) AS thread_found,
        EXISTS (SELECT 1 FROM admitted) AS is_admitted,

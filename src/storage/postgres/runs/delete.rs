@@ -36,12 +36,12 @@ pub(super) async fn delete_run_rows(conn: &mut PgConnection, key: ThreadKey, run
     Ok(())
 }
 
-/// Moves the head to the newest root checkpoint left, if it is gone; then the thread rests at what that says.
+/// Moves the head to the newest root checkpoint left, if it is gone; then the thread shows and rests at what that says.
 pub(super) async fn move_head_back(conn: &mut PgConnection, key: ThreadKey) -> Result<()> {
     let done = sqlx::query(concat!(
         "UPDATE threads t SET
              head = (SELECT MAX(c.checkpoint_id) FROM checkpoints c WHERE c.thread_key = $1 AND c.ns = ''),
-             updated_at = clock.now, state_updated_at = clock.now
+             view = NULL, updated_at = clock.now, state_updated_at = clock.now
          FROM (SELECT ",
         now!(),
         " AS now) AS clock
@@ -96,7 +96,7 @@ impl PostgresStorage {
             delete_run_rows(&mut transaction, lease.thread, lease.run_id).await?;
             move_head_back(&mut transaction, lease.thread).await?;
             sqlx::query(concat!(
-                "UPDATE threads SET rest_status = $2, error = $3, updated_at = ",
+                "UPDATE threads SET rest_status = $2, error = $3, view = NULL, updated_at = ",
                 now!(),
                 " WHERE thread_key = $1"
             ))
@@ -138,6 +138,11 @@ impl PostgresStorage {
         }
         delete_run_rows(&mut transaction, key, run_id).await?;
         move_head_back(&mut transaction, key).await?;
+        sqlx::query("UPDATE threads SET view = NULL WHERE thread_key = $1 AND view IS NOT NULL")
+            .bind(key.0)
+            .execute(&mut *transaction)
+            .await
+            .map_err(driver_error)?;
         notify(&mut transaction, &[Notice::RunEnded(run_id)]).await?;
         self.commit(transaction).await?;
         self.tell([Notice::RunEnded(run_id)]);

@@ -125,7 +125,8 @@ async fn quarantine(write: &mut Write, key: ThreadKey, run_id: Uuid, attempts: i
         .await
         .map_err(driver_error)?;
         sqlx::query(
-            "UPDATE threads SET rest_status = 'error', error = $2, updated_at = $3, state_updated_at = $3
+            "UPDATE threads SET rest_status = 'error', error = $2, view = NULL, updated_at = $3,
+                                state_updated_at = $3
              WHERE thread_key = $1",
         )
         .bind(key.0)

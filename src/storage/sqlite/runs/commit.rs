@@ -95,6 +95,7 @@ async fn commit_step(write: &mut Write, held: Held, step: StepCommit) -> Result<
                  last_event = MAX(last_event, $3),
                  rest_status = COALESCE($4, rest_status),
                  error = CASE WHEN $4 IS NULL THEN error ELSE $5 END,
+                 view = CASE WHEN $4 IS NULL THEN view ELSE $7 END,
                  updated_at = CASE WHEN $2 IS NULL AND $4 IS NULL THEN updated_at ELSE $6 END,
                  state_updated_at = CASE WHEN $2 IS NULL AND $4 IS NULL THEN state_updated_at ELSE $6 END
              WHERE thread_key = $1",
@@ -105,6 +106,7 @@ async fn commit_step(write: &mut Write, held: Held, step: StepCommit) -> Result<
         .bind(end.map(|end| end.thread_status.as_str()))
         .bind(end.and_then(|end| end.error.as_ref()).map(error_bytes))
         .bind(write.now)
+        .bind(end.and_then(|end| end.view.as_ref()).map(encoding::bytes))
         .execute(&mut write.conn)
         .await
         .map_err(driver_error)?;
@@ -127,14 +129,15 @@ async fn commit_step(write: &mut Write, held: Held, step: StepCommit) -> Result<
 }
 
 /// Inserts checkpoints, task writes, payloads and log rows. A row that is there already (a commit repeated after its
-/// answer was lost) is replaced by the same.
+/// answer was lost) stays, except that the writes of a task are replaced.
 async fn insert_rows(write: &mut Write, tenant: Uuid, key: ThreadKey, rows: &StepRows) -> Result<()> {
     for row in &rows.checkpoints {
         sqlx::query(
-            "INSERT OR REPLACE INTO checkpoints
+            "INSERT INTO checkpoints
                  (thread_key, ns, checkpoint_id, tenant, parent_id, run_id, step, source, created_at, metadata, codec,
                   next_nodes, body, size_bytes)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+             ON CONFLICT (thread_key, ns, checkpoint_id) DO NOTHING",
         )
         .bind(key.0)
         .bind(&row.ns)
@@ -190,9 +193,10 @@ async fn insert_rows(write: &mut Write, tenant: Uuid, key: ThreadKey, rows: &Ste
     }
     for row in &rows.log {
         sqlx::query(
-            "INSERT OR REPLACE INTO channel_log
+            "INSERT INTO channel_log
                  (thread_key, ns, channel, branch, start, tenant, count, run_id, codec, items)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+             ON CONFLICT (thread_key, ns, channel, branch, start) DO NOTHING",
         )
         .bind(key.0)
         .bind(&row.ns)
@@ -265,7 +269,7 @@ pub(super) async fn commit_state(write: &mut Write, scope: Scope, change: StateC
     }
     insert_rows(write, get(&row, "tenant")?, key, &change.rows).await?;
     sqlx::query(
-        "UPDATE threads SET head = COALESCE($2, head), rest_status = $3, error = NULL, updated_at = $4,
+        "UPDATE threads SET head = COALESCE($2, head), rest_status = $3, error = NULL, view = $5, updated_at = $4,
                             state_updated_at = $4
          WHERE thread_key = $1",
     )
@@ -273,6 +277,7 @@ pub(super) async fn commit_state(write: &mut Write, scope: Scope, change: StateC
     .bind(&change.rows.head)
     .bind(change.thread_status.as_str())
     .bind(write.now)
+    .bind(change.view.as_ref().map(encoding::bytes))
     .execute(&mut write.conn)
     .await
     .map_err(driver_error)?;

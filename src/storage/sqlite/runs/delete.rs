@@ -30,12 +30,12 @@ pub(super) async fn delete_run_rows(conn: &mut SqliteConnection, key: ThreadKey,
     Ok(())
 }
 
-/// Moves the head to the newest root checkpoint left, if it is gone; then the thread rests at what that says.
+/// Moves the head to the newest root checkpoint left, if it is gone; then the thread shows and rests at what that says.
 pub(super) async fn move_head_back(conn: &mut SqliteConnection, key: ThreadKey, now: i64) -> Result<()> {
     let done = sqlx::query(
         "UPDATE threads SET
              head = (SELECT MAX(c.checkpoint_id) FROM checkpoints c WHERE c.thread_key = $1 AND c.ns = ''),
-             updated_at = $2, state_updated_at = $2
+             view = NULL, updated_at = $2, state_updated_at = $2
          WHERE thread_key = $1 AND head IS NOT NULL
            AND NOT EXISTS (SELECT 1 FROM checkpoints c
                            WHERE c.thread_key = $1 AND c.ns = '' AND c.checkpoint_id = threads.head)",
@@ -69,14 +69,16 @@ pub(super) async fn rollback_run(
     } else {
         delete_run_rows(&mut write.conn, lease.thread, lease.run_id).await?;
         move_head_back(&mut write.conn, lease.thread, write.now).await?;
-        sqlx::query("UPDATE threads SET rest_status = $2, error = $4, updated_at = $3 WHERE thread_key = $1")
-            .bind(lease.thread.0)
-            .bind(thread_status.as_str())
-            .bind(write.now)
-            .bind(error_bytes(&rolled_back()))
-            .execute(&mut write.conn)
-            .await
-            .map_err(driver_error)?;
+        sqlx::query(
+            "UPDATE threads SET rest_status = $2, error = $4, view = NULL, updated_at = $3 WHERE thread_key = $1",
+        )
+        .bind(lease.thread.0)
+        .bind(thread_status.as_str())
+        .bind(write.now)
+        .bind(error_bytes(&rolled_back()))
+        .execute(&mut write.conn)
+        .await
+        .map_err(driver_error)?;
     }
     write.notices.push(Notice::RunEnded(lease.run_id));
     write.notices.push(Notice::RunPending);
@@ -97,6 +99,11 @@ pub(super) async fn delete_run(write: &mut Write, key: ThreadKey, run_id: RunId)
     }
     delete_run_rows(&mut write.conn, key, run_id).await?;
     move_head_back(&mut write.conn, key, write.now).await?;
+    sqlx::query("UPDATE threads SET view = NULL WHERE thread_key = $1 AND view IS NOT NULL")
+        .bind(key.0)
+        .execute(&mut write.conn)
+        .await
+        .map_err(driver_error)?;
     write.notices.push(Notice::RunEnded(run_id));
     Ok(Some(true))
 }
