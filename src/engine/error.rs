@@ -17,7 +17,7 @@ pub const MASKED: &str = "An internal error occurred";
 
 impl EngineError {
     /// The classes whose messages are shown on runs and streams.
-    pub const PUBLIC: [&'static str; 20] = [
+    pub const PUBLIC: [&'static str; 19] = [
         "ValueError",
         "TypeError",
         "KeyError",
@@ -30,7 +30,6 @@ impl EngineError {
         "GraphRecursionError",
         "ParentCommand",
         "GraphDrained",
-        "UnknownInterruptError",
         "RunQuarantined",
         "UserInterrupt",
         "UserRollback",

@@ -38,10 +38,14 @@ impl TaskRecord {
         self.writes.retain(|(name, _)| name != channel);
     }
 
-    /// Finished: it has a write that says more than a failure, a question or an answer. The one rule for "does this task
-    /// still have to run".
+    /// Finished: it has a write that says more than a failure, a question or an answer. What views go by.
     pub fn is_finished(&self) -> bool {
         self.writes.iter().any(|(channel, _)| channel == special::NO_WRITES || !is_control(channel))
+    }
+
+    /// Finished, and nothing of it failed: it does not run again.
+    pub fn is_done(&self) -> bool {
+        self.is_finished() && self.get(special::ROUTER_FAILED).is_none()
     }
 
     /// The outputs: what is applied to channels.
@@ -51,7 +55,9 @@ impl TaskRecord {
 
     /// Replaces the outputs; none at all is recorded as such.
     pub fn set_outputs(&mut self, outputs: Vec<TaskWrite>) {
-        self.writes.retain(|(channel, _)| is_control(channel) && channel != special::NO_WRITES);
+        self.writes.retain(|(channel, _)| {
+            is_control(channel) && channel != special::NO_WRITES && channel != special::ROUTER_FAILED
+        });
         if outputs.is_empty() {
             self.writes.push((special::NO_WRITES.to_owned(), Json::null()));
         }

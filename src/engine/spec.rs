@@ -67,7 +67,7 @@ pub struct NodeSpec {
     pub error_handler: Option<String>,
     /// Is itself an error handler.
     pub is_handler: bool,
-    /// Is a compiled graph.
+    /// Is a compiled graph, or calls one that state reads can find.
     pub is_subgraph: bool,
 }
 

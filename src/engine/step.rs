@@ -200,6 +200,7 @@ pub fn is_control(channel: &str) -> bool {
             | special::INTERRUPT
             | special::ERROR
             | special::ERROR_SOURCE_NODE
+            | special::ROUTER_FAILED
     )
 }
 
@@ -303,6 +304,7 @@ pub fn writes_of(
     let mut writes = Vec::new();
     state_writes(spec, node, output, &mut writes)?;
     gotos(output, &mut writes)?;
+    let own = writes.len();
     // A handler's output stands for its node's, but the node's edges do not fire (section 9).
     for target in &node.writers.edges {
         writes.push((branch_to(target), Json::null()));
@@ -311,9 +313,14 @@ pub fn writes_of(
         writes.push((join.clone(), Json::from(node.name.as_str())));
     }
     for branch in &node.writers.branches {
-        let state = router_state(spec, node, channels, task, at, output, &writes)?;
-        for destination in decide(branch, &state)? {
-            push_destination(&destination, Json::null(), &mut writes)?;
+        let routed = router_state(spec, node, channels, task, at, output, &writes)
+            .and_then(|state| decide(branch, &state))
+            .and_then(|destinations| {
+                destinations.iter().try_for_each(|to| push_destination(to, Json::null(), &mut writes))
+            });
+        if let Err(error) = routed {
+            writes.truncate(own);
+            return Err(WriteError::Router { error, own: writes });
         }
     }
     Ok(writes)
@@ -323,6 +330,11 @@ pub fn writes_of(
 #[derive(Debug)]
 pub enum WriteError {
     Failed(EngineError),
+    /// A router failed after the node's own output was collected.
+    Router {
+        error: EngineError,
+        own: Vec<TaskWrite>,
+    },
     /// Not a failure: the Command belongs to the graph around this one.
     Parent(Box<Command>),
 }

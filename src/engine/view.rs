@@ -68,9 +68,11 @@ pub fn state_at(spec: &GraphSpec, loaded: &Loaded, ns: &str, live: bool) -> Resu
             .collect();
         if !writes.is_empty() {
             let mut applied = channels.clone();
-            // Writes that contradict each other failed their run; the thread stays readable without them.
-            if apply_writes(spec, &mut applied, &mut progress, &writes).is_ok() {
-                channels = applied;
+            match apply_writes(spec, &mut applied, &mut progress, &writes) {
+                Ok(_) => channels = applied,
+                // Writes that contradict each other failed their run; the thread stays readable without them.
+                Err(error) if error.class == "InvalidUpdateError" => {}
+                Err(error) => return Err(error),
             }
         }
     }

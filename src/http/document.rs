@@ -2,7 +2,7 @@
 
 use super::auth::Caller;
 use super::error::{ApiError, ApiResult};
-use crate::model::{Fields, HeadView, Json, Run, Thread};
+use crate::model::{Fields, HeadView, Json, Run, Thread, ThreadStatus};
 use crate::runtime::Runtime;
 
 pub(crate) const THREAD_COLUMNS: [&str; 10] = [
@@ -59,6 +59,12 @@ pub(crate) async fn threads(runtime: &Runtime, caller: &Caller, rows: &[Thread])
     }
     let heads = runtime.head_views(&caller.scope, rows).await?;
     rows.iter().zip(&heads).map(|(row, head)| thread(row, head)).collect()
+}
+
+/// A thread that was just made: its row alone, at rest.
+pub(crate) fn fresh_thread(row: &Thread) -> ApiResult<Fields> {
+    let row = Thread { status: ThreadStatus::Idle, ..row.clone() };
+    thread(&row, &HeadView::default())
 }
 
 /// One thread with its head.

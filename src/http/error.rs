@@ -49,6 +49,10 @@ impl ApiError {
         RuntimeError::ThreadNotFound(id.to_owned()).into()
     }
 
+    pub(crate) fn not_found() -> ApiError {
+        ApiError::NotFound("Not Found".to_owned())
+    }
+
     pub(crate) fn run_not_found() -> ApiError {
         ApiError::NotFound("Run not found".to_owned())
     }
@@ -97,14 +101,8 @@ impl ApiError {
 fn runtime(error: RuntimeError) -> (StatusCode, String) {
     let text = error.to_string();
     match error {
-        RuntimeError::ThreadNotFound(id) => (
-            StatusCode::NOT_FOUND,
-            format!("{text}. Create it with POST /threads {{\"thread_id\": {}}}", Value::String(id)),
-        ),
-        RuntimeError::ThreadOrAssistantNotFound => (
-            StatusCode::NOT_FOUND,
-            format!("{text} Create the thread with POST /threads, or send \"if_not_exists\": \"create\"."),
-        ),
+        // The reference's words, which clients and their tests compare.
+        RuntimeError::ThreadNotFound(_) | RuntimeError::ThreadOrAssistantNotFound => (StatusCode::NOT_FOUND, text),
         RuntimeError::RunNotFound(_) | RuntimeError::GraphNotFound(_) => (StatusCode::NOT_FOUND, text),
         RuntimeError::AssistantNotFound => (
             StatusCode::NOT_FOUND,
@@ -113,7 +111,7 @@ fn runtime(error: RuntimeError) -> (StatusCode, String) {
         RuntimeError::InvalidAssistant(_) => {
             (StatusCode::UNPROCESSABLE_ENTITY, format!("{text} (GET /graphs lists the graphs)"))
         }
-        RuntimeError::ThreadRunning | RuntimeError::ThreadBusy | RuntimeError::Conflict(_) => {
+        RuntimeError::ThreadRunning | RuntimeError::ThreadBusy(_) | RuntimeError::Conflict(_) => {
             (StatusCode::CONFLICT, text)
         }
         RuntimeError::BadRequest(_) | RuntimeError::Graph(_) => (StatusCode::BAD_REQUEST, text),
@@ -193,7 +191,7 @@ mod tests {
     fn errors_name_the_next_step() {
         let (status, text) = answer(RuntimeError::ThreadNotFound("user-42".into()));
         assert_eq!(status, 404);
-        assert!(text.starts_with("Thread with ID user-42 not found") && text.contains("POST /threads"), "{text}");
+        assert_eq!(text, "Thread with ID user-42 not found");
         let (status, text) = answer(RuntimeError::InvalidAssistant("Invalid assistant: 'x'".into()));
         assert_eq!(status, 422);
         assert!(text.contains("GET /graphs"), "{text}");
@@ -221,7 +219,7 @@ mod tests {
     #[test]
     fn conflicts_and_refusals_have_their_codes() {
         assert_eq!(answer(RuntimeError::ThreadRunning).0, 409);
-        assert_eq!(answer(RuntimeError::ThreadBusy).0, 409);
+        assert_eq!(answer(RuntimeError::ThreadBusy("t".into())).0, 409);
         assert_eq!(answer(RuntimeError::BadRequest("x".into())), (400, "x".into()));
         assert_eq!(answer(RuntimeError::Invalid("x".into())).0, 422);
         assert_eq!(answer(ApiError::TooLarge(10)), (413, "Request body is larger than the limit of 10 bytes".into()));

@@ -118,7 +118,7 @@ fn config_and_context(body: &mut Object) -> ApiResult<(Json, Json)> {
         if let Some(tags) = given.strings("tags", MAX_TAGS)? {
             config.insert("tags".to_owned(), tags.into_iter().map(Json::from).collect());
         }
-        if let Some(limit) = given.integer("recursion_limit", 1..=MAX_RECURSION)? {
+        if let Some(limit) = given.integer("recursion_limit", i64::MIN..=MAX_RECURSION)? {
             config.insert("recursion_limit".to_owned(), Json::from(limit));
         }
         if let Some(metadata) = metadata(&mut given, "metadata")? {
@@ -257,7 +257,8 @@ mod tests {
         );
         assert_eq!(context, "{}");
         assert!(config(r#"{"checkpoint_id":"nope"}"#).is_err());
-        assert!(config(r#"{"config":{"recursion_limit":0}}"#).is_err());
+        // Too small a limit is the graph's refusal, told like any failure of a run.
+        assert!(config(r#"{"config":{"recursion_limit":0}}"#).is_ok());
         assert!(config(r#"{"config":[]}"#).is_err());
     }
 

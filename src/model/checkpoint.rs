@@ -20,6 +20,8 @@ pub mod special {
     pub const ERROR: &str = "__error__";
     pub const ERROR_SOURCE_NODE: &str = "__error_source_node__";
     pub const NO_WRITES: &str = "__no_writes__";
+    /// The node's own output is recorded, but one of its routers failed: the task has to run again.
+    pub const ROUTER_FAILED: &str = "__router_failed__";
     pub const PULL: &str = "__pregel_pull";
     pub const PUSH: &str = "__pregel_push";
     pub const ROOT: &str = "__root__";

@@ -27,8 +27,8 @@ pub enum RuntimeError {
     #[error("Thread is already running a task. Wait for it to finish or choose a different multitask strategy.")]
     ThreadRunning,
     /// A state update on a thread with an active run.
-    #[error("Thread has in-flight runs: state cannot be updated until they finish")]
-    ThreadBusy,
+    #[error("Thread {0} has in-flight runs: its state cannot be updated until they finish")]
+    ThreadBusy(String),
     #[error("{0}")]
     Conflict(String),
     /// The request contradicts the thread: a business error.
@@ -38,7 +38,7 @@ pub enum RuntimeError {
     #[error("{0}")]
     Invalid(String),
     /// The graph refused a state update.
-    #[error("{0}")]
+    #[error("{}", .0.text())]
     Graph(#[from] EngineError),
     #[error(transparent)]
     Storage(#[from] StorageError),

@@ -11,6 +11,7 @@ use futures_util::future::BoxFuture;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::cache;
 use super::host::TaskHost;
 use super::messages;
 use super::persist::Reader;
@@ -97,11 +98,16 @@ pub(crate) async fn run_root(shared: &Arc<Shared>, run: GraphRun, root: Root) ->
     let end = driver.drive().await;
     let values = match &end {
         GraphEnd::Interrupted(list) => {
+            // Questions are answered for the state they were asked in; a breakpoint shows what is there now.
+            let asked = driver.execution.output();
             let mut effects = Vec::new();
             driver.execution.suspend(&mut effects);
             driver.shared.take(&driver.run.ns, &mut effects);
-            let shown = driver.execution.output();
-            if list.is_empty() { Json::from(&shown) } else { chunk::values_with_interrupts(&shown, list) }
+            if list.is_empty() {
+                Json::from(&driver.execution.output())
+            } else {
+                chunk::values_with_interrupts(&asked, list)
+            }
         }
         GraphEnd::Done(fields) => Json::from(fields),
         _ => Json::from(&driver.execution.output()),
@@ -178,7 +184,8 @@ fn options(
     let mut extra = shared.extra.clone();
     if let Some(task) = &run.inside {
         let triggers: Json = task.triggers.iter().map(|trigger| Json::from(trigger.as_str())).collect();
-        extra.insert("checkpoint_ns".into(), Json::from(run.ns.as_str()));
+        let outermost = run.ns.split('|').next().unwrap_or_default();
+        extra.insert("checkpoint_ns".into(), Json::from(outermost));
         extra.insert("checkpoint_map".into(), Json::of(&run.parents).unwrap_or_default());
         extra.insert("langgraph_step".into(), Json::from(run.step_around));
         extra.insert("langgraph_node".into(), Json::from(task.name.as_str()));
@@ -211,6 +218,8 @@ struct Driver {
     shared: Arc<Shared>,
     run: GraphRun,
     execution: Execution,
+    hold_chunks: bool,
+    held: Vec<Effect>,
 }
 
 impl Driver {
@@ -225,7 +234,7 @@ impl Driver {
         let mut new_id = |step| shared.new_checkpoint_id(step);
         let execution = Execution::start(run.graph.spec(), loaded, input, options, &mut new_id, &mut effects)?;
         shared.take(&run.ns, &mut effects);
-        Ok(Driver { shared: Arc::clone(shared), run, execution })
+        Ok(Driver { shared: Arc::clone(shared), run, execution, hold_chunks: false, held: Vec::new() })
     }
 
     async fn drive(&mut self) -> GraphEnd {
@@ -265,6 +274,10 @@ impl Driver {
             }
             let mut new_id = |step| self.shared.new_checkpoint_id(step);
             let stopped = self.execution.after_tick(&mut new_id, &mut effects);
+            let mut held = std::mem::take(&mut self.held);
+            if stopped.is_ok() {
+                self.shared.take(&self.run.ns, &mut held);
+            }
             self.shared.take(&self.run.ns, &mut effects);
             match stopped {
                 Ok(false) => {}
@@ -292,6 +305,8 @@ impl Driver {
     /// Runs all jobs of a superstep. The first failure cancels the siblings that still run; questions do not.
     async fn superstep(&mut self, jobs: Vec<Job>) -> Result<(), GraphEnd> {
         let around = self.around();
+        // The outcome of a lone task is told once its superstep is applied: if that fails, only the failure is.
+        self.hold_chunks = jobs.len() == 1;
         let mut running: JoinSet<JobEnd> = JoinSet::new();
         let mut open: Vec<Job> = Vec::new();
         let mut outcome = Outcome::default();
@@ -299,7 +314,7 @@ impl Driver {
             if job.task.is_hidden() {
                 let output = Execution::start_output(&job.task);
                 self.finish(&job, End::Task(TaskEnd::Output(output)), &[], &mut outcome);
-            } else {
+            } else if !self.finish_from_cache(&job) {
                 self.spawn(job, &around, &mut running, &mut open);
             }
         }
@@ -321,6 +336,9 @@ impl Driver {
             {
                 messages::tell_output(&self.shared, &self.run.ns, around.step, &job.task, output);
             }
+            if let End::Task(TaskEnd::Output(output)) = &ended.end {
+                self.keep_in_cache(&job, output);
+            }
             if let Some(handler) = self.finish(&job, ended.end, &ended.answers, &mut outcome) {
                 self.spawn(handler, &around, &mut running, &mut open);
             }
@@ -336,6 +354,35 @@ impl Driver {
             }
         }
         outcome.into_result()
+    }
+
+    /// The cache entry of a job, if its node has a cache policy, with its time to live.
+    fn cache_key(&self, job: &Job) -> Option<([u8; 32], Option<Duration>)> {
+        let policy = self.run.graph.inner.policies.get(&job.task.name)?.cache.as_ref()?;
+        let names: Vec<&str> =
+            job.task.ns.split('|').map(|segment| segment.split(':').next().unwrap_or(segment)).collect();
+        let version = &self.run.graph.spec().version;
+        let key = cache::key(&self.shared.graph_id, version, &names.join("|"), &job.task.input);
+        Some((key, policy.ttl))
+    }
+
+    fn finish_from_cache(&mut self, job: &Job) -> bool {
+        let Some((key, _)) = self.cache_key(job).filter(|_| job.answers.is_empty()) else { return false };
+        let runtime = self.shared.runtime.clone();
+        let Some(output) = runtime.inner.cache.get(&key, runtime.clock().instant()) else { return false };
+        let mut effects = Vec::new();
+        let used = self.execution.finish_cached(job, &output, &mut effects).is_ok();
+        if used {
+            self.shared.take(&self.run.ns, &mut effects);
+        }
+        used
+    }
+
+    fn keep_in_cache(&self, job: &Job, output: &Output) {
+        if let Some((key, ttl)) = self.cache_key(job) {
+            let now = self.shared.runtime.clock().instant();
+            self.shared.runtime.inner.cache.put(key, output.clone(), ttl, now);
+        }
     }
 
     fn spawn(&self, job: Job, around: &Arc<Around>, running: &mut JoinSet<JobEnd>, open: &mut Vec<Job>) {
@@ -376,6 +423,11 @@ impl Driver {
         let finished = self.execution.finish_task(job, end, answers, &mut effects);
         if self.run.ns.is_empty() && self.shared.plain_spent.swap(false, Ordering::Relaxed) {
             self.execution.spend_plain_answer(&mut effects);
+        }
+        if self.hold_chunks && matches!(finished, Finished::Done) {
+            let (chunks, rest) = effects.into_iter().partition(|effect| matches!(effect, Effect::Chunk(_)));
+            self.held = chunks;
+            effects = rest;
         }
         self.shared.take(&self.run.ns, &mut effects);
         match finished {
@@ -546,7 +598,7 @@ async fn limited(
         let limit = limit.as_secs_f64();
         Err(NodeError::new(
             "NodeTimeoutError",
-            format!("Node '{name}' exceeded its {kind} timeout of {limit:.3}s (elapsed: {elapsed:.3}s)"),
+            format!("Node '{name}' exceeded its {kind} timeout of {limit:.3}s (elapsed: {elapsed:.3}s)."),
         ))
     };
     loop {

@@ -48,6 +48,8 @@ impl Ending {
 struct Position {
     loaded: Option<Loaded>,
     addressed: bool,
+    /// The checkpoints of inner graphs that go with the one the caller named.
+    parents: BTreeMap<String, CheckpointId>,
     replay: Option<Replay>,
 }
 
@@ -89,6 +91,7 @@ impl Runtime {
                     announce: claimed.lease.epoch > 1,
                 };
                 if committer.end(end).await {
+                    self.inner.hub.set_result(run_id, &result);
                     let _ = live.result.set(result);
                     tracing::debug!(run.id = %run_id, status = status.as_str(), "run ended");
                 }
@@ -141,7 +144,7 @@ impl Runtime {
         let mut newest = claimed.thread.head.clone();
         let store = Store::new(run.run_id);
         let shared_modes = kwargs.stream_mode.iter().filter_map(|mode| StreamMode::parse(mode)).collect();
-        let mut position = Position { loaded: None, addressed: false, replay: None };
+        let mut position = Position { loaded: None, addressed: false, parents: BTreeMap::new(), replay: None };
         let mut base = None;
         if claimed.thread.head.is_some() || configurable.contains_key("checkpoint_id") {
             (position, base) = self.position(&reader, claimed, &configurable).await?;
@@ -195,7 +198,7 @@ impl Runtime {
         }
         let metadata = json!({"run_id": run.run_id, "attempt": shared.attempt});
         shared.emit_named("metadata".to_owned(), Json::from(metadata));
-        let graph_run = root_graph(graph, input, answers_by_id);
+        let graph_run = root_graph(graph, input, answers_by_id, std::mem::take(&mut position.parents));
         let root = Root {
             loaded: position.loaded,
             addressed: position.addressed,
@@ -245,7 +248,7 @@ impl Runtime {
             _ => (head, false),
         };
         let Some((loaded, mut stored)) = found else {
-            return Ok((Position { loaded: None, addressed, replay: None }, None));
+            return Ok((Position { loaded: None, addressed, parents: map, replay: None }, None));
         };
         reader.freeze("", &mut stored).await?;
         named.remove("");
@@ -255,7 +258,7 @@ impl Runtime {
             visited: Mutex::new(HashSet::new()),
         });
         let addressed = addressed && !claimed.input_applied;
-        Ok((Position { loaded: Some(loaded), addressed, replay }, Some(stored)))
+        Ok((Position { loaded: Some(loaded), addressed, parents: map, replay }, Some(stored)))
     }
 
     async fn drive(&self, shared: &Arc<Shared>, active: &Active, run: GraphRun, root: Root) -> Outcome {
@@ -290,7 +293,10 @@ impl Runtime {
                     Some(StopReason::Cancel(request)) if request.action == CancelAction::Rollback => {
                         Outcome::RolledBack(self.rest_before(shared).await)
                     }
-                    Some(StopReason::Cancel(_)) => Outcome::Ended(done(RunStatus::Interrupted)),
+                    Some(StopReason::Cancel(_)) => {
+                        let error = EngineError::new("UserInterrupt", "the run was cancelled").info();
+                        Outcome::Ended(Ending { error: Some(error), ..done(RunStatus::Interrupted) })
+                    }
                     Some(StopReason::Timeout) => {
                         let limit = self.inner.settings.run_timeout.as_secs_f64();
                         let error = EngineError::new("RunTimeout", format!("the run took longer than {limit}s"));
@@ -346,11 +352,11 @@ impl From<StorageError> for Refused {
     }
 }
 
-fn root_graph(graph: Graph, input: Input, answers_by_id: Fields) -> GraphRun {
+fn root_graph(graph: Graph, input: Input, answers_by_id: Fields, parents: BTreeMap<String, CheckpointId>) -> GraphRun {
     GraphRun {
         graph,
         ns: String::new(),
-        parents: BTreeMap::new(),
+        parents,
         input,
         resuming: None,
         answers_by_id,
@@ -371,7 +377,7 @@ pub(crate) fn checkpoint_metadata(configurable: &Fields, metadata: &Json) -> Fie
     let mut extra = Fields::new();
     for (key, value) in configurable {
         let is_internal = key.starts_with("__")
-            || key.starts_with("checkpoint_")
+            || (key == "checkpoint_ns" && value.as_str() == Some(""))
             || (key.starts_with("langgraph_") && key != "langgraph_auth_user_id")
             || key == "user_id";
         if !is_internal {

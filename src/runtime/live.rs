@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use indexmap::IndexMap;
 use tokio::sync::broadcast;
 
 use crate::model::{Event, Json, RunId};
@@ -10,10 +11,16 @@ use crate::model::{Event, Json, RunId};
 /// Events a slow listener may be behind before it is cut off and has to catch up from storage.
 const BACKLOG: usize = 4096;
 
+/// Results of background runs kept for their first join.
+const KEPT_RESULTS: usize = 256;
+/// Larger results are read from storage instead.
+const KEPT_BYTES: usize = 64 * 1024;
+
 /// The runs somebody executes or listens to in this process.
 #[derive(Debug, Default)]
 pub(crate) struct Hub {
     runs: Mutex<HashMap<RunId, Arc<LiveRun>>>,
+    kept: Mutex<IndexMap<RunId, Option<Json>>>,
 }
 
 /// One run's channel. Closed when the run has ended and its final status is committed.
@@ -51,6 +58,28 @@ impl LiveRun {
 }
 
 impl Hub {
+    /// Keeps the result of a run that nobody waits for yet, for its first join: a run may be over before that arrives.
+    pub(crate) fn keep_result(&self, run_id: RunId) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        while kept.len() >= KEPT_RESULTS {
+            kept.shift_remove_index(0);
+        }
+        kept.insert(run_id, None);
+    }
+
+    /// The run has this result.
+    pub(crate) fn set_result(&self, run_id: RunId, result: &Json) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot) = kept.get_mut(&run_id) {
+            *slot = Some(result.clone()).filter(|result| result.as_raw().get().len() <= KEPT_BYTES);
+        }
+    }
+
+    /// Takes the kept result, once.
+    pub(crate) fn take_result(&self, run_id: RunId) -> Option<Json> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).shift_remove(&run_id).flatten()
+    }
+
     /// The run's channel, made on first use.
     pub(crate) fn run(&self, run_id: RunId) -> Arc<LiveRun> {
         let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);

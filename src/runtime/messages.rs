@@ -116,7 +116,8 @@ fn metadata(shared: &Shared, step: i64, task: &Task, streamed: bool) -> Json {
     fields.insert("langgraph_path".to_owned(), Json::from(task.path.to_json()));
     fields.insert("langgraph_checkpoint_ns".to_owned(), Json::from(task.ns.as_str()));
     if streamed {
-        fields.insert("checkpoint_ns".to_owned(), Json::from(task.ns.as_str()));
+        let outermost = task.ns.split('|').next().unwrap_or_default();
+        fields.insert("checkpoint_ns".to_owned(), Json::from(outermost));
     }
     Json::from(&fields)
 }

@@ -1,6 +1,7 @@
 //! When it happens: moves runs through engine and storage. [`Runtime`] is the handle that HTTP holds.
 
 mod assistants;
+mod cache;
 mod commit;
 pub mod error;
 mod executor;
@@ -72,6 +73,7 @@ pub(crate) struct Inner {
     pub(crate) settings: Settings,
     pub(crate) started_at: Timestamp,
     pub(crate) hub: live::Hub,
+    pub(crate) cache: cache::Cache,
     /// The threads nodes run on.
     pub(crate) nodes: nodes::NodeThreads,
     /// The runs executed here.
@@ -98,6 +100,7 @@ impl Runtime {
                 settings,
                 started_at,
                 hub: live::Hub::default(),
+                cache: cache::Cache::default(),
                 nodes,
                 active: Mutex::default(),
                 wake: Notify::new(),

@@ -68,6 +68,8 @@ pub struct HistoryQuery {
 #[derive(Debug, Clone)]
 pub struct StateUpdate {
     pub values: Json,
+    /// A Command instead of values: `{update?, goto?}`.
+    pub command: Option<Json>,
     pub as_node: Option<String>,
     pub at: CheckpointRef,
     pub actor: Option<String>,

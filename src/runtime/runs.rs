@@ -46,6 +46,9 @@ impl Runtime {
         // Listening begins before the run can: no event is missed.
         let live = self.inner.hub.run(run_id);
         let receiver = live.subscribe();
+        if !request.start_here {
+            self.inner.hub.keep_result(run_id);
+        }
         let created = match self.storage().create_run(scope, new).await {
             Ok(created) => created,
             Err(error) => {
@@ -119,11 +122,15 @@ impl Runtime {
 
     /// [`Runtime::wait`] for a run that was submitted earlier, by anybody.
     pub async fn join(&self, scope: &Scope, thread: &ThreadId, run_id: RunId) -> Result<Json, RuntimeError> {
-        if let Some(result) = self.wait_for_end(scope, thread, run_id).await? {
+        let live = self.wait_for_end(scope, thread, run_id).await?;
+        let kept = self.inner.hub.take_result(run_id);
+        let run = self.find_run(scope, thread, run_id).await;
+        if let Some(result) = live.or(kept.filter(|_| run.is_ok())) {
             return Ok(result);
         }
-        let run = self.find_run(scope, thread, run_id).await?;
-        if let Some(error) = &run.error {
+        let run = run?;
+        let failed = matches!(run.status, RunStatus::Error | RunStatus::Timeout);
+        if let Some(error) = run.error.as_ref().filter(|_| failed) {
             return Ok(Json::from(json!({"__error__": error})));
         }
         let Some(found) = self.storage().find_thread(scope, thread).await? else {

@@ -10,6 +10,7 @@ use super::persist::{Reader, Stored, Writer};
 use super::runs::merged;
 use super::{HistoryQuery, Runtime, RuntimeError, StateUpdate};
 use crate::engine::chunk::Wanted;
+use crate::engine::command::{Command, Output};
 use crate::engine::execution::{Edit, Effect, Execution, Loaded, Options, metadata_json};
 use crate::engine::view::{StateView, state_at, values_at};
 use crate::graph::Graph;
@@ -100,6 +101,8 @@ impl Runtime {
         let mut tasks = Vec::with_capacity(view.tasks.len());
         for task in view.tasks {
             let child = graph.as_ref().and_then(|graph| graph.child(&task.name));
+            // A graph that keeps no checkpoints has no state to show.
+            let child = child.filter(|child| child.checkpointing() != Checkpointing::Off);
             let (mut checkpoint, mut state) = (None, None);
             if let Some(child) = child {
                 let inner_ns = match child.checkpointing() {
@@ -170,25 +173,41 @@ impl Runtime {
         thread: &ThreadId,
         update: StateUpdate,
     ) -> Result<Cursor, RuntimeError> {
-        let edits = vec![vec![Edit::from_json(&update.values, update.as_node.clone())]];
-        self.edit_state(scope, thread, &update.at, &edits).await
+        let edits = vec![vec![edit_of(&update)?]];
+        self.edit(scope, thread, &update.at, &edits, false).await
     }
 
-    /// Applies supersteps of edits in one commit; returns the last checkpoint.
-    pub async fn edit_state(
+    /// Applies supersteps of edits in one commit, as an import does; returns the last checkpoint.
+    pub async fn update_state_in_bulk(
+        &self,
+        scope: &Scope,
+        thread: &ThreadId,
+        supersteps: Vec<Vec<StateUpdate>>,
+    ) -> Result<Cursor, RuntimeError> {
+        let edits = supersteps
+            .iter()
+            .map(|updates| updates.iter().map(edit_of).collect())
+            .collect::<Result<Vec<Vec<Edit>>, _>>()?;
+        self.edit(scope, thread, &CheckpointRef::default(), &edits, true).await
+    }
+
+    async fn edit(
         &self,
         scope: &Scope,
         thread: &ThreadId,
         at: &CheckpointRef,
         edits: &[Vec<Edit>],
+        is_bulk: bool,
     ) -> Result<Cursor, RuntimeError> {
         let thread = self.thread(scope, thread).await?;
         if thread.status == ThreadStatus::Busy {
-            return Err(RuntimeError::ThreadBusy);
+            return Err(RuntimeError::ThreadBusy(thread.id.to_string()));
         }
         let Some(graph_id) = &thread.graph_id else {
             return Err(RuntimeError::BadRequest(format!(
-                "Thread '{}' has no graph yet: run one on it, or create it with metadata {{\"graph_id\": ..}}",
+                "Thread '{}' has no assigned graph ID. This usually occurs when no runs have been made on this \
+                 particular thread. This operation requires a graph ID. Please ensure a run has been made for the thread \
+                 or manually update the thread metadata (by setting the 'graph_id' field) before running this operation.",
                 thread.id
             )));
         };
@@ -204,12 +223,18 @@ impl Runtime {
         let which = id.map_or(Which::Latest, Which::Id);
         let found = reader.load(&at.ns, &which).await?;
         let (loaded, mut base) = match found {
-            Some((loaded, stored)) => (Some(loaded), stored),
+            Some((loaded, stored)) => {
+                let is_head = !at.ns.is_empty() || thread.head.as_ref() == Some(&loaded.checkpoint.id);
+                (Some(Loaded { is_head, ..loaded }), stored)
+            }
             None => (None, Stored::default()),
         };
         reader.freeze(&at.ns, &mut base).await?;
         let parents = loaded.as_ref().map(|loaded| loaded.metadata.parents.clone()).unwrap_or_default();
-        let options = edit_options(&thread, graph_id, at, parents.clone());
+        let mut options = edit_options(&thread, graph_id, at, parents.clone());
+        if is_bulk {
+            options.extra.retain(|key, _| key == "thread_id");
+        }
         let mut newest = thread.head.clone().max(loaded.as_ref().map(|loaded| loaded.checkpoint.id.clone()));
         let mut new_id = |step| {
             let (id, at) = self.clock().new_checkpoint_id(step, newest.as_deref());
@@ -241,7 +266,7 @@ impl Runtime {
         match self.storage().commit_state(scope, change).await? {
             StateOutcome::Committed => Ok(cursor(&thread.id, &at.ns, &execution.checkpoint_id().to_owned(), &parents)),
             StateOutcome::ThreadMissing => Err(RuntimeError::ThreadNotFound(thread.id.to_string())),
-            StateOutcome::ThreadBusy => Err(RuntimeError::ThreadBusy),
+            StateOutcome::ThreadBusy => Err(RuntimeError::ThreadBusy(thread.id.to_string())),
             StateOutcome::HeadMoved => Err(RuntimeError::Conflict(
                 "the thread's state changed while the update was computed; read it again and retry".into(),
             )),
@@ -284,6 +309,14 @@ impl Runtime {
         }
         Ok(())
     }
+}
+
+fn edit_of(update: &StateUpdate) -> Result<Edit, RuntimeError> {
+    let mut edit = Edit::from_json(&update.values, update.as_node.clone());
+    if let Some(command) = &update.command {
+        edit.values = Output::Command(Command::from_json(command)?);
+    }
+    Ok(edit)
 }
 
 fn edit_options(
@@ -335,7 +368,7 @@ fn cursor(thread: &ThreadId, ns: &str, id: &CheckpointId, parents: &BTreeMap<Str
 }
 
 fn empty_state(thread: &ThreadId, at: &CheckpointRef, id: Option<CheckpointId>) -> ThreadState {
-    let echo = id.is_some() || !at.ns.is_empty();
+    let echo = id.is_some();
     let at = CheckpointRef { id, ..at.clone() };
     ThreadState {
         values: Json::object(),

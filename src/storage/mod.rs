@@ -117,6 +117,11 @@ pub trait Storage: Threads + Runs + Checkpoints + Items + std::fmt::Debug + Send
 
 pub type SharedStorage = Arc<dyn Storage>;
 
+/// What a thread shows after a run on it was taken back at somebody's wish.
+fn rolled_back() -> ErrorInfo {
+    ErrorInfo { error: "UserRollback".to_owned(), message: "the run was rolled back".to_owned() }
+}
+
 /// How a run ends that was attempted too often: on every backend the same words.
 fn quarantined(attempts: i32) -> ErrorInfo {
     ErrorInfo {

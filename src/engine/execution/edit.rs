@@ -48,8 +48,15 @@ impl Execution {
         if supersteps.is_empty() {
             return Err(EngineError::value("No supersteps provided"));
         }
-        let (mut execution, _) = Execution::load(spec, loaded, options)?;
-        for edits in supersteps {
+        let (mut execution, is_head) = Execution::load(spec, loaded, options)?;
+        if !is_head {
+            execution.note_branch();
+        }
+        for (index, edits) in supersteps.iter().enumerate() {
+            if index > 0 {
+                let before = Json::from(execution.checkpoint_id.as_str());
+                execution.options.extra.insert("checkpoint_id".to_owned(), before);
+            }
             execution.edit_superstep(edits, new_id, effects)?;
             execution.records.clear();
         }
@@ -151,6 +158,8 @@ impl Execution {
         self.checkpoint_id = self.parent.clone().unwrap_or_else(|| NOTHING.to_owned());
         self.updated = None;
         self.records.clear();
+        // A copy is nobody's edit: it carries no metadata of its own.
+        self.options.extra.clear();
         self.put_checkpoint(CheckpointSource::Fork, new_id, effects);
         let Output::Other(list) = values else { return Ok(()) };
         let Some(items) = list.items() else { return Ok(()) };
@@ -211,7 +220,7 @@ impl Execution {
             });
             let writes = match writes_of(&self.spec, &node, &self.channels, &task, self.at(), &edit.values) {
                 Ok(writes) => writes,
-                Err(WriteError::Failed(error)) => return Err(error),
+                Err(WriteError::Failed(error) | WriteError::Router { error, .. }) => return Err(error),
                 Err(WriteError::Parent(_)) => {
                     return Err(EngineError::invalid_update("There is no parent graph"));
                 }
@@ -219,8 +228,12 @@ impl Execution {
             if is_planned {
                 let record = self.records.remove(&task.id);
                 let mut record = record.unwrap_or_else(|| TaskRecord::new(&task.id, task.path.clone()));
-                record.set_outputs(writes.clone());
-                effects.push(Effect::Writes { checkpoint_id: self.checkpoint_id.clone(), record });
+                // The first result stays the task's result.
+                if !record.is_finished() {
+                    record.set_outputs(writes.clone());
+                    let record = self.storable(&record);
+                    effects.push(Effect::Writes { checkpoint_id: self.checkpoint_id.clone(), record });
+                }
             }
             // Applied in the given order, and as a superstep: all other pending triggers and Sends are dropped.
             task.path = TaskPath::Null;

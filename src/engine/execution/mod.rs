@@ -11,8 +11,9 @@ mod start;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::channel::ChannelKind;
 use super::chunk::{self, Chunk, Wanted};
-use super::command::Output;
+use super::command::{Destination, Output};
 use super::record::TaskRecord;
 use super::spec::GraphSpec;
 use super::step::{
@@ -228,7 +229,7 @@ impl Execution {
     }
 
     fn is_finished(&self, task_id: &str) -> bool {
-        self.records.get(task_id).is_some_and(TaskRecord::is_finished)
+        self.records.get(task_id).is_some_and(TaskRecord::is_done)
     }
 
     fn at(&self) -> At<'_> {
@@ -265,7 +266,7 @@ impl Execution {
         let mut jobs = Vec::new();
         for task in self.tasks.clone() {
             match self.records.get(&task.id) {
-                Some(record) if record.is_finished() => {
+                Some(record) if record.is_done() => {
                     if !task.is_hidden() && self.options.wanted.updates {
                         let payload = chunk::updates(&task, &record.outputs(), self.output_keys(), true);
                         effects.push(Effect::Chunk(Chunk::Updates(payload)));
@@ -365,9 +366,56 @@ impl Execution {
         finished
     }
 
-    fn store_record(&mut self, record: TaskRecord, effects: &mut Vec<Effect>) {
-        effects.push(Effect::Writes { checkpoint_id: self.checkpoint_id.clone(), record: record.clone() });
+    /// Records an output taken from a cache: applied like any other, told as cached, and not stored with the task.
+    ///
+    /// # Errors
+    /// The output cannot be turned into writes; the task should run instead.
+    pub fn finish_cached(&mut self, job: &Job, output: &Output, effects: &mut Vec<Effect>) -> Result<(), EngineError> {
+        let task = &job.task;
+        let Some(node) = self.spec.node(&task.name) else {
+            return Err(EngineError::new("GraphVersionError", format!("node '{}' is gone", task.name)));
+        };
+        let outputs = match writes_of(&self.spec, node, &self.channels, task, self.at(), output) {
+            Ok(outputs) => outputs,
+            Err(WriteError::Failed(error) | WriteError::Router { error, .. }) => return Err(error),
+            Err(WriteError::Parent(_)) => return Err(EngineError::value("a cached Command for a parent graph")),
+        };
+        if self.options.wanted.updates {
+            let payload = chunk::updates(task, &outputs, self.output_keys(), true);
+            effects.push(Effect::Chunk(Chunk::Updates(payload)));
+        }
+        let mut record = TaskRecord::new(&task.id, task.path.clone());
+        record.set_outputs(outputs);
         self.records.insert(record.task_id.clone(), record);
+        Ok(())
+    }
+
+    fn store_record(&mut self, record: TaskRecord, effects: &mut Vec<Effect>) {
+        let stored = self.storable(&record);
+        if !stored.writes.is_empty() || record.task_id == special::NULL_TASK {
+            effects.push(Effect::Writes { checkpoint_id: self.checkpoint_id.clone(), record: stored });
+        }
+        self.records.insert(record.task_id.clone(), record);
+    }
+
+    /// The record without what is never stored: writes to untracked channels, also inside the arguments of Sends.
+    fn storable(&self, record: &TaskRecord) -> TaskRecord {
+        let untracked = |key: &str| matches!(self.spec.channels.get(key), Some(ChannelKind::Untracked { .. }));
+        if !self.spec.channels.values().any(|kind| matches!(kind, ChannelKind::Untracked { .. })) {
+            return record.clone();
+        }
+        let mut stored = record.clone();
+        stored.writes.retain(|(channel, _)| !untracked(channel));
+        for (channel, value) in &mut stored.writes {
+            if channel == special::TASKS
+                && let Some((node, arg)) = Destination::send_from_json(value)
+                && let Some(mut fields) = arg.fields()
+            {
+                fields.retain(|key, _| !untracked(key));
+                *value = Destination::send_to_json(&node, &Json::from(&fields));
+            }
+        }
+        stored
     }
 
     fn record_output(
@@ -395,6 +443,12 @@ impl Execution {
                 Finished::Done
             }
             Err(WriteError::Parent(command)) => Finished::Parent(command),
+            Err(WriteError::Router { error, own }) => {
+                // What the node wrote stays visible, but its superstep cannot be applied: resuming runs the task again.
+                record.set_outputs(own);
+                record.set(special::ROUTER_FAILED, Json::null());
+                self.record_failure(job, error, record, effects)
+            }
             Err(WriteError::Failed(error)) => self.record_failure(job, error, record, effects),
         }
     }
@@ -648,6 +702,19 @@ mod delta {
                 ChannelKind::DeltaAppend { snapshot_frequency } => Some(u64::from(*snapshot_frequency)),
                 _ => None,
             }
+        }
+
+        /// A branch begins: what is recorded on the base belongs to the other branch, so delta channels it touches are
+        /// shown as snapshots.
+        pub(in super::super) fn note_branch(&mut self) {
+            let touched: Vec<String> = self
+                .records
+                .values()
+                .flat_map(|record| &record.writes)
+                .filter(|(channel, _)| self.delta_frequency(channel).is_some())
+                .map(|(channel, _)| channel.clone())
+                .collect();
+            self.delta_snapshot.extend(touched);
         }
 
         /// Moves the counters for the checkpoint that is being made; `None` when there is nothing to show.

@@ -41,7 +41,7 @@ impl Execution {
         effects: &mut Vec<Effect>,
     ) -> Result<Execution, EngineError> {
         if options.recursion_limit < 1 {
-            return Err(EngineError::value("'recursion_limit' must be at least 1"));
+            return Err(EngineError::value("recursion_limit must be at least 1"));
         }
         let (mut execution, is_head) = Execution::load(spec, loaded, options)?;
         let is_fresh = execution.progress.versions.is_empty();
@@ -56,6 +56,9 @@ impl Execution {
         };
         if execution.options.addressed && resuming && input == Input::Null {
             execution.replay(is_head, new_id, effects)?;
+        }
+        if !is_head && !resuming {
+            execution.note_branch();
         }
         execution.apply_null_writes()?;
         if resuming {
@@ -290,8 +293,8 @@ impl Execution {
         }
         self.apply_null_writes()?;
         self.progress.pass_breakpoints();
+        self.note_branch();
         self.records.clear();
-        self.updated = None;
         self.put_checkpoint(CheckpointSource::Fork, new_id, effects);
         Ok(())
     }

@@ -321,7 +321,7 @@ impl Parts {
         let is_subgraph = match &node.work {
             Work::Body(body) => {
                 self.bodies.insert(name.clone(), Arc::clone(body));
-                false
+                node.calls.is_some()
             }
             Work::Graph(child) => {
                 self.subgraphs.insert(name.clone(), child.clone());

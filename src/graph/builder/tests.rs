@@ -177,7 +177,7 @@ fn subgraphs_and_called_graphs_are_children() {
         .edge(START, "sub")
         .build()
         .expect("builds");
-    assert!(node(&graph, "sub").is_subgraph && !node(&graph, "calls").is_subgraph);
+    assert!(node(&graph, "sub").is_subgraph && node(&graph, "calls").is_subgraph);
     assert_eq!(node(&graph, "sub").input, ["n", "l", "left"]);
     assert_eq!(graph.child("sub").map(Graph::checkpointing), Some(Checkpointing::Own));
     assert!(graph.child("calls").is_some() && graph.child("nobody").is_none());

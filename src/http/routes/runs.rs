@@ -73,7 +73,11 @@ pub(super) async fn list(State(state): State<AppState>, caller: Caller, path: Pa
 
 /// `GET /threads/{thread_id}/runs/{run_id}`.
 pub(super) async fn find(State(state): State<AppState>, caller: Caller, path: PathIds) -> ApiResult {
-    let run = state.runtime.find_run(&caller.scope, &path.thread()?, path.run()?).await?;
+    let run = state.runtime.find_run(&caller.scope, &path.thread()?, path.run()?).await;
+    let run = run.map_err(|error| match error {
+        RuntimeError::RunNotFound(_) => ApiError::not_found(),
+        error => error.into(),
+    })?;
     Ok(Reply(document::run(&run)?).into_response())
 }
 

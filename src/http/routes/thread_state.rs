@@ -75,7 +75,7 @@ pub(super) async fn update(
     if let Some(id) = body.uuid("checkpoint_id")? {
         at.id = Some(id.hyphenated().to_string());
     }
-    let update = StateUpdate { values, as_node, at, actor: caller.actor.clone() };
+    let update = StateUpdate { values, command: None, as_node, at, actor: caller.actor.clone() };
     let cursor = state.runtime.update_state(&caller.scope, &thread, update).await?;
     Ok(Reply(json!({"checkpoint": cursor, "configurable": cursor, "checkpoint_id": cursor.at.id})).into_response())
 }

@@ -56,12 +56,10 @@ pub(super) async fn create(State(state): State<AppState>, caller: Caller, Body(m
     if updates.is_empty() {
         return Ok(Reply(document::one_thread(&state.runtime, &caller, thread).await?).into_response());
     }
-    for update in updates {
-        if let Err(error) = state.runtime.update_state(&caller.scope, &id, update).await {
-            let reason = ApiError::from(error).into_info()["message"].take();
-            let detail = format!("Thread {id} was created, but its supersteps failed: {reason}");
-            return Ok((StatusCode::CREATED, Reply(json!({"detail": detail, "thread_id": id}))).into_response());
-        }
+    if let Err(error) = state.runtime.update_state_in_bulk(&caller.scope, &id, updates).await {
+        let reason = ApiError::from(error).into_info()["message"].take();
+        let detail = format!("Thread {id} was created, but its supersteps failed: {reason}");
+        return Ok((StatusCode::CREATED, Reply(json!({"detail": detail, "thread_id": id}))).into_response());
     }
     reply(&state, &caller, &id).await
 }
@@ -107,7 +105,8 @@ pub(super) async fn copy(State(state): State<AppState>, caller: Caller, path: Pa
     let copied = state.runtime.storage().copy_thread(&caller.scope, &from, &to).await?;
     let copied =
         copied.ok_or_else(|| ApiError::Conflict(format!("Thread with ID {from} not found: nothing to copy")))?;
-    Ok(Reply(document::one_thread(&state.runtime, &caller, copied).await?).into_response())
+    // The answer describes the new thread alone, as the contract says: idle, no values read yet.
+    Ok(Reply(document::fresh_thread(&copied)?).into_response())
 }
 
 async fn reply(state: &AppState, caller: &Caller, id: &ThreadId) -> ApiResult {
@@ -139,24 +138,27 @@ fn check_ttl(body: &mut Object) -> ApiResult<()> {
     minutes.map(|_| ())
 }
 
-/// The state updates of `supersteps`, in order.
-fn supersteps(body: &mut Object, caller: &Caller) -> ApiResult<Vec<StateUpdate>> {
-    let mut updates = Vec::new();
+/// The state updates of `supersteps`: a list per superstep, in order.
+fn supersteps(body: &mut Object, caller: &Caller) -> ApiResult<Vec<Vec<StateUpdate>>> {
+    let mut steps = Vec::new();
     for mut step in body.objects("supersteps", MAX_SUPERSTEPS)?.unwrap_or_default() {
+        let mut updates = Vec::new();
         for mut update in step.objects("updates", MAX_SUPERSTEPS)?.ok_or_else(|| step.missing("updates"))? {
-            let as_node = update.required_string("as_node")?;
-            let command = update.object("command")?;
-            let values = update.json("values").or_else(|| command.and_then(|command| command.get("update")));
             updates.push(StateUpdate {
-                values: values.unwrap_or_default(),
-                as_node: Some(as_node),
+                as_node: Some(update.required_string("as_node")?),
+                command: update.object("command")?,
+                values: update.json("values").unwrap_or_default(),
                 at: CheckpointRef::default(),
                 actor: caller.actor.clone(),
             });
         }
+        if updates.is_empty() {
+            return Err(ApiError::BadRequest("No updates provided".to_owned()));
+        }
+        steps.push(updates);
     }
-    if updates.len() > MAX_SUPERSTEPS {
+    if steps.iter().map(Vec::len).sum::<usize>() > MAX_SUPERSTEPS {
         return Err(ApiError::invalid(format!("supersteps: at most {MAX_SUPERSTEPS} updates in all")));
     }
-    Ok(updates)
+    Ok(steps)
 }

@@ -101,7 +101,7 @@ async fn what_is_malformed_is_refused_before_anything_is_asked() {
         ("POST", runs, r#"{"assistant_id":7}"#, "assistant_id: expected a string, got an integer"),
         ("POST", runs, r#"{"stream_mode":"lifecycle"}"#, "stream_mode: expected one of"),
         ("POST", runs, r#"{"multitask_strategy":"x"}"#, "multitask_strategy: expected one of"),
-        ("POST", runs, r#"{"config":{"recursion_limit":0}}"#, "config.recursion_limit"),
+        ("POST", runs, r#"{"config":{"recursion_limit":"x"}}"#, "config.recursion_limit"),
         ("POST", runs, r#"{"after_seconds":-1}"#, "after_seconds"),
         ("POST", runs, r#"{"metadata":[]}"#, "metadata: expected an object, got an array"),
         ("POST", runs, r#"{"checkpoint_id":"x"}"#, "checkpoint_id: must be a UUID"),

@@ -6,6 +6,8 @@ use super::super::rows::get;
 use super::super::threads::{delete_thread_rows, head_status, lock_thread};
 use super::super::{PostgresStorage, notify, now};
 use crate::model::{RunId, Scope, ThreadId, ThreadKey, ThreadStatus};
+use crate::storage::encoding::error_bytes;
+use crate::storage::rolled_back;
 use crate::storage::rows::driver_error;
 use crate::storage::{CommitOutcome, Lease, Notice, Result};
 
@@ -94,12 +96,13 @@ impl PostgresStorage {
             delete_run_rows(&mut transaction, lease.thread, lease.run_id).await?;
             move_head_back(&mut transaction, lease.thread).await?;
             sqlx::query(concat!(
-                "UPDATE threads SET rest_status = $2, error = NULL, updated_at = ",
+                "UPDATE threads SET rest_status = $2, error = $3, updated_at = ",
                 now!(),
                 " WHERE thread_key = $1"
             ))
             .bind(lease.thread.0)
             .bind(thread_status.as_str())
+            .bind(error_bytes(&rolled_back()))
             .execute(&mut *transaction)
             .await
             .map_err(driver_error)?;

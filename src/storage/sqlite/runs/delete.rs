@@ -7,6 +7,8 @@ use super::super::rows::get;
 use super::super::threads::{delete_thread_rows, head_status};
 use super::commit::fence;
 use crate::model::{RunId, Scope, ThreadKey, ThreadStatus};
+use crate::storage::encoding::error_bytes;
+use crate::storage::rolled_back;
 use crate::storage::rows::driver_error;
 use crate::storage::{CommitOutcome, Lease, Notice, Result};
 
@@ -67,10 +69,11 @@ pub(super) async fn rollback_run(
     } else {
         delete_run_rows(&mut write.conn, lease.thread, lease.run_id).await?;
         move_head_back(&mut write.conn, lease.thread, write.now).await?;
-        sqlx::query("UPDATE threads SET rest_status = $2, error = NULL, updated_at = $3 WHERE thread_key = $1")
+        sqlx::query("UPDATE threads SET rest_status = $2, error = $4, updated_at = $3 WHERE thread_key = $1")
             .bind(lease.thread.0)
             .bind(thread_status.as_str())
             .bind(write.now)
+            .bind(error_bytes(&rolled_back()))
             .execute(&mut write.conn)
             .await
             .map_err(driver_error)?;
