@@ -35,12 +35,14 @@ async fn all_queued_runs_end(running: &Running) {
             let url = format!("{}/threads/queue-{thread}/runs", running.url());
             let body = json!({"assistant_id": "counter", "input": {"counter": 0}, "multitask_strategy": "enqueue"});
             let run = post(&url, body).await;
-            waiting.push(format!("{url}/{}/join", run["run_id"].as_str().expect("a run id")));
+            waiting.push(format!("{url}/{}", run["run_id"].as_str().expect("a run id")));
         }
     }
     let joined = async {
         for url in &waiting {
-            assert_eq!(get(url).await, json!({"counter": 3}));
+            // What a join answers may be the state that a later run of the thread has reached by then.
+            get(&format!("{url}/join")).await;
+            assert_eq!(get(url).await["status"], "success", "{url}");
         }
     };
     tokio::time::timeout(SOON, joined).await.expect("no run waits for the poll");
