@@ -11,7 +11,14 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use crate::support::process::{Server, available, root, sqlite_url};
+use serde_json::json;
+use session_store::config::{Config, DatabaseUrl};
+
+use crate::support::process::{Server, available, post, root, sqlite_url};
+
+#[path = "../../examples/custom_server.rs"]
+#[expect(dead_code, reason = "its main is for the command line")]
+mod program;
 
 const ADDRESS: &str = "127.0.0.1:8123";
 const RESTART: &str = "<!-- the server restarts here -->";
@@ -173,6 +180,26 @@ fn the_readme_prints_what_it_says() {
         return;
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[tokio::test]
+async fn the_program_in_the_readme_is_whole_and_runs() {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).expect("readable");
+    let example = read("examples/custom_server.rs");
+    let code = &example[example.find("use ").expect("imports")..];
+    assert!(
+        read("README.md").contains(&format!("```rust\n{code}```\n")),
+        "the README shows another program than:\n{code}"
+    );
+
+    let mut config = Config::defaults().expect("the defaults are readable");
+    config.server.listen = "127.0.0.1:0".into();
+    config.database.url = DatabaseUrl::new("memory");
+    let server = session_store::app::Server::new(config, vec![program::graph().expect("builds")]);
+    let running = server.start().await.expect("the server starts");
+    let values = post(&format!("{}/runs/wait", running.url()), json!({"input": {"counter": 0}})).await;
+    assert_eq!(values, json!({"counter": 3}));
+    running.shutdown().await.expect("stops");
 }
 
 #[test]
