@@ -20,6 +20,7 @@ mod worker;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -79,6 +80,8 @@ pub(crate) struct Inner {
     pub(crate) active: Mutex<HashMap<RunId, worker::Active>>,
     /// Something may be claimable.
     pub(crate) wake: Notify,
+    /// Runs may be waiting only because this process is at its limit: the next one that ends here makes room.
+    pub(crate) at_limit: AtomicBool,
     /// A run ended here.
     pub(crate) idle: Notify,
     pub(crate) draining: CancellationToken,
@@ -101,6 +104,7 @@ impl Runtime {
                 nodes,
                 active: Mutex::default(),
                 wake: Notify::new(),
+                at_limit: AtomicBool::new(false),
                 idle: Notify::new(),
                 draining: CancellationToken::new(),
                 stopped: CancellationToken::new(),

@@ -68,9 +68,9 @@ impl Runtime {
             }
         };
         let starts_here = claimed.is_some();
-        match claimed {
-            Some(claimed) => self.execute(*claimed),
-            None => self.inner.wake.notify_one(),
+        // Otherwise storage has announced it to the workers, this one among them.
+        if let Some(claimed) = claimed {
+            self.execute(*claimed);
         }
         // What was accepted is a pending run, whoever is quick to start it.
         run.status = RunStatus::Pending;

@@ -2,6 +2,7 @@
 //! claim query: a run without a live lease is claimable, whoever had it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
@@ -87,15 +88,20 @@ impl Runtime {
         }
     }
 
-    /// Takes runs from the queue while there is room.
+    /// Takes runs from the queue while there is room. It looks when storage says that a run may be claimable, when a run
+    /// ends here while others may be waiting for its place, and at every poll; not after every run, since most leave
+    /// nothing behind.
     async fn claim_loop(self) {
         loop {
             if self.inner.draining.is_cancelled() {
                 return;
             }
+            // Said before the places are counted: a run that ends in between wakes this loop.
+            self.inner.at_limit.store(true, Ordering::SeqCst);
             let free = self.inner.free_slots();
             let mut claimed = 0;
             if free > 0 {
+                self.inner.at_limit.store(false, Ordering::SeqCst);
                 let limit = i64::try_from(free).unwrap_or(i64::MAX);
                 let max = self.inner.settings.max_attempts;
                 match self.storage().claim_runs(&Scope::Server, &self.inner.claim(), max, limit).await {
@@ -141,7 +147,9 @@ impl Runtime {
             runtime.execute_run(claimed, active).await;
             lock(&runtime.inner.active).remove(&run_id);
             runtime.inner.idle.notify_waiters();
-            runtime.inner.wake.notify_one();
+            if runtime.inner.at_limit.swap(false, Ordering::SeqCst) {
+                runtime.inner.wake.notify_one();
+            }
         });
     }
 
@@ -202,8 +210,8 @@ impl Runtime {
                         self.renew(&[active]).await;
                     }
                 }
+                // What waited behind it on its thread is announced by itself.
                 Ok(Notice::RunEnded(run_id)) => {
-                    self.inner.wake.notify_one();
                     if !self.inner.is_executing(run_id) {
                         self.inner.hub.end(run_id);
                     }

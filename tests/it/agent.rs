@@ -6,9 +6,13 @@ use axum::extract::State;
 use axum::routing::post;
 use axum::{Json as Body, Router};
 use serde_json::{Value, json};
+use session_store::app::Server;
+use session_store::config::{Config, DatabaseUrl};
 use session_store::graph::testing::Probe;
 use session_store::graph::{Graph, NodeError, NodeInput, Output};
 use session_store::model::{Fields, Json};
+
+use crate::support::process;
 
 #[path = "../../examples/agent.rs"]
 #[expect(dead_code, reason = "its main is for the command line")]
@@ -119,4 +123,25 @@ async fn a_tool_that_fails_tells_the_model() {
     let written = run(&Probe::new(), &graph, "tools", &messages).await.expect("runs");
     assert_eq!((&written[0]["status"], &written[0]["content"]), (&json!("error"), &json!("`a` must be a number")));
     assert_eq!(written[1]["content"], "there is no tool `fly`");
+}
+
+#[tokio::test]
+async fn a_server_runs_the_agent_to_its_answer() {
+    let wants = json!({"tool_calls": [{"index": 0, "id": "c1", "type": "function",
+                                       "function": {"name": "add", "arguments": "{\"a\": 19, \"b\": 23}"}}]});
+    let (_fake, graph) = FakeModel::start(vec![vec![wants], vec![json!({"content": "42"})]]).await;
+    let mut config = Config::defaults().expect("the defaults are readable");
+    config.server.listen = "127.0.0.1:0".into();
+    config.database.url = DatabaseUrl::new("memory");
+    let running = Server::new(config, vec![graph]).start().await.expect("the server starts");
+
+    let input = json!({"input": {"messages": "What is 19 + 23?"}});
+    let values = process::post(&format!("{}/threads/sums/runs/wait", running.url()), input).await;
+    let told: Vec<(&Value, &Value)> =
+        values["messages"].as_array().expect("messages").iter().map(|m| (&m["type"], &m["content"])).collect();
+    let expected = json!([["human", "What is 19 + 23?"], ["ai", ""], ["tool", "42"], ["ai", "42"]]);
+    let expected: Vec<(&Value, &Value)> =
+        expected.as_array().expect("pairs").iter().map(|pair| (&pair[0], &pair[1])).collect();
+    assert_eq!(told, expected);
+    running.shutdown().await.expect("stops");
 }

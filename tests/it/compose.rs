@@ -83,7 +83,8 @@ async fn the_compose_file_runs_as_it_is_written() {
 
     let check = strings(&postgres["healthcheck"]["test"]);
     assert_eq!(check[0], "CMD-SHELL");
-    let healthy = Command::new("sh").args(["-c", &check[1]]).env("PGHOST", host).env("PGPORT", port).output();
+    let asked = check[1].replace("--host=127.0.0.1", &format!("--host={host}"));
+    let healthy = Command::new("sh").args(["-c", &asked]).env("PGPORT", port).output();
     let healthy = healthy.expect("sh runs");
     assert!(healthy.status.success(), "{}: {healthy:?}", check[1]);
 

@@ -97,11 +97,12 @@ async fn still_standing(mut ask: impl AsyncFnMut() -> Option<i64>) -> (i64, usiz
 
 #[tokio::test]
 async fn postgres_counts_no_more_than_the_process_does() {
-    const RUNS: usize = 20;
+    const RUNS: usize = 100;
     let Some(idle) = transactions(0).await else { return };
     let Some(busy) = transactions(RUNS).await else { return };
     let cost = (busy - idle) as f64 / RUNS as f64;
     eprintln!("{cost} transactions per run, reads included");
-    // Reads are transactions to Postgres too. Half a transaction per run is left for what a server does once a second.
-    assert!(cost <= AT_MOST as f64 + 0.5, "{cost} transactions per run, at most {AT_MOST} are allowed");
+    // Reads are transactions to Postgres too, so this shows that a run needs none. What is left is for the pool: a new
+    // connection, and each statement prepared on it, is a transaction as well.
+    assert!(cost <= AT_MOST as f64 + 0.25, "{cost} transactions per run, at most {AT_MOST} are allowed");
 }

@@ -3,15 +3,22 @@
 //! Fenced blocks marked `console` are a session: a line that starts with `$ ` is a command, the lines up to the next one
 //! are what it prints. All blocks run in one bash, in order, so that variables set in one are there in the next. The
 //! comment `<!-- the server restarts here -->` kills the server and starts it again on the same database. Before texts
-//! are compared, UUIDs become `<uuid>`, other hexadecimal ids of 32 digits `<id>`, and times `<time>`, on both sides. Of
-//! the address only the port is replaced.
+//! are compared, UUIDs become `<uuid>`, other hexadecimal ids of 32 digits `<id>`, times `<time>`, and the sizes of
+//! checkpoints `<bytes>`, on both sides. Of the address only the port is replaced.
 //!
 //! With `SESSION_STORE_README=write` the printed texts in the README are replaced by what the commands print now.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use crate::support::process::{Server, available, root, sqlite_url};
+use serde_json::json;
+use session_store::config::{Config, DatabaseUrl};
+
+use crate::support::process::{Server, available, post, root, sqlite_url};
+
+#[path = "../../examples/custom_server.rs"]
+#[expect(dead_code, reason = "its main is for the command line")]
+mod program;
 
 const ADDRESS: &str = "127.0.0.1:8123";
 const RESTART: &str = "<!-- the server restarts here -->";
@@ -56,12 +63,17 @@ fn parse(text: &str) -> Vec<Part> {
     parts
 }
 
-/// Ids and times differ from run to run.
+/// Ids and times differ from run to run, sizes from build to build.
 fn normalise(text: &str) -> String {
     let mut out = String::new();
     let mut rest = text.trim_end();
     while let Some(first) = rest.chars().next() {
         let token = |legal: fn(char) -> bool| rest.split(|c| !legal(c)).next().unwrap_or_default();
+        if let Some(size) = rest.strip_prefix(r#""bytes": "#) {
+            out.push_str(r#""bytes": <bytes>"#);
+            rest = size.trim_start_matches(|c: char| c.is_ascii_digit());
+            continue;
+        }
         let inside_a_word = out.chars().next_back().is_some_and(|c| c.is_ascii_alphanumeric());
         let hex = token(|c| c.is_ascii_hexdigit() || c == '-');
         let time = token(|c| c.is_ascii_digit() || "-:.+TZ".contains(c));
@@ -170,11 +182,32 @@ fn the_readme_prints_what_it_says() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+#[tokio::test]
+async fn the_program_in_the_readme_is_whole_and_runs() {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).expect("readable");
+    let example = read("examples/custom_server.rs");
+    let code = &example[example.find("use ").expect("imports")..];
+    assert!(
+        read("README.md").contains(&format!("```rust\n{code}```\n")),
+        "the README shows another program than:\n{code}"
+    );
+
+    let mut config = Config::defaults().expect("the defaults are readable");
+    config.server.listen = "127.0.0.1:0".into();
+    config.database.url = DatabaseUrl::new("memory");
+    let server = session_store::app::Server::new(config, vec![program::graph().expect("builds")]);
+    let running = server.start().await.expect("the server starts");
+    let values = post(&format!("{}/runs/wait", running.url()), json!({"input": {"counter": 0}})).await;
+    assert_eq!(values, json!({"counter": 3}));
+    running.shutdown().await.expect("stops");
+}
+
 #[test]
 fn ids_and_times_are_the_only_differences() {
     let one = r#"{"id":"1f1e0000-0000-6000-8000-00000000000a","at":"2026-11-20T10:00:00.000001+00:00","n":3}"#;
     assert_eq!(normalise(one), r#"{"id":"<uuid>","at":"<time>","n":3}"#);
     assert_eq!(normalise("0123456789abcdef0123456789abcdef x"), "<id> x");
+    assert_eq!(normalise(r#""bytes": 401,"#), r#""bytes": <bytes>,"#);
     assert_ne!(normalise(r#"{"n":3}"#), normalise(r#"{"n":4}"#));
 }
 

@@ -193,6 +193,27 @@ fn the_readme_lists_every_setting_with_its_default() {
 }
 
 #[test]
+fn the_readme_names_tests_that_exist() {
+    let readme = read("README.md");
+    let (_, rest) = readme.split_once("## Invariants").expect("the section");
+    let section = rest.split("\n## ").next().unwrap_or_default();
+    let code: Vec<(String, String)> = sources("src").into_iter().chain(sources("tests/it")).collect();
+    let mut named = 0;
+    for test in section.split('`').filter(|word| word.contains("::")) {
+        let (path, name) = test.rsplit_once("::").expect("module::test");
+        let module = path.trim_end_matches("::tests").rsplit("::").next().unwrap_or_default();
+        let is_there = code.iter().any(|(file, text)| {
+            let file = file.trim_end_matches(".rs").trim_end_matches("/mod");
+            file.rsplit('/').next() == Some(module) && text.contains(&format!("fn {name}("))
+        });
+        assert!(is_there, "the README names {test}, which does not exist");
+        named += 1;
+    }
+    let invariants = section.lines().filter(|line| line.starts_with(|c: char| c.is_ascii_digit())).count();
+    assert!(invariants >= 12 && named >= invariants, "{invariants} invariants, {named} tests");
+}
+
+#[test]
 fn port_paths_and_commands_are_the_same_everywhere() {
     let settings: toml::Table = session_store::config::DEFAULTS.parse().expect("config.toml is TOML");
     let listen = settings["server"]["listen"].as_str().expect("an address");
