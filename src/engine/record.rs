@@ -26,12 +26,17 @@ impl TaskRecord {
         self.writes.iter().find(|(name, _)| name == channel).map(|(_, value)| value)
     }
 
-    /// Sets a control write, replacing an earlier one.
+    /// Sets a control write, replacing an earlier one. The latest stands first.
     pub fn set(&mut self, channel: &str, value: Json) {
-        match self.writes.iter_mut().find(|(name, _)| name == channel) {
-            Some((_, slot)) => *slot = value,
-            None => self.writes.insert(0, (channel.to_owned(), value)),
-        }
+        self.remove(channel);
+        self.writes.insert(0, (channel.to_owned(), value));
+    }
+
+    /// Unfinished, and the last thing it did was to ask.
+    pub fn is_asking(&self) -> bool {
+        let at = |name: &str| self.writes.iter().position(|(channel, _)| channel == name);
+        let failed = at(special::ERROR).unwrap_or(usize::MAX);
+        !self.is_finished() && at(special::INTERRUPT).is_some_and(|asked| asked < failed)
     }
 
     pub fn remove(&mut self, channel: &str) {

@@ -20,6 +20,8 @@ pub struct TaskView {
     pub ns: String,
     pub error: Option<String>,
     pub interrupts: Vec<Interrupt>,
+    /// Its questions wait for answers: it did not fail after asking.
+    pub is_asking: bool,
     pub result: Option<Json>,
 }
 
@@ -83,6 +85,7 @@ pub fn state_at(spec: &GraphSpec, loaded: &Loaded, ns: &str, live: bool) -> Resu
             let shows_questions = !live || finished.is_none();
             TaskView {
                 error: record.and_then(TaskRecord::error),
+                is_asking: record.is_some_and(TaskRecord::is_asking),
                 interrupts: record.filter(|_| shows_questions).map(TaskRecord::interrupts).unwrap_or_default(),
                 result: finished.map(|record| result_of(&record.outputs(), &spec.stream)),
                 id: task.id,

@@ -314,7 +314,7 @@ impl Driver {
             return;
         }
         let (values, is_pending) = self.execution.view();
-        let is_special = !self.run.ns.is_empty() || self.execution.shows_untracked();
+        let is_special = !self.run.ns.is_empty() || self.execution.shows_more_than_stored();
         let view = View { ns: self.run.ns.clone(), values, is_pending, is_special, interrupts: BTreeMap::new() };
         *lock(&self.shared.view) = view;
     }

@@ -324,7 +324,7 @@ impl Runtime {
         };
         view.values = Some(Json::from(&values_at(graph.spec(), loaded)?));
         for task in state_at(graph.spec(), loaded, "", true)?.tasks {
-            if !task.interrupts.is_empty() {
+            if task.is_asking {
                 view.interrupts.insert(task.id, task.interrupts);
             }
         }
@@ -334,7 +334,7 @@ impl Runtime {
 
 /// What a thread's document shows of a checkpoint, and whether nodes are left to run.
 fn base_view(graph: &Graph, loaded: &Loaded, ns: &str) -> Result<(Json, bool), RuntimeError> {
-    let state = state_at(graph.spec(), loaded, ns, true)?;
+    let state = state_at(graph.spec(), loaded, ns, false)?;
     let asked: BTreeMap<&String, _> = state
         .tasks
         .iter()

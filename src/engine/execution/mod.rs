@@ -567,11 +567,16 @@ impl Execution {
         (read_channels(&self.channels, &self.spec.stream), !self.tasks.is_empty())
     }
 
-    /// True when the values now hold something that is never stored.
-    pub fn shows_untracked(&self) -> bool {
-        self.channels
-            .values()
-            .any(|channel| matches!(channel.kind(), ChannelKind::Untracked { .. }) && channel.is_available())
+    /// True when the state holds something that reading the stored checkpoint does not show: values that are never
+    /// stored, or tasks that a Command started.
+    pub fn shows_more_than_stored(&self) -> bool {
+        let null = self.records.get(special::NULL_TASK);
+        let starts = |channel: &str| channel == special::TASKS || self.spec.trigger_to_nodes.contains_key(channel);
+        null.is_some_and(|null| null.writes.iter().any(|(channel, _)| starts(channel)))
+            || self
+                .channels
+                .values()
+                .any(|channel| matches!(channel.kind(), ChannelKind::Untracked { .. }) && channel.is_available())
     }
 
     /// The run stops at a breakpoint or at questions: what is told last. Outputs of finished siblings are applied to the
