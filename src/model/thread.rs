@@ -45,7 +45,7 @@ pub struct Thread {
     pub metadata: Json,
     pub config: Json,
     pub status: ThreadStatus,
-    /// The last run's error, while `status` is `error`.
+    /// Why the last run did not end well: its failure, or that somebody stopped it.
     pub error: Option<ErrorInfo>,
     /// The latest checkpoint of the root namespace.
     pub head: Option<CheckpointId>,

@@ -28,6 +28,8 @@ struct Ending {
     status: RunStatus,
     error: Option<ErrorInfo>,
     thread_status: ThreadStatus,
+    /// What the thread's document shows, if it is not what the head gives.
+    view: Option<Json>,
     /// What `wait` answers.
     result: Json,
 }
@@ -36,6 +38,7 @@ impl Ending {
     fn failed(error: &EngineError) -> Ending {
         let info = error.info();
         Ending {
+            view: None,
             status: RunStatus::Error,
             result: Json::from(json!({"__error__": info})),
             error: Some(info),
@@ -88,7 +91,7 @@ impl Runtime {
                     status,
                     error: ending.error,
                     thread_status: ending.thread_status,
-                    view: None,
+                    view: ending.view,
                     announce: claimed.lease.epoch > 1,
                 };
                 if committer.end(end).await {
@@ -283,11 +286,18 @@ impl Runtime {
             () = timer => return Outcome::LeaseLost,
         };
         let RootEnd { end, values } = end;
-        let rest = if lock(&shared.view).is_pending { ThreadStatus::Interrupted } else { ThreadStatus::Idle };
-        let done = |status: RunStatus| Ending { status, error: None, thread_status: rest, result: values.clone() };
+        let view = lock(&shared.view).clone();
+        let rest = if view.is_pending { ThreadStatus::Interrupted } else { ThreadStatus::Idle };
+        let done = |status: RunStatus| Ending {
+            status,
+            error: None,
+            thread_status: rest,
+            view: view.document(),
+            result: values.clone(),
+        };
         let failed = |error: &EngineError| {
             shared.emit_named("error".to_owned(), Json::of(&error.info()).unwrap_or_default());
-            Outcome::Ended(Ending::failed(error))
+            Outcome::Ended(Ending { view: view.document(), ..Ending::failed(error) })
         };
         match end {
             GraphEnd::Done(_) | GraphEnd::Interrupted(_) => Outcome::Ended(done(RunStatus::Success)),

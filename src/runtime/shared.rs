@@ -83,6 +83,15 @@ pub(crate) struct View {
     pub(crate) interrupts: BTreeMap<String, Vec<Interrupt>>,
 }
 
+impl View {
+    /// `{values, interrupts}` when the head alone would show something else.
+    pub(crate) fn document(&self) -> Option<Json> {
+        let values = Json::from(&self.values);
+        let interrupts = Json::of(&self.interrupts).ok()?;
+        self.is_special.then(|| Json::from_fields([("values", &values), ("interrupts", &interrupts)]))
+    }
+}
+
 /// Time travel: where subgraphs look for their state.
 pub(crate) struct Replay {
     /// Subgraphs load what they had before this checkpoint, on their first visit.

@@ -235,6 +235,12 @@ impl Runtime {
         };
         reader.freeze(&ns, &mut base).await?;
         let parents = loaded.as_ref().map(|loaded| loaded.metadata.parents.clone()).unwrap_or_default();
+        // The document of a thread edited at a checkpoint the caller named goes on showing that checkpoint, as the
+        // reference does; the state itself is the edit's.
+        let shown = match (&at.id, &loaded) {
+            (Some(_), Some(loaded)) => Some(base_view(&graph, loaded, &ns)?),
+            _ => None,
+        };
         let mut options = edit_options(&thread, graph_id, at, &ns, parents.clone());
         if is_bulk {
             options.extra.retain(|key, _| key == "thread_id");
@@ -255,18 +261,23 @@ impl Runtime {
                 Effect::Chunk(_) => {}
             }
         }
-        let thread_status = match at.ns.is_empty() {
-            true if execution.view().1 => ThreadStatus::Interrupted,
-            true => ThreadStatus::Idle,
+        let is_pending = match &shown {
+            Some((_, is_pending)) => Some(*is_pending),
+            None if ns.is_empty() => Some(execution.view().1),
             // A subgraph's state says nothing about what the thread waits for.
-            false => thread.status,
+            None => None,
+        };
+        let thread_status = match is_pending {
+            Some(true) => ThreadStatus::Interrupted,
+            Some(false) => ThreadStatus::Idle,
+            None => thread.status,
         };
         let change = StateCommit {
             thread_id: thread.id.clone(),
             expected_head: thread.head.clone(),
             rows: writer.take(),
             thread_status,
-            view: None,
+            view: shown.as_ref().map(|(view, _)| view.clone()),
         };
         match self.storage().commit_state(scope, change).await? {
             StateOutcome::Committed => Ok(cursor(&thread.id, &ns, &execution.checkpoint_id().to_owned(), &parents)),
@@ -302,6 +313,11 @@ impl Runtime {
     }
 
     fn view_head(&self, thread: &Thread, loaded: &Loaded, view: &mut HeadView) -> Result<(), RuntimeError> {
+        if let Some(shown) = &thread.view {
+            view.values = shown.get("values").filter(|values| !values.is_null());
+            view.interrupts = shown.get("interrupts").and_then(|list| list.decode().ok()).unwrap_or_default();
+            return Ok(());
+        }
         let Some(graph) = self.thread_graph(thread) else {
             view.values = Some(Json::from(&visible(&loaded.checkpoint.values)));
             return Ok(());
@@ -314,6 +330,21 @@ impl Runtime {
         }
         Ok(())
     }
+}
+
+/// What a thread's document shows of a checkpoint, and whether nodes are left to run.
+fn base_view(graph: &Graph, loaded: &Loaded, ns: &str) -> Result<(Json, bool), RuntimeError> {
+    let state = state_at(graph.spec(), loaded, ns, true)?;
+    let asked: BTreeMap<&String, _> = state
+        .tasks
+        .iter()
+        .filter(|task| !task.interrupts.is_empty())
+        .map(|task| (&task.id, &task.interrupts))
+        .collect();
+    let values = Json::from(&values_at(graph.spec(), loaded)?);
+    let interrupts = Json::of(&asked).unwrap_or_default();
+    let view = Json::from_fields([("values", &values), ("interrupts", &interrupts)]);
+    Ok((view, !state.next.is_empty()))
 }
 
 fn edit_of(update: &StateUpdate) -> Result<Edit, RuntimeError> {

@@ -71,7 +71,7 @@ macro_rules! define_rows {
                 metadata: encoding::metadata(&get::<String>(row, "metadata")?, at("metadata"))?,
                 config: encoding::json(codec, get(row, "config")?, at("config"))?,
                 status,
-                error: error.filter(|_| status == ThreadStatus::Error),
+                error,
                 head: get(row, "head")?,
                 view: view.map(|view| encoding::json(codec, view, at("view"))).transpose()?,
                 last_event: get(row, "last_event")?,

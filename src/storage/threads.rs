@@ -84,7 +84,8 @@ pub trait Threads {
     async fn delete_thread(&self, scope: &Scope, id: &ThreadId) -> Result<Option<Vec<RunId>>>;
 
     /// Copies the thread, all its checkpoints, writes, payloads and logs under a new id; not its runs or events. The
-    /// copy is idle, and its view says that it shows no values, until something runs on it. `None` when the source is missing.
+    /// copy is idle, and its view says that it shows no values, until something runs on it. `None` when the
+    /// source is missing.
     async fn copy_thread(&self, scope: &Scope, from: &ThreadId, to: &ThreadId) -> Result<Option<Thread>>;
 
     /// One page of the threads that match.
