@@ -71,8 +71,8 @@ async fn what_is_unknown_is_404_and_says_what_to_do() {
     let id = server.thread().await;
     let (none, run) = (Uuid::now_v7(), Uuid::nil());
     let text = server.get(&format!("/threads/{none}")).await.refused(404);
-    assert!(text.contains("POST /threads"), "{text}");
-    assert_eq!(server.get(&format!("/threads/{id}/runs/{run}")).await.refused(404), "Run not found");
+    assert_eq!(text, format!("Thread with ID {none} not found"), "the contract's words");
+    assert_eq!(server.get(&format!("/threads/{id}/runs/{run}")).await.refused(404), "Not Found");
     server.get(&format!("/threads/{none}/runs")).await.refused(404);
     server.post(&format!("/threads/{id}/runs/{run}/cancel"), json!({})).await.refused(404);
     let text = server.post(&format!("/threads/{id}/runs/wait"), json!({"assistant_id": "nope"})).await.refused(422);

@@ -73,7 +73,7 @@ async fn names_create_threads_and_unknown_uuids_are_refused_unless_asked() {
     assert_eq!(server.post("/threads/user-42/runs/wait", counter()).await.ok(), json!({"counter": 3}));
     let place = format!("/threads/{}/runs/wait", Uuid::now_v7());
     let text = server.post(&place, counter()).await.refused(404);
-    assert!(text.starts_with("Thread or assistant not found.") && text.contains("if_not_exists"), "{text}");
+    assert_eq!(text, "Thread or assistant not found.", "the contract's words");
     let mut create = counter();
     create["if_not_exists"] = json!("create");
     assert_eq!(server.post(&place, create).await.ok(), json!({"counter": 3}));
