@@ -91,7 +91,8 @@ async fn copies_have_the_state_and_a_name_of_their_own() {
     assert_ne!(copy["thread_id"], json!(id));
     // As the contract says, the answer describes the new thread without its values.
     assert_eq!(copy["values"], json!(null));
-    let copied = server.get(&format!("/threads/{}", copy["thread_id"].as_str().expect("an id"))).await.ok();
+    let copied = server.get(&format!("/threads/{}/state", copy["thread_id"].as_str().expect("an id"))).await.ok();
     assert_eq!(copied["values"], json!({"counter": 3}));
+    assert_eq!(copied["metadata"]["thread_id"], copy["thread_id"]);
     server.post("/threads/nobody/copy", json!({})).await.refused(409);
 }
