@@ -275,8 +275,10 @@ impl Driver {
             // The start node runs no code: its superstep is stored with the one before it.
             if !jobs.iter().all(|job| job.task.is_hidden()) {
                 self.shared.push(true);
-                if self.shared.durability == Durability::Sync {
-                    self.shared.committer.flush().await;
+                match self.shared.durability {
+                    Durability::Sync => self.shared.committer.flush().await,
+                    Durability::Async => self.shared.committer.keep_up().await,
+                    Durability::Exit => {}
                 }
             }
             match self.superstep(jobs).await {
