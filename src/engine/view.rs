@@ -43,7 +43,7 @@ pub fn state_at(spec: &GraphSpec, loaded: &Loaded, ns: &str, live: bool) -> Resu
     let at = At { checkpoint_id: &checkpoint.id, ns, step, stop: step + 1 };
     let tasks = prepare_next_tasks(spec, &channels, &progress, None, at);
     let record_of = |id: &str| loaded.records.iter().find(|record| record.task_id == id);
-    apply_null_writes(spec, loaded, &mut channels)?;
+    apply_null_writes(spec, loaded, &mut channels);
     if live {
         let outputs: Vec<_> = tasks
             .iter()
@@ -61,17 +61,13 @@ pub fn state_at(spec: &GraphSpec, loaded: &Loaded, ns: &str, live: bool) -> Resu
             .collect();
         if !writes.is_empty() {
             let mut applied = channels.clone();
-            match apply_writes(spec, &mut applied, &mut progress, &writes) {
-                Ok(_) => {
-                    // Values that last for one superstep belong to the one that follows: not shown.
-                    for channel in applied.values_mut().filter(|channel| channel.is_available()) {
-                        channel.update(&[])?;
-                    }
-                    channels = applied;
+            // Writes that are refused failed their run; the thread stays readable without them.
+            if apply_writes(spec, &mut applied, &mut progress, &writes).is_ok() {
+                // Values that last for one superstep belong to the one that follows: not shown.
+                for channel in applied.values_mut().filter(|channel| channel.is_available()) {
+                    channel.update(&[])?;
                 }
-                // Writes that contradict each other failed their run; the thread stays readable without them.
-                Err(error) if error.class == "InvalidUpdateError" => {}
-                Err(error) => return Err(error),
+                channels = applied;
             }
         }
     }
@@ -101,13 +97,14 @@ pub fn state_at(spec: &GraphSpec, loaded: &Loaded, ns: &str, live: bool) -> Resu
 /// The values of a checkpoint alone, under the keys streams show, with what a Command wrote on it.
 pub fn values_at(spec: &GraphSpec, loaded: &Loaded) -> Result<Fields, EngineError> {
     let mut channels = channels_from(spec, &loaded.checkpoint.values)?;
-    apply_null_writes(spec, loaded, &mut channels)?;
+    apply_null_writes(spec, loaded, &mut channels);
     Ok(read_channels(&channels, &spec.stream))
 }
 
-fn apply_null_writes(spec: &GraphSpec, loaded: &Loaded, channels: &mut Channels) -> Result<(), EngineError> {
+/// What a Command wrote; nothing if that is refused, as its run was.
+fn apply_null_writes(spec: &GraphSpec, loaded: &Loaded, channels: &mut Channels) {
     let null = loaded.records.iter().find(|record| record.task_id == special::NULL_TASK);
-    let Some(null) = null else { return Ok(()) };
+    let Some(null) = null else { return };
     let writes: Vec<TaskWrite> = null.writes.iter().filter(|(channel, _)| !is_control(channel)).cloned().collect();
     let task = TaskWrites {
         name: special::INPUT,
@@ -117,5 +114,8 @@ fn apply_null_writes(spec: &GraphSpec, loaded: &Loaded, channels: &mut Channels)
         writes: &writes,
     };
     let mut progress = Progress::of(&loaded.checkpoint);
-    apply_writes(spec, channels, &mut progress, &[task]).map(|_| ())
+    let mut applied = channels.clone();
+    if apply_writes(spec, &mut applied, &mut progress, &[task]).is_ok() {
+        *channels = applied;
+    }
 }

@@ -66,6 +66,29 @@ async fn wrong_types_unknown_words_and_malformed_ids_name_the_field() {
 }
 
 #[tokio::test]
+async fn a_thread_stays_readable_whatever_its_graph_refused() {
+    let server = TestServer::start().await;
+    let nobody = json!([{"role": "user", "content": "x"}, {"type": "remove", "id": "nope"}]);
+    for (thread, body) in [
+        ("no-list", json!({"assistant_id": "fanout", "input": {"items": 7}})),
+        ("no-message", json!({"assistant_id": "chat", "input": {"messages": 7}})),
+        ("nobody", json!({"assistant_id": "chat", "input": {"messages": nobody}})),
+        ("no-update", json!({"assistant_id": "fanout", "command": {"update": {"items": 7}}})),
+    ] {
+        let place = format!("/threads/{thread}");
+        let failed = server.post(&format!("{place}/runs/wait"), body).await.ok();
+        assert!(failed["__error__"]["error"].is_string(), "{thread}: {failed}");
+        assert_eq!(server.get(&place).await.ok()["status"], "error", "{thread}");
+        server.get(&format!("{place}/state")).await.ok();
+        server.post(&format!("{place}/history"), json!({})).await.ok();
+    }
+    assert_eq!(server.post("/threads/search", json!({})).await.ok().as_array().map(Vec::len), Some(4));
+    let good = json!({"assistant_id": "chat", "input": {"messages": [{"role": "user", "content": "x"}]}});
+    let repaired = server.post("/threads/nobody/runs/wait", good).await.ok();
+    assert_eq!(repaired["messages"].as_array().map(Vec::len), Some(2), "{repaired}");
+}
+
+#[tokio::test]
 async fn what_is_unknown_is_404_and_says_what_to_do() {
     let server = TestServer::start().await;
     let id = server.thread().await;
