@@ -1,5 +1,8 @@
 //! Errors of a graph's execution: a class and a message, as clients see them.
 
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use super::py;
 use crate::model::ErrorInfo;
 
@@ -41,6 +44,18 @@ impl EngineError {
 
     pub fn new(class: impl Into<String>, message: impl Into<String>) -> EngineError {
         EngineError { class: class.into(), message: message.into() }
+    }
+
+    /// A panic, as an error of the code that panicked.
+    pub fn panicked(panic: &(dyn Any + Send)) -> EngineError {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        EngineError::new("Panic", text.unwrap_or_else(|| "no message".to_owned()))
+    }
+
+    /// Calls a router or reducer: authors' code, whose panics are errors like those of nodes.
+    pub(super) fn guard<T>(call: impl FnOnce() -> Result<T, EngineError>) -> Result<T, EngineError> {
+        catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Err(EngineError::panicked(&*panic)))
     }
 
     pub fn invalid_update(message: impl Into<String>) -> EngineError {

@@ -478,7 +478,7 @@ fn router_state(
 fn decide(branch: &Branch, state: &Fields) -> Result<Vec<Destination>, EngineError> {
     let invalid = || EngineError::value("Branch did not return a valid destination");
     let mut destinations = Vec::new();
-    for destination in (branch.route)(state)?.ok_or_else(invalid)? {
+    for destination in EngineError::guard(|| (branch.route)(state))?.ok_or_else(invalid)? {
         let destination = match (destination, &branch.path_map) {
             (Destination::Node(name), Some(map)) => {
                 let target = map.get(&name).ok_or_else(|| EngineError::new("KeyError", name))?;

@@ -468,7 +468,7 @@ impl Driver {
         // A panic of a node is caught here: an error of that node, not of the run.
         let work = std::panic::AssertUnwindSafe(work).catch_unwind().map(move |ended| {
             ended.unwrap_or_else(|panic| {
-                let error = EngineError::new("Panic", panic_text(&*panic));
+                let error = EngineError::panicked(&*panic);
                 JobEnd { task_id: id, end: End::Task(TaskEnd::Failed(error)), answers: Vec::new() }
             })
         });
@@ -569,11 +569,6 @@ enum End {
     Task(TaskEnd),
     Parent(Box<Command>),
     Inner(GraphEnd),
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a node panicked".to_owned())
 }
 
 /// Runs a job: its node's body or the graph that is the node, with the node's policies.

@@ -175,9 +175,8 @@ impl Channel {
             },
             ChannelKind::Topic { accumulate } => Ok(self.update_topic(accumulate, writes)),
             ChannelKind::Barrier { names, .. } => self.update_barrier(&names, writes),
-            ChannelKind::Reducer(reducer) => {
-                self.fold(writes, |current, write, context| reducer.reduce(current, write, context))
-            }
+            ChannelKind::Reducer(reducer) => self
+                .fold(writes, |current, write, context| EngineError::guard(|| reducer.reduce(current, write, context))),
             ChannelKind::DeltaAppend { .. } => {
                 if self.value.is_none() && !writes.is_empty() {
                     self.value = Some(Json::list(Vector::new()));
