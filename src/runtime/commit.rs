@@ -26,6 +26,7 @@ enum Message {
     /// `urgent`: commit now; otherwise within [`LINGER`].
     Rows {
         rows: Box<StepRows>,
+        bytes: usize,
         input_applied: bool,
         urgent: bool,
     },
@@ -72,11 +73,12 @@ impl Committer {
 
     /// Queues rows. Committed in order; `urgent` ones as soon as the commit in flight is done.
     pub(crate) fn push(&self, rows: StepRows, input_applied: bool, urgent: bool) {
+        let bytes = size(&rows);
         let mut backlog = lock(&self.backlog);
-        backlog.bytes += size(&rows);
+        backlog.bytes += bytes;
         backlog.since.get_or_insert_with(Instant::now);
         drop(backlog);
-        let _ = self.sender.send(Message::Rows { rows: Box::new(rows), input_applied, urgent });
+        let _ = self.sender.send(Message::Rows { rows: Box::new(rows), bytes, input_applied, urgent });
     }
 
     /// Queues an event that is stored, then sent.
@@ -127,6 +129,8 @@ impl Committer {
 #[derive(Default)]
 struct Batch {
     rows: StepRows,
+    /// What the backlog was charged for them: more than they have when some replaced others.
+    bytes: usize,
     events: Vec<Event>,
     input_applied: bool,
     waiting: Vec<oneshot::Sender<()>>,
@@ -146,8 +150,9 @@ impl Batch {
         let now = Instant::now();
         let due_by = |at: Instant, due: &mut Option<Instant>| *due = Some(due.map_or(at, |due| due.min(at)));
         match message {
-            Message::Rows { rows, input_applied, urgent } => {
+            Message::Rows { rows, bytes, input_applied, urgent } => {
                 merge(&mut self.rows, *rows);
+                self.bytes += bytes;
                 self.input_applied |= input_applied;
                 due_by(if urgent { now } else { now + LINGER }, &mut self.due);
             }
@@ -298,7 +303,6 @@ impl Task {
         if batch.is_empty() && end.is_none() {
             return true;
         }
-        let written = size(&batch.rows);
         let commit = [StepCommit {
             lease: self.lease,
             rows: std::mem::take(&mut batch.rows),
@@ -316,7 +320,7 @@ impl Task {
             })
             .await;
         let mut backlog = lock(&self.backlog);
-        backlog.bytes = backlog.bytes.saturating_sub(written);
+        backlog.bytes = backlog.bytes.saturating_sub(batch.bytes);
         // What was queued meanwhile is younger than this commit.
         backlog.since = (backlog.bytes > 0).then(Instant::now);
         committed
