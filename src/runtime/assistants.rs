@@ -18,7 +18,7 @@ impl Runtime {
             AssistantName::Id(_) => RuntimeError::AssistantNotFound,
             AssistantName::Graph(graph) => RuntimeError::InvalidAssistant(format!(
                 "Invalid assistant: '{graph}'. Must be either: a valid assistant UUID, or one of the graphs of this \
-                 server: {} (GET /graphs lists them)",
+                 server: {}",
                 self.graph_names()
             )),
         })
