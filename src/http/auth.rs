@@ -12,6 +12,7 @@ use subtle::{Choice, ConstantTimeEq};
 
 use super::AppState;
 use super::error::{ApiError, ApiResult};
+use super::extract::discard;
 use crate::model::Scope;
 
 /// Paths that answer without credentials (contract section 1.4).
@@ -61,7 +62,10 @@ pub(super) async fn authenticate(State(state): State<AppState>, mut request: Req
             request.extensions_mut().insert(caller);
             next.run(request).await
         }
-        Err(error) => error.into_response(),
+        Err(error) => {
+            discard(request).await;
+            error.into_response()
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! What handlers take from a request: ids in the path, and the body read once, bounded and validated.
 
+use std::time::Duration;
+
 use axum::body::{Body as HttpBody, to_bytes};
 use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::header::CONTENT_LENGTH;
@@ -10,6 +12,10 @@ use super::AppState;
 use super::error::{ApiError, ApiResult};
 use super::object::{Object, check_text, parse_uuid};
 use crate::model::{Json, RunId, ThreadId};
+
+/// How much of a refused request's body is read, and for how long.
+const DISCARD_BYTES: usize = 64 * 1024;
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The ids in the path of a request.
 #[derive(Debug)]
@@ -52,7 +58,8 @@ impl PathIds {
 
 /// Reads a thread's name. The words that are routes below `/threads` cannot be names: nobody could address them.
 pub(crate) fn thread_id(text: &str) -> ApiResult<ThreadId> {
-    if ["search", "count", "prune"].contains(&text) {
+    // Routes, and what clients resolve away before they send a path: such a thread could not be addressed.
+    if ["search", "count", "prune", ".", ".."].contains(&text) {
         return Err(ApiError::invalid(format!("Invalid thread ID: '{text}' is reserved")));
     }
     ThreadId::parse(text).map_err(|error| ApiError::invalid(error.0))
@@ -102,6 +109,12 @@ async fn read(request: Request, state: &AppState) -> ApiResult<Json> {
         .await
         .map_err(|_| ApiError::BodyTimeout)??;
     parse(&bytes)
+}
+
+/// Reads and drops what is left of a refused request, if it is little and comes soon: the connection is closed under an
+/// unread body, and with it under the client's next request.
+pub(super) async fn discard(request: Request) {
+    let _unwanted = tokio::time::timeout(DISCARD_TIMEOUT, to_bytes(request.into_body(), DISCARD_BYTES)).await;
 }
 
 async fn collect(body: HttpBody, limit: usize) -> ApiResult<axum::body::Bytes> {
@@ -154,7 +167,7 @@ mod tests {
     #[test]
     fn route_words_are_no_thread_names() {
         assert!(thread_id("user-42").is_ok());
-        for bad in ["search", "count", "prune", "", "a b", "a\0"] {
+        for bad in ["search", "count", "prune", ".", "..", "", "a b", "a\0"] {
             assert!(thread_id(bad).is_err(), "{bad:?}");
         }
     }

@@ -11,10 +11,12 @@ mod thread_state;
 mod threads;
 
 use axum::Router;
+use axum::extract::Request;
 use axum::routing::{get, post, put};
 
 use super::AppState;
 use super::error::ApiError;
+use super::extract::discard;
 
 pub(super) fn all() -> Router<AppState> {
     Router::new()
@@ -28,8 +30,18 @@ pub(super) fn all() -> Router<AppState> {
         .route("/store/items", put(store::put).get(store::get).delete(store::delete))
         .route("/store/items/search", post(store::search))
         .route("/store/namespaces", post(store::namespaces))
-        .fallback(async || ApiError::NotFound("Not Found".to_owned()))
-        .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(wrong_method)
+}
+
+async fn unknown_path(request: Request) -> ApiError {
+    discard(request).await;
+    ApiError::not_found()
+}
+
+async fn wrong_method(request: Request) -> ApiError {
+    discard(request).await;
+    ApiError::MethodNotAllowed
 }
 
 fn assistant_routes() -> Router<AppState> {

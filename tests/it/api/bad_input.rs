@@ -1,6 +1,10 @@
 //! Input that is wrong: the status and text of the contract, never 500, nothing half-written, and the server serves on.
 
+use std::time::Duration;
+
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use uuid::Uuid;
 
 use crate::support::server::TestServer;
@@ -117,4 +121,23 @@ async fn methods_paths_and_sizes_have_their_codes() {
     let metadata = json!({"metadata": {"a": "x".repeat(300_000)}});
     server.post("/threads", metadata).await.refused(422);
     server.get("/ok").await.ok();
+}
+
+#[tokio::test]
+async fn a_refused_request_leaves_its_connection_usable() {
+    let server = TestServer::start().await;
+    let address = server.url.trim_start_matches("http://");
+    for (method, path, status) in [("PUT", "/threads", "405"), ("POST", "/nope", "404")] {
+        let mut connection = TcpStream::connect(address).await.expect("connects");
+        let head = format!("{method} {path} HTTP/1.1\r\nhost: {address}\r\ncontent-length: 2\r\n\r\n");
+        connection.write_all(head.as_bytes()).await.expect("is written");
+        // Many clients send the body in a packet of its own: the refusal must not overtake it.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let rest = format!("{{}}GET /ok HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+        connection.write_all(rest.as_bytes()).await.expect("is written");
+        let mut answers = String::new();
+        connection.read_to_string(&mut answers).await.expect("is read");
+        assert!(answers.starts_with(&format!("HTTP/1.1 {status}")), "{answers}");
+        assert!(answers.contains("HTTP/1.1 200 OK"), "{answers}");
+    }
 }
