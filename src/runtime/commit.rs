@@ -14,8 +14,10 @@ use super::worker::{Active, StopReason};
 use crate::model::{Event, Scope, ThreadStatus};
 use crate::storage::{CommitOutcome, Lease, RunEnd, SharedStorage, StepCommit, StepRows, StorageError, StoredEvent};
 
-/// How long a finished task's writes, or stored events, may wait for company.
+/// How long rows or stored events may wait for company.
 const LINGER: Duration = Duration::from_millis(20);
+/// Rows of more than this many bytes wait no longer.
+const FULL: usize = 1024 * 1024;
 /// Between tries while the database is away.
 const RETRY_EVERY: Duration = Duration::from_millis(200);
 
@@ -99,6 +101,8 @@ impl Committer {
 #[derive(Default)]
 struct Batch {
     rows: StepRows,
+    /// About the size of the rows.
+    bytes: usize,
     events: Vec<Event>,
     input_applied: bool,
     waiting: Vec<oneshot::Sender<()>>,
@@ -119,9 +123,11 @@ impl Batch {
         let due_by = |at: Instant, due: &mut Option<Instant>| *due = Some(due.map_or(at, |due| due.min(at)));
         match message {
             Message::Rows { rows, input_applied, urgent } => {
+                self.bytes += bytes_of(&rows);
                 merge(&mut self.rows, *rows);
                 self.input_applied |= input_applied;
-                due_by(if urgent { now } else { now + LINGER }, &mut self.due);
+                let at_once = urgent || self.bytes > FULL;
+                due_by(if at_once { now } else { now + LINGER }, &mut self.due);
             }
             Message::Event(event) => {
                 self.events.push(event);
@@ -170,6 +176,13 @@ fn merge(into: &mut StepRows, rows: StepRows) {
     if rows.head.is_some() {
         into.head = rows.head;
     }
+}
+
+/// What makes rows large: values and lists.
+fn bytes_of(rows: &StepRows) -> usize {
+    let payloads = rows.payloads.iter().map(|payload| &payload.value);
+    let lists = rows.log.iter().map(|row| &row.items);
+    payloads.chain(lists).map(|json| json.as_raw().get().len()).sum()
 }
 
 struct Task {
