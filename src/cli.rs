@@ -162,7 +162,8 @@ fn health(listen: SocketAddr, timeout: Duration) -> anyhow::Result<()> {
         let mut stream = TcpStream::connect_timeout(&addr, timeout)?;
         stream.set_read_timeout(Some(timeout))?;
         stream.set_write_timeout(Some(timeout))?;
-        write!(stream, "GET /ok HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n")?;
+        // In one piece: a server may answer and close as soon as it has seen enough.
+        stream.write_all(format!("GET /ok HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n").as_bytes())?;
         let mut answer = Vec::new();
         stream.take(64 * 1024).read_to_end(&mut answer)?;
         Ok(String::from_utf8_lossy(&answer).into_owned())

@@ -1,7 +1,7 @@
 //! The write path of a run: rows and stored events are queued in order and committed in the background, as many as have
 //! gathered in one commit, under the run's lease (DESIGN section 7).
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -11,13 +11,14 @@ use tokio_util::sync::CancellationToken;
 use super::live::LiveRun;
 use super::shared::lock;
 use super::worker::{Active, StopReason};
-use crate::model::{Event, Scope, ThreadStatus};
+use crate::model::{Event, Json, Scope, ThreadStatus};
 use crate::storage::{CommitOutcome, Lease, RunEnd, SharedStorage, StepCommit, StepRows, StorageError, StoredEvent};
 
 /// How long rows or stored events may wait for company.
 const LINGER: Duration = Duration::from_millis(20);
-/// Rows of more than this many bytes wait no longer.
-const FULL: usize = 1024 * 1024;
+/// Uncommitted work of a run never exceeds this: whoever makes more waits.
+const MAX_BACKLOG_BYTES: usize = 1024 * 1024;
+const MAX_BACKLOG_AGE: Duration = Duration::from_millis(50);
 /// Between tries while the database is away.
 const RETRY_EVERY: Duration = Duration::from_millis(200);
 
@@ -47,6 +48,14 @@ enum Message {
 #[derive(Clone)]
 pub(crate) struct Committer {
     sender: mpsc::UnboundedSender<Message>,
+    backlog: Arc<Mutex<Backlog>>,
+}
+
+/// What is queued or being committed.
+#[derive(Debug, Default)]
+struct Backlog {
+    bytes: usize,
+    since: Option<Instant>,
 }
 
 impl Committer {
@@ -54,19 +63,36 @@ impl Committer {
     pub(crate) fn spawn(storage: SharedStorage, live: Arc<LiveRun>, active: Active) -> Committer {
         let (sender, receiver) = mpsc::unbounded_channel();
         let (lease, lost) = (active.lease, CancellationToken::new());
-        let task = Task { storage, lease, live, active, lost, receiver, batch: Batch::default() };
+        let backlog = Arc::new(Mutex::new(Backlog::default()));
+        let batch = Batch::default();
+        let task = Task { storage, lease, live, active, lost, receiver, batch, backlog: Arc::clone(&backlog) };
         tokio::spawn(task.run());
-        Committer { sender }
+        Committer { sender, backlog }
     }
 
     /// Queues rows. Committed in order; `urgent` ones as soon as the commit in flight is done.
     pub(crate) fn push(&self, rows: StepRows, input_applied: bool, urgent: bool) {
+        let mut backlog = lock(&self.backlog);
+        backlog.bytes += size(&rows);
+        backlog.since.get_or_insert_with(Instant::now);
+        drop(backlog);
         let _ = self.sender.send(Message::Rows { rows: Box::new(rows), input_applied, urgent });
     }
 
     /// Queues an event that is stored, then sent.
     pub(crate) fn push_event(&self, event: Event) {
         let _ = self.sender.send(Message::Event(event));
+    }
+
+    /// Waits until so little is uncommitted that a crash could not take much: 50 ms or 1 MiB of work (DESIGN section 7).
+    pub(crate) async fn keep_up(&self) {
+        let is_behind = {
+            let backlog = lock(&self.backlog);
+            backlog.bytes > MAX_BACKLOG_BYTES || backlog.since.is_some_and(|since| since.elapsed() > MAX_BACKLOG_AGE)
+        };
+        if is_behind {
+            self.flush().await;
+        }
     }
 
     /// Returns when everything queued so far is committed, or the lease is lost.
@@ -101,8 +127,6 @@ impl Committer {
 #[derive(Default)]
 struct Batch {
     rows: StepRows,
-    /// About the size of the rows.
-    bytes: usize,
     events: Vec<Event>,
     input_applied: bool,
     waiting: Vec<oneshot::Sender<()>>,
@@ -123,11 +147,9 @@ impl Batch {
         let due_by = |at: Instant, due: &mut Option<Instant>| *due = Some(due.map_or(at, |due| due.min(at)));
         match message {
             Message::Rows { rows, input_applied, urgent } => {
-                self.bytes += bytes_of(&rows);
                 merge(&mut self.rows, *rows);
                 self.input_applied |= input_applied;
-                let at_once = urgent || self.bytes > FULL;
-                due_by(if at_once { now } else { now + LINGER }, &mut self.due);
+                due_by(if urgent { now } else { now + LINGER }, &mut self.due);
             }
             Message::Event(event) => {
                 self.events.push(event);
@@ -163,6 +185,16 @@ impl Batch {
     }
 }
 
+/// Roughly the bytes a commit of these rows writes.
+fn size(rows: &StepRows) -> usize {
+    let text = |json: &Json| json.as_raw().get().len();
+    let checkpoints: usize = rows.checkpoints.iter().map(|row| text(&row.body) + text(&row.metadata)).sum();
+    let writes: usize = rows.task_writes.iter().map(|row| text(&row.body)).sum();
+    let payloads: usize = rows.payloads.iter().map(|payload| text(&payload.value)).sum();
+    let log: usize = rows.log.iter().map(|row| text(&row.items)).sum();
+    checkpoints + writes + payloads + log
+}
+
 fn merge(into: &mut StepRows, rows: StepRows) {
     for row in rows.task_writes {
         into.task_writes.retain(|other| {
@@ -178,13 +210,6 @@ fn merge(into: &mut StepRows, rows: StepRows) {
     }
 }
 
-/// What makes rows large: values and lists.
-fn bytes_of(rows: &StepRows) -> usize {
-    let payloads = rows.payloads.iter().map(|payload| &payload.value);
-    let lists = rows.log.iter().map(|row| &row.items);
-    payloads.chain(lists).map(|json| json.as_raw().get().len()).sum()
-}
-
 struct Task {
     storage: SharedStorage,
     lease: Lease,
@@ -193,6 +218,7 @@ struct Task {
     lost: CancellationToken,
     receiver: mpsc::UnboundedReceiver<Message>,
     batch: Batch,
+    backlog: Arc<Mutex<Backlog>>,
 }
 
 impl Task {
@@ -272,6 +298,7 @@ impl Task {
         if batch.is_empty() && end.is_none() {
             return true;
         }
+        let written = size(&batch.rows);
         let commit = [StepCommit {
             lease: self.lease,
             rows: std::mem::take(&mut batch.rows),
@@ -279,14 +306,20 @@ impl Task {
             input_applied: batch.input_applied,
             end,
         }];
-        self.retry(|task| {
-            let commit = &commit;
-            async move {
-                let outcomes = task.storage.commit_steps(&Scope::Server, commit).await?;
-                Ok(outcomes.first().copied().unwrap_or(CommitOutcome::LeaseLost))
-            }
-        })
-        .await
+        let committed = self
+            .retry(|task| {
+                let commit = &commit;
+                async move {
+                    let outcomes = task.storage.commit_steps(&Scope::Server, commit).await?;
+                    Ok(outcomes.first().copied().unwrap_or(CommitOutcome::LeaseLost))
+                }
+            })
+            .await;
+        let mut backlog = lock(&self.backlog);
+        backlog.bytes = backlog.bytes.saturating_sub(written);
+        // What was queued meanwhile is younger than this commit.
+        backlog.since = (backlog.bytes > 0).then(Instant::now);
+        committed
     }
 
     /// The lease went while the database was away: no commit can succeed any more.

@@ -276,8 +276,10 @@ impl Driver {
             if !jobs.iter().all(|job| job.task.is_hidden()) {
                 // Not urgent: quick supersteps share a commit, and what a slow node waits on is durable soon.
                 self.shared.push(false);
-                if self.shared.durability == Durability::Sync {
-                    self.shared.committer.flush().await;
+                match self.shared.durability {
+                    Durability::Sync => self.shared.committer.flush().await,
+                    Durability::Async => self.shared.committer.keep_up().await,
+                    Durability::Exit => {}
                 }
             }
             match self.superstep(jobs).await {

@@ -58,7 +58,7 @@ struct Position {
 
 impl Runtime {
     /// Executes a claimed run to its end, or until it is handed over or its lease is lost.
-    pub(crate) async fn execute_run(&self, claimed: ClaimedRun, active: Active) {
+    pub(crate) async fn execute_run(&self, claimed: ClaimedRun, active: Active, announce: bool) {
         let run_id = claimed.run.run_id;
         let live = self.inner.hub.run(run_id);
         let committer = Committer::spawn(self.storage().clone(), Arc::clone(&live), active.clone());
@@ -79,10 +79,17 @@ impl Runtime {
                 Outcome::Ended(Ending::failed(&error))
             }
         };
-        self.conclude(ending, &committer, &live, &claimed).await;
+        self.conclude(ending, &committer, &live, &claimed, announce).await;
     }
 
-    async fn conclude(&self, outcome: Outcome, committer: &Committer, live: &LiveRun, claimed: &ClaimedRun) {
+    async fn conclude(
+        &self,
+        outcome: Outcome,
+        committer: &Committer,
+        live: &LiveRun,
+        claimed: &ClaimedRun,
+        announce: bool,
+    ) {
         let run_id = claimed.run.run_id;
         match outcome {
             Outcome::Ended(ending) => {
@@ -92,7 +99,7 @@ impl Runtime {
                     error: ending.error,
                     thread_status: ending.thread_status,
                     view: ending.view,
-                    announce: claimed.lease.epoch > 1,
+                    announce,
                 };
                 if committer.end(end).await {
                     self.inner.hub.set_result(run_id, &result);

@@ -355,6 +355,9 @@ fn collect(
     }
 }
 
+/// The writes of one task as stored: its id, its path, and references by channel.
+type StoredRecord = (String, String, Vec<(String, ValueRef)>);
+
 /// Log rows of one branch, by the position they start at.
 type BranchRows = BTreeMap<i64, Vector<Json>>;
 
@@ -369,7 +372,7 @@ impl Values {
         &self,
         row: CheckpointRow,
         body: Body,
-        records: Vec<(String, String, Vec<(String, ValueRef)>)>,
+        records: Vec<StoredRecord>,
     ) -> Result<(Loaded, Stored), StorageError> {
         let mut values = Fields::new();
         for (channel, reference) in &body.channels {

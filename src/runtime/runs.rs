@@ -70,7 +70,8 @@ impl Runtime {
         let starts_here = claimed.is_some();
         // Otherwise storage has announced it to the workers, this one among them.
         if let Some(claimed) = claimed {
-            self.execute(*claimed);
+            // Who asked for its end is connected here; a background run may be joined anywhere.
+            self.execute(*claimed, !request.start_here);
         }
         // What was accepted is a pending run, whoever is quick to start it.
         run.status = RunStatus::Pending;
@@ -136,7 +137,10 @@ impl Runtime {
         let Some(found) = self.storage().find_thread(scope, thread).await? else {
             return Err(RuntimeError::ThreadNotFound(thread.to_string()));
         };
-        let view = self.head_views(scope, &[found]).await?.pop().unwrap_or_default();
+        let view = match self.end_of(scope, &found, run_id).await? {
+            Some(view) => view,
+            None => self.head_views(scope, &[found]).await?.pop().unwrap_or_default(),
+        };
         let questions: Vec<Json> =
             view.interrupts.values().flatten().map(|interrupt| Json::of(interrupt).unwrap_or_default()).collect();
         if questions.is_empty() {

@@ -17,8 +17,8 @@ use crate::engine::view::{StateView, state_at, values_at};
 use crate::graph::Graph;
 use crate::graph::node::Checkpointing;
 use crate::model::{
-    CheckpointId, CheckpointRef, Cursor, Fields, HeadView, Json, Scope, TaskState, Thread, ThreadId, ThreadState,
-    ThreadStatus,
+    CheckpointId, CheckpointRef, Cursor, Fields, HeadView, Json, RunId, Scope, TaskState, Thread, ThreadId,
+    ThreadState, ThreadStatus,
 };
 use crate::storage::{CheckpointFilter, StateCommit, StateOutcome, Which};
 
@@ -310,6 +310,28 @@ impl Runtime {
             views.push(view);
         }
         Ok(views)
+    }
+
+    /// What a run left behind: the view of its last checkpoint. `None` when that is the head, or there is none.
+    pub(crate) async fn end_of(
+        &self,
+        scope: &Scope,
+        thread: &Thread,
+        run_id: RunId,
+    ) -> Result<Option<HeadView>, RuntimeError> {
+        let metadata = Some(Json::from(json!({"run_id": run_id})));
+        let filter = CheckpointFilter { metadata, ..CheckpointFilter::default() };
+        let rows = self.storage().list_checkpoints(scope, thread.key, &filter, 1).await?;
+        if rows.first().is_none_or(|stored| Some(&stored.row.id) == thread.head.as_ref()) {
+            return Ok(None);
+        }
+        let reader = Reader { storage: self.storage(), scope, thread: thread.key };
+        let mut view = HeadView::default();
+        if let Some((loaded, _)) = reader.resolve(rows).await?.pop() {
+            let plain = Thread { view: None, ..thread.clone() };
+            self.view_head(&plain, &loaded, &mut view)?;
+        }
+        Ok(Some(view))
     }
 
     fn view_head(&self, thread: &Thread, loaded: &Loaded, view: &mut HeadView) -> Result<(), RuntimeError> {

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use futures_util::FutureExt;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
@@ -108,7 +109,7 @@ impl Runtime {
                     Ok(runs) => {
                         claimed = runs.len();
                         for run in runs {
-                            self.execute(run);
+                            self.execute(run, true);
                         }
                     }
                     Err(error) => tracing::warn!(%error, "could not look for runs"),
@@ -126,8 +127,8 @@ impl Runtime {
     }
 
     /// Executes a claimed run in the background. Called outside a drain it cannot fail; during one the run is left to its
-    /// lease.
-    pub(crate) fn execute(&self, claimed: ClaimedRun) {
+    /// lease. `announce`: others than this process may wait for its end.
+    pub(crate) fn execute(&self, claimed: ClaimedRun, announce: bool) {
         let active = Active {
             lease: claimed.lease,
             stop: CancellationToken::new(),
@@ -144,7 +145,13 @@ impl Runtime {
         lock(&self.inner.active).insert(run_id, active.clone());
         let runtime = self.clone();
         tokio::spawn(async move {
-            runtime.execute_run(claimed, active).await;
+            // A panic here is a bug of the server, not of a node: the run is left to its lease, and its attempts count.
+            let executed =
+                std::panic::AssertUnwindSafe(runtime.execute_run(claimed, active, announce)).catch_unwind().await;
+            if executed.is_err() {
+                tracing::error!(run.id = %run_id, "executing a run panicked; its lease will run out");
+                runtime.inner.hub.end(run_id);
+            }
             lock(&runtime.inner.active).remove(&run_id);
             runtime.inner.idle.notify_waiters();
             if runtime.inner.at_limit.swap(false, Ordering::SeqCst) {

@@ -103,6 +103,6 @@ async fn postgres_counts_no_more_than_the_process_does() {
     let cost = (busy - idle) as f64 / RUNS as f64;
     eprintln!("{cost} transactions per run, reads included");
     // Reads are transactions to Postgres too, so this shows that a run needs none. What is left is for the pool: a new
-    // connection, and each statement prepared on it, is a transaction as well.
-    assert!(cost <= AT_MOST as f64 + 0.25, "{cost} transactions per run, at most {AT_MOST} are allowed");
+    // connection, and each statement prepared on it, is a transaction as well. One read per run would add a whole one.
+    assert!(cost <= AT_MOST as f64 + 0.5, "{cost} transactions per run, at most {AT_MOST} are allowed");
 }
