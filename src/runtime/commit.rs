@@ -14,7 +14,7 @@ use super::worker::{Active, StopReason};
 use crate::model::{Event, Json, Scope, ThreadStatus};
 use crate::storage::{CommitOutcome, Lease, RunEnd, SharedStorage, StepCommit, StepRows, StorageError, StoredEvent};
 
-/// How long a finished task's writes, or stored events, may wait for company.
+/// How long rows or stored events may wait for company.
 const LINGER: Duration = Duration::from_millis(20);
 /// Uncommitted work of a run never exceeds this: whoever makes more waits.
 const MAX_BACKLOG_BYTES: usize = 1024 * 1024;

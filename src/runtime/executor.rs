@@ -274,7 +274,8 @@ impl Driver {
             }
             // The start node runs no code: its superstep is stored with the one before it.
             if !jobs.iter().all(|job| job.task.is_hidden()) {
-                self.shared.push(true);
+                // Not urgent: quick supersteps share a commit, and what a slow node waits on is durable soon.
+                self.shared.push(false);
                 match self.shared.durability {
                     Durability::Sync => self.shared.committer.flush().await,
                     Durability::Async => self.shared.committer.keep_up().await,
