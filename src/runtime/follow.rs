@@ -8,7 +8,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::live::LiveRun;
+use super::live::{Heard, Listener, LiveRun};
 use super::{EventStream, Runtime, RuntimeError};
 use crate::model::{CancelAction, Event, EventId, Json, Run, RunId, Scope, ThreadId, ThreadKey};
 use crate::storage::Notice;
@@ -25,7 +25,7 @@ pub(crate) struct Follow {
     pub(crate) scope: Scope,
     pub(crate) run: Run,
     pub(crate) live: Arc<LiveRun>,
-    pub(crate) receiver: broadcast::Receiver<Event>,
+    pub(crate) receiver: Listener,
     /// Stored events after this id come first.
     pub(crate) after: Option<EventId>,
     pub(crate) cancel_on_disconnect: bool,
@@ -68,8 +68,8 @@ impl Runtime {
         loop {
             let is_here = self.inner.is_executing(follow.run.run_id);
             tokio::select! {
-                received = follow.receiver.recv() => match received {
-                    Ok(event) => {
+                heard = follow.receiver.hear() => match heard {
+                    Heard::Event(event) => {
                         if event.id.is_some_and(|id| last.is_some_and(|last| id <= last)) {
                             continue;
                         }
@@ -78,13 +78,14 @@ impl Runtime {
                             return Ok(Pumped::Left);
                         }
                     }
-                    Err(RecvError::Lagged(_)) => {
+                    Heard::Lagged => {
                         let Some(after) = last else { return Ok(Pumped::Ended) };
+                        follow.receiver = follow.live.subscribe();
                         if self.replay(&follow, after, &mut last, sender).await? {
                             return Ok(Pumped::Left);
                         }
                     }
-                    Err(RecvError::Closed) => {
+                    Heard::Closed => {
                         if follow.live.result.get().is_some() || !self.is_active(&follow).await? {
                             if let Some(after) = last.filter(|_| resumable) {
                                 self.replay(&follow, after, &mut last, sender).await?;
@@ -104,7 +105,7 @@ impl Runtime {
                         return Ok(Pumped::Left);
                     }
                     if !self.is_active(&follow).await? && !self.inner.is_executing(follow.run.run_id) {
-                        while let Ok(event) = follow.receiver.try_recv() {
+                        while let Some(event) = follow.receiver.try_hear() {
                             let is_new = event.id.is_none_or(|id| last.is_none_or(|last| id > last));
                             if is_new && sender.send(event).await.is_err() {
                                 return Ok(Pumped::Left);

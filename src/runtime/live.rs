@@ -1,10 +1,12 @@
 //! Live events: from the executor of a run to everybody in this process who listens.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use indexmap::IndexMap;
-use tokio::sync::broadcast;
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 
 use crate::model::{Event, Json, RunId};
 
@@ -26,34 +28,80 @@ pub(crate) struct Hub {
 /// One run's channel. Closed when the run has ended and its final status is committed.
 #[derive(Debug)]
 pub(crate) struct LiveRun {
-    sender: Mutex<Option<broadcast::Sender<Event>>>,
+    /// `None` once closed. Queues that grow with what is in them: most runs tell a few events to one listener.
+    listeners: Mutex<Option<Vec<Queue>>>,
     /// What `wait` answers, set before the channel closes.
     pub(crate) result: OnceLock<Json>,
 }
 
+#[derive(Debug)]
+struct Queue {
+    sender: mpsc::Sender<Event>,
+    lagged: Arc<AtomicBool>,
+}
+
+/// The receiving end of a run's channel.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    receiver: mpsc::Receiver<Event>,
+    lagged: Arc<AtomicBool>,
+}
+
+/// What a listener hears.
+pub(crate) enum Heard {
+    Event(Event),
+    /// It was too slow, and gets no more: subscribe again, and read what is missing from storage.
+    Lagged,
+    Closed,
+}
+
+impl Listener {
+    /// The next event. Cancel-safe.
+    pub(crate) async fn hear(&mut self) -> Heard {
+        match self.receiver.recv().await {
+            Some(event) => Heard::Event(event),
+            None if self.lagged.load(Ordering::Acquire) => Heard::Lagged,
+            None => Heard::Closed,
+        }
+    }
+
+    /// An event that has arrived already.
+    pub(crate) fn try_hear(&mut self) -> Option<Event> {
+        self.receiver.try_recv().ok()
+    }
+}
+
 impl LiveRun {
     fn new() -> LiveRun {
-        LiveRun { sender: Mutex::new(Some(broadcast::channel(BACKLOG).0)), result: OnceLock::new() }
+        LiveRun { listeners: Mutex::new(Some(Vec::new())), result: OnceLock::new() }
     }
 
     /// Sends to whoever listens now.
     pub(crate) fn send(&self, event: Event) {
-        if let Some(sender) = &*self.sender.lock().unwrap_or_else(PoisonError::into_inner) {
-            // No listener is no error.
-            let _ = sender.send(event);
-        }
+        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(listeners) = &mut *listeners else { return };
+        listeners.retain(|queue| match queue.sender.try_send(event.clone()) {
+            Ok(()) => true,
+            Err(TrySendError::Full(_)) => {
+                queue.lagged.store(true, Ordering::Release);
+                false
+            }
+            Err(TrySendError::Closed(_)) => false,
+        });
     }
 
     /// Events from now on; already closed when the run has ended here.
-    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Event> {
-        match &*self.sender.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(sender) => sender.subscribe(),
-            None => broadcast::channel(1).1,
+    pub(crate) fn subscribe(&self) -> Listener {
+        let (sender, receiver) = mpsc::channel(BACKLOG);
+        let lagged = Arc::new(AtomicBool::new(false));
+        if let Some(listeners) = &mut *self.listeners.lock().unwrap_or_else(PoisonError::into_inner) {
+            listeners.push(Queue { sender, lagged: Arc::clone(&lagged) });
         }
+        Listener { receiver, lagged }
     }
 
     pub(crate) fn close(&self) {
-        self.sender.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }
 

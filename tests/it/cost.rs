@@ -97,7 +97,7 @@ async fn still_standing(mut ask: impl AsyncFnMut() -> Option<i64>) -> (i64, usiz
 
 #[tokio::test]
 async fn postgres_counts_no_more_than_the_process_does() {
-    const RUNS: usize = 100;
+    const RUNS: usize = 200;
     let Some(idle) = transactions(0).await else { return };
     let Some(busy) = transactions(RUNS).await else { return };
     let cost = (busy - idle) as f64 / RUNS as f64;

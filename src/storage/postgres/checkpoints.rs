@@ -78,19 +78,28 @@ const HEADS: &str = concat!(
      WHERE t.thread_key = ANY ($1) AND c.ns = '' AND ($2::uuid IS NULL OR t.tenant = $2)"
 );
 
+/// Where each range begins is found first, once; OFFSET 0 keeps the lateral a range scan of the key for each of them. The
+/// first array stands in a subquery, so that Postgres guesses the same length whether it knows the list or not: otherwise
+/// a plan for an unknown list looks so much dearer that every execution is planned anew.
 const LOG: &str = "
+    WITH r AS MATERIALIZED (
+        SELECT w.ns, w.channel, w.branch, w.first, w.last, w.ordinal,
+               -- Rows of a branch do not overlap: the last one that starts at or before the range is the first to read.
+               COALESCE((SELECT MAX(f.start) FROM channel_log f
+                         WHERE f.thread_key = $1 AND f.ns = w.ns AND f.channel = w.channel AND f.branch = w.branch
+                           AND f.start <= w.first), 0) AS begins
+        FROM UNNEST((SELECT $2::text[]), $3::text[], $4::bigint[], $5::bigint[], $6::bigint[]) WITH ORDINALITY
+            AS w (ns, channel, branch, first, last, ordinal)
+    )
     SELECT l.thread_key, l.ns, l.channel, l.branch, l.start, l.count, l.run_id, l.codec, l.items
-    FROM UNNEST($2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[]) WITH ORDINALITY
-        AS r (ns, channel, branch, first, last, ordinal)
+    FROM r
     CROSS JOIN LATERAL (
         SELECT g.thread_key, g.ns, g.channel, g.branch, g.start, g.count, g.run_id, g.codec, g.items
         FROM channel_log g
-        WHERE g.thread_key = $1 AND g.ns = r.ns AND g.channel = r.channel AND g.branch = r.branch AND g.start < r.last
-          -- Rows of a branch do not overlap: the last one that starts at or before the range is the first to read.
-          AND g.start >= COALESCE((SELECT MAX(f.start) FROM channel_log f
-                                   WHERE f.thread_key = $1 AND f.ns = r.ns AND f.channel = r.channel
-                                     AND f.branch = r.branch AND f.start <= r.first), 0)
-          AND g.start + g.count > r.first AND ($7::uuid IS NULL OR g.tenant = $7)
+        WHERE g.thread_key = $1 AND g.ns = r.ns AND g.channel = r.channel AND g.branch = r.branch
+          AND g.start >= r.begins AND g.start < r.last AND g.start + g.count > r.first
+          AND ($7::uuid IS NULL OR g.tenant = $7)
+        OFFSET 0
     ) AS l
     ORDER BY r.ordinal, l.start";
 
@@ -197,8 +206,10 @@ impl Checkpoints for PostgresStorage {
         let rows = read!(async {
             let mut session = self.session().await?;
             sqlx::query(
+                // The array in a subquery: see LOG.
                 "SELECT hash, codec, value FROM payloads
-                 WHERE thread_key = $1 AND hash = ANY ($2) AND ($3::uuid IS NULL OR tenant = $3)",
+                 WHERE thread_key = $1 AND hash = ANY ((SELECT $2::bytea[])::bytea[])
+                   AND ($3::uuid IS NULL OR tenant = $3)",
             )
             .bind(thread.0)
             .bind(&wanted)
@@ -251,12 +262,13 @@ impl Checkpoints for PostgresStorage {
             let mut session = self.session().await?;
             let rows = sqlx::query(
                 "SELECT r.ns, r.channel, r.branch
-                 FROM UNNEST($2::text[], $3::text[], $4::bigint[], $5::bigint[]) WITH ORDINALITY
+                 FROM UNNEST((SELECT $2::text[]), $3::text[], $4::bigint[], $5::bigint[]) WITH ORDINALITY
                      AS r (ns, channel, branch, length, ordinal)
-                 WHERE EXISTS (SELECT 1 FROM channel_log l
-                               WHERE l.thread_key = $1 AND l.ns = r.ns AND l.channel = r.channel
-                                 AND l.branch = r.branch AND l.start + l.count > r.length
-                                 AND ($6::uuid IS NULL OR l.tenant = $6))
+                 -- Rows of a branch do not overlap: the last one says where it ends.
+                 WHERE r.length < (SELECT l.start + l.count FROM channel_log l
+                                   WHERE l.thread_key = $1 AND l.ns = r.ns AND l.channel = r.channel
+                                     AND l.branch = r.branch AND ($6::uuid IS NULL OR l.tenant = $6)
+                                   ORDER BY l.start DESC LIMIT 1)
                  ORDER BY r.ordinal",
             )
             .bind(thread.0)

@@ -106,6 +106,7 @@ impl Session {
 /// The Postgres backend.
 pub(super) struct PostgresStorage {
     pool: PgPool,
+    group: runs::Group,
     pgbouncer: bool,
     notices: broadcast::Sender<Notice>,
     commits: AtomicU64,
@@ -163,6 +164,7 @@ impl PostgresStorage {
         };
         Ok(PostgresStorage {
             pool,
+            group: runs::Group::default(),
             pgbouncer: options.pgbouncer,
             notices,
             commits: AtomicU64::new(0),

@@ -43,8 +43,20 @@ pub(super) async fn threads_by_key(conn: &mut PgConnection, scope: &Scope, keys:
     rows.iter().map(thread_from).collect()
 }
 
+/// Reads one thread. A statement of its own: with a list of keys Postgres plans anew every time, since it guesses that an
+/// unknown list is longer.
 async fn thread_by_key(conn: &mut PgConnection, scope: &Scope, key: ThreadKey) -> Result<Option<Thread>> {
-    Ok(threads_by_key(conn, scope, vec![key.0]).await?.pop())
+    let row = sqlx::query(concat!(
+        "SELECT ",
+        thread_columns!(),
+        " FROM threads t WHERE t.thread_key = $1 AND ($2::uuid IS NULL OR t.tenant = $2)"
+    ))
+    .bind(key.0)
+    .bind(scope.filter())
+    .fetch_optional(conn)
+    .await
+    .map_err(driver_error)?;
+    row.as_ref().map(thread_from).transpose()
 }
 
 /// Locks a thread against everything that writes to it; false when it is missing.

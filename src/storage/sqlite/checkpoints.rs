@@ -273,9 +273,11 @@ impl Checkpoints for SqliteStorage {
                 let mut continued = Vec::new();
                 for (ns, channel, branch, length) in ends {
                     let row = sqlx::query(
-                        "SELECT EXISTS (SELECT 1 FROM channel_log
-                                        WHERE thread_key = $1 AND ns = $2 AND channel = $3 AND branch = $4
-                                          AND start + count > $5 AND ($6 IS NULL OR tenant = $6)) AS longer",
+                        // Rows of a branch do not overlap: the last one says where it ends.
+                        "SELECT COALESCE((SELECT start + count > $5 FROM channel_log
+                                          WHERE thread_key = $1 AND ns = $2 AND channel = $3 AND branch = $4
+                                            AND ($6 IS NULL OR tenant = $6)
+                                          ORDER BY start DESC LIMIT 1), FALSE) AS longer",
                     )
                     .bind(thread.0)
                     .bind(&ns)

@@ -1,7 +1,7 @@
 //! SQLite: the backend in the box, in a file or in memory.
 //!
 //! One task owns the only writing connection. Operations are sent to it; those that queue up while it works share one
-//! transaction, each inside its own savepoint, and every caller is answered after the commit. A caller that goes away
+//! transaction, those after the first in a savepoint each, and every caller is answered after the commit. A caller that goes away
 //! changes nothing about that: its operation is done or, if it had not started, done all the same. Reads use a pool
 //! beside it (WAL); a database in memory has one connection, so there reads queue with the writes.
 //!
@@ -285,28 +285,34 @@ async fn write_loop(
 
 type JobError = (Option<Finish>, sqlx::Error);
 
-/// Runs one job, in its own savepoint when it writes. An error here spoils the whole transaction.
+/// Runs one job. The first that writes opens the transaction, later ones have a savepoint each, so that one that fails is
+/// undone alone. An error here spoils the whole transaction.
 async fn run_job(job: Job, write: &mut Write, open: &mut bool) -> std::result::Result<Finish, JobError> {
     let before = |error| (None, error);
     if !job.writes {
         return Ok((job.operation)(write).await);
     }
-    if !*open {
-        sqlx::query("BEGIN IMMEDIATE").execute(&mut write.conn).await.map_err(before)?;
-        *open = true;
-    }
-    sqlx::query("SAVEPOINT operation").execute(&mut write.conn).await.map_err(before)?;
+    let is_first = !*open;
+    let begin = if is_first { "BEGIN IMMEDIATE" } else { "SAVEPOINT operation" };
+    sqlx::query(begin).execute(&mut write.conn).await.map_err(before)?;
+    *open = true;
     write.now = clock().max(write.now + 1);
     let heard = write.notices.len();
     let finish = (job.operation)(write).await;
     if !finish.keep {
         write.notices.truncate(heard);
-        if let Err(error) = sqlx::query("ROLLBACK TO operation").execute(&mut write.conn).await {
-            return Err((Some(finish), error));
-        }
     }
-    match sqlx::query("RELEASE operation").execute(&mut write.conn).await {
-        Ok(_) => Ok(finish),
+    let end = match (is_first, finish.keep) {
+        (true, true) => return Ok(finish),
+        (true, false) => "ROLLBACK",
+        (false, true) => "RELEASE operation",
+        (false, false) => "ROLLBACK TO operation; RELEASE operation",
+    };
+    match sqlx::raw_sql(end).execute(&mut write.conn).await {
+        Ok(_) => {
+            *open = !(is_first && !finish.keep);
+            Ok(finish)
+        }
         Err(error) => Err((Some(finish), error)),
     }
 }

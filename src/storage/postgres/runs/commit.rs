@@ -18,6 +18,10 @@ use crate::storage::{
 
 /// The inserts of rows: parameters 1-35, from `live (member, thread_key, tenant, gone)`. A row that is there already (a
 /// commit repeated after its answer was lost) stays, except that the writes of a task are replaced.
+///
+/// The first array of each list stands in a subquery, so that Postgres guesses the same length whether it knows the list
+/// or not. Otherwise a plan for an unknown list looks so much dearer than one for few members that every execution is
+/// planned anew, at several times the price of the commit itself.
 macro_rules! row_inserts {
     () => {
         "put_checkpoints AS (
@@ -25,7 +29,7 @@ macro_rules! row_inserts {
                                      metadata, codec, next_nodes, body, size_bytes)
             SELECT l.thread_key, c.ns, c.checkpoint_id, l.tenant, c.parent_id, c.run_id, c.step, c.source, c.created_at,
                    c.metadata::jsonb, 0, c.next_nodes, c.body, c.size_bytes
-            FROM UNNEST($1::int[], $2::text[], $3::text[], $4::text[], $5::uuid[], $6::bigint[], $7::text[],
+            FROM UNNEST((SELECT $1::int[]), $2::text[], $3::text[], $4::text[], $5::uuid[], $6::bigint[], $7::text[],
                         $8::bigint[], $9::text[], $10::bytea[], $11::bytea[], $12::bigint[])
                 AS c (member, ns, checkpoint_id, parent_id, run_id, step, source, created_at, metadata, next_nodes, body,
                       size_bytes)
@@ -36,7 +40,8 @@ macro_rules! row_inserts {
             INSERT INTO task_writes (thread_key, ns, checkpoint_id, task_id, run_id, tenant, path, written_at, codec,
                                      body)
             SELECT l.thread_key, w.ns, w.checkpoint_id, w.task_id, w.run_id, l.tenant, w.path, clock.now, 0, w.body
-            FROM UNNEST($13::int[], $14::text[], $15::text[], $16::text[], $17::uuid[], $18::text[], $19::bytea[])
+            FROM UNNEST((SELECT $13::int[]), $14::text[], $15::text[], $16::text[], $17::uuid[], $18::text[],
+                        $19::bytea[])
                 AS w (member, ns, checkpoint_id, task_id, run_id, path, body)
             JOIN live l ON l.member = w.member AND NOT l.gone
             CROSS JOIN clock
@@ -47,22 +52,22 @@ macro_rules! row_inserts {
         put_payloads AS (
             INSERT INTO payloads (thread_key, hash, tenant, codec, value)
             SELECT l.thread_key, p.hash, l.tenant, 0, p.value
-            FROM UNNEST($20::int[], $21::bytea[], $22::bytea[]) AS p (member, hash, value)
+            FROM UNNEST((SELECT $20::int[]), $21::bytea[], $22::bytea[]) AS p (member, hash, value)
             JOIN live l ON l.member = p.member AND NOT l.gone
             ON CONFLICT (thread_key, hash) DO NOTHING
         ),
         put_log AS (
             INSERT INTO channel_log (thread_key, ns, channel, branch, start, tenant, count, run_id, codec, items)
             SELECT l.thread_key, i.ns, i.channel, i.branch, i.start, l.tenant, i.count, i.run_id, 0, i.items
-            FROM UNNEST($23::int[], $24::text[], $25::text[], $26::bigint[], $27::bigint[], $28::bigint[], $29::uuid[],
-                        $30::bytea[]) AS i (member, ns, channel, branch, start, count, run_id, items)
+            FROM UNNEST((SELECT $23::int[]), $24::text[], $25::text[], $26::bigint[], $27::bigint[], $28::bigint[],
+                        $29::uuid[], $30::bytea[]) AS i (member, ns, channel, branch, start, count, run_id, items)
             JOIN live l ON l.member = i.member AND NOT l.gone
             ON CONFLICT (thread_key, ns, channel, branch, start) DO NOTHING
         ),
         put_events AS (
             INSERT INTO events (thread_key, event_id, tenant, run_id, name, codec, data)
             SELECT l.thread_key, e.event_id, l.tenant, e.run_id, e.name, 0, e.data
-            FROM UNNEST($31::int[], $32::bigint[], $33::uuid[], $34::text[], $35::bytea[])
+            FROM UNNEST((SELECT $31::int[]), $32::bigint[], $33::uuid[], $34::text[], $35::bytea[])
                 AS e (member, event_id, run_id, name, data)
             JOIN live l ON l.member = e.member AND NOT l.gone
             ON CONFLICT (thread_key, event_id) DO NOTHING
@@ -80,15 +85,17 @@ macro_rules! live_members {
             wanted AS MATERIALIZED (
                 SELECT member, thread_key, run_id, epoch, input_applied, progress, head, end_status, end_error,
                        rest_status, view, last_event, announce
-                FROM UNNEST($36::int[], $37::uuid[], $38::uuid[], $39::bigint[], $40::bool[], $41::bool[], $42::text[],
-                            $43::text[], $44::bytea[], $45::text[], $46::bytea[], $47::bigint[], $48::bool[])
+                FROM UNNEST((SELECT $36::int[]), $37::uuid[], $38::uuid[], $39::bigint[], $40::bool[], $41::bool[],
+                            $42::text[], $43::text[], $44::bytea[], $45::text[], $46::bytea[], $47::bigint[], $48::bool[])
                     AS m (member, thread_key, run_id, epoch, input_applied, progress, head, end_status, end_error,
                           rest_status, view, last_event, announce)
             ),
-            snap AS MATERIALIZED (SELECT thread_key, revision FROM threads WHERE thread_key = ANY ($37::uuid[])),
+            snap AS MATERIALIZED (
+                SELECT thread_key, revision FROM threads WHERE thread_key = ANY ((SELECT $37::uuid[])::uuid[])
+            ),
             held AS MATERIALIZED (
                 -- Threads before runs, in the order of their keys: everybody locks like this.
-                SELECT thread_key, revision FROM threads WHERE thread_key = ANY ($37::uuid[])
+                SELECT thread_key, revision FROM threads WHERE thread_key = ANY ((SELECT $37::uuid[])::uuid[])
                 ORDER BY thread_key FOR NO KEY UPDATE
             ),
             live AS MATERIALIZED (

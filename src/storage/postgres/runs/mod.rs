@@ -19,7 +19,10 @@ mod columns;
 mod commit;
 mod create;
 mod delete;
+mod group;
 mod lease;
+
+pub(super) use group::Group;
 
 /// The columns `run_from` and `cancel_from` read, from `runs r` and its thread `t`.
 macro_rules! run_columns {
@@ -82,7 +85,10 @@ impl Runs for PostgresStorage {
     }
 
     async fn commit_steps(&self, scope: &Scope, batch: &[StepCommit]) -> Result<Vec<CommitOutcome>> {
-        self.commit_batch(scope, batch).await
+        match batch {
+            [step] if *scope == Scope::Server => Ok(vec![self.commit_in_group(step.clone()).await?]),
+            batch => self.commit_batch(scope, batch).await,
+        }
     }
 
     async fn rollback_run(&self, scope: &Scope, lease: &Lease, thread_status: ThreadStatus) -> Result<CommitOutcome> {

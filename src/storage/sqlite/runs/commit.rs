@@ -1,5 +1,6 @@
 //! The fenced commits: supersteps, events between them, and changes of state from outside a run.
 
+use sqlx::QueryBuilder;
 use uuid::Uuid;
 
 use super::super::Write;
@@ -11,6 +12,10 @@ use crate::storage::rows::driver_error;
 use crate::storage::{
     CommitOutcome, Lease, Notice, Result, StateCommit, StateOutcome, StepCommit, StepRows, StoredEvent,
 };
+
+/// Rows that one statement inserts at most: every statement is a trip to the connection's thread and back. Few enough
+/// that all counts stay in the statement cache.
+const ROWS: usize = 16;
 
 /// What a held lease gives a right to.
 pub(super) struct Held {
@@ -131,51 +136,35 @@ async fn commit_step(write: &mut Write, held: Held, step: StepCommit) -> Result<
 /// Inserts checkpoints, task writes, payloads and log rows. A row that is there already (a commit repeated after its
 /// answer was lost) stays, except that the writes of a task are replaced.
 async fn insert_rows(write: &mut Write, tenant: Uuid, key: ThreadKey, rows: &StepRows) -> Result<()> {
-    for row in &rows.checkpoints {
-        sqlx::query(
+    for rows in rows.checkpoints.chunks(ROWS) {
+        let mut query = QueryBuilder::new(
             "INSERT INTO checkpoints
                  (thread_key, ns, checkpoint_id, tenant, parent_id, run_id, step, source, created_at, metadata, codec,
-                  next_nodes, body, size_bytes)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
-             ON CONFLICT (thread_key, ns, checkpoint_id) DO NOTHING",
-        )
-        .bind(key.0)
-        .bind(&row.ns)
-        .bind(&row.id)
-        .bind(tenant)
-        .bind(&row.parent)
-        .bind(row.run_id)
-        .bind(row.step)
-        .bind(row.source.as_str())
-        .bind(row.at.0)
-        .bind(encoding::metadata_text(&row.metadata))
-        .bind(PLAIN)
-        .bind(encoding::bytes(&row.next.iter().map(|node| Json::from(node.as_str())).collect()))
-        .bind(encoding::bytes(&row.body))
-        .bind(row.bytes)
-        .execute(&mut write.conn)
-        .await
-        .map_err(driver_error)?;
+                  next_nodes, body, size_bytes) ",
+        );
+        query.push_values(rows, |mut values, row| {
+            let next: Json = row.next.iter().map(|node| Json::from(node.as_str())).collect();
+            values.push_bind(key.0).push_bind(row.ns.clone()).push_bind(row.id.clone()).push_bind(tenant);
+            values.push_bind(row.parent.clone()).push_bind(row.run_id).push_bind(row.step);
+            values.push_bind(row.source.as_str()).push_bind(row.at.0);
+            values.push_bind(encoding::metadata_text(&row.metadata)).push_bind(PLAIN);
+            values.push_bind(encoding::bytes(&next)).push_bind(encoding::bytes(&row.body)).push_bind(row.bytes);
+        });
+        query.push(" ON CONFLICT (thread_key, ns, checkpoint_id) DO NOTHING");
+        query.build().execute(&mut write.conn).await.map_err(driver_error)?;
     }
-    for row in &rows.task_writes {
-        sqlx::query(
+    for rows in rows.task_writes.chunks(ROWS) {
+        let mut query = QueryBuilder::new(
             "INSERT OR REPLACE INTO task_writes
-                 (thread_key, ns, checkpoint_id, task_id, run_id, tenant, path, written_at, codec, body)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
-        )
-        .bind(key.0)
-        .bind(&row.ns)
-        .bind(&row.checkpoint_id)
-        .bind(&row.task_id)
-        .bind(row.run_id.unwrap_or(Uuid::nil()))
-        .bind(tenant)
-        .bind(&row.path)
-        .bind(write.now)
-        .bind(PLAIN)
-        .bind(encoding::bytes(&row.body))
-        .execute(&mut write.conn)
-        .await
-        .map_err(driver_error)?;
+                 (thread_key, ns, checkpoint_id, task_id, run_id, tenant, path, written_at, codec, body) ",
+        );
+        query.push_values(rows, |mut values, row| {
+            values.push_bind(key.0).push_bind(row.ns.clone()).push_bind(row.checkpoint_id.clone());
+            values.push_bind(row.task_id.clone()).push_bind(row.run_id.unwrap_or(Uuid::nil())).push_bind(tenant);
+            values.push_bind(row.path.clone()).push_bind(write.now).push_bind(PLAIN);
+            values.push_bind(encoding::bytes(&row.body));
+        });
+        query.build().execute(&mut write.conn).await.map_err(driver_error)?;
     }
     for payload in &rows.payloads {
         sqlx::query(
