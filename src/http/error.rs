@@ -103,7 +103,9 @@ fn runtime(error: RuntimeError) -> (StatusCode, String) {
     match error {
         // The reference's words, which clients and their tests compare.
         RuntimeError::ThreadNotFound(_) | RuntimeError::ThreadOrAssistantNotFound => (StatusCode::NOT_FOUND, text),
-        RuntimeError::RunNotFound(_) | RuntimeError::GraphNotFound(_) => (StatusCode::NOT_FOUND, text),
+        RuntimeError::RunNotFound(_) | RuntimeError::GraphNotFound(_) | RuntimeError::CheckpointNotFound(_) => {
+            (StatusCode::NOT_FOUND, text)
+        }
         RuntimeError::AssistantNotFound => (
             StatusCode::NOT_FOUND,
             format!("{text}. GET /graphs lists the graphs; their names are accepted as assistant_id."),

@@ -12,6 +12,9 @@ pub enum RuntimeError {
     /// Creating a run: the thread is missing and was not to be created.
     #[error("Thread or assistant not found.")]
     ThreadOrAssistantNotFound,
+    /// An edit of a checkpoint that the thread does not have.
+    #[error("Checkpoint {0} not found: GET /threads/.../checkpoints lists them")]
+    CheckpointNotFound(String),
     #[error("Run not found")]
     RunNotFound(RunId),
     /// An assistant id that is a UUID but unknown.

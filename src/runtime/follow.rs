@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use serde_json::json;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -79,7 +80,11 @@ impl Runtime {
                         }
                     }
                     Heard::Lagged => {
-                        let Some(after) = last else { return Ok(Pumped::Ended) };
+                        let Some(after) = last else {
+                            // Nothing to catch up from: said aloud, so that nobody takes the cut for the end.
+                            let _ = sender.send(lagged(run_id)).await;
+                            return Ok(Pumped::Ended);
+                        };
                         follow.receiver = follow.live.subscribe();
                         if self.replay(&follow, after, &mut last, sender).await? {
                             return Ok(Pumped::Left);
@@ -181,6 +186,15 @@ impl Runtime {
         self.inner.hub.release(run_id);
         Ok(result)
     }
+}
+
+/// The last event of a listener that was too slow and has no stored events to catch up from.
+fn lagged(run_id: RunId) -> Event {
+    let data = json!({
+        "error": "StreamLagged",
+        "message": "this listener was too slow and missed events; the run goes on: join it, or ask for a resumable stream",
+    });
+    Event { id: None, run_id, name: "error".to_owned(), data: Json::from(data) }
 }
 
 enum Pumped {

@@ -12,7 +12,7 @@ use super::executor::{GraphEnd, GraphRun, Root, RootEnd, run_root};
 use super::live::LiveRun;
 use super::persist::Reader;
 use super::runs::merged;
-use super::shared::{Replay, Shared, Store, lock};
+use super::shared::{Outgoing, Replay, Shared, lock};
 use super::worker::{Active, StopReason};
 use crate::engine::command::Command;
 use crate::engine::execution::{Input, Loaded};
@@ -153,7 +153,7 @@ impl Runtime {
         };
         let reader = Reader { storage: self.storage(), scope: &scope, thread: claimed.lease.thread };
         let mut newest = claimed.thread.head.clone();
-        let store = Store::new(run.run_id);
+        let outgoing = Outgoing::new(run.run_id);
         let shared_modes = kwargs.stream_mode.iter().filter_map(|mode| StreamMode::parse(mode)).collect();
         let mut position = Position { loaded: None, addressed: false, parents: BTreeMap::new(), replay: None };
         let mut base = None;
@@ -201,7 +201,7 @@ impl Runtime {
             seen_messages: Mutex::default(),
             partial_messages: Mutex::default(),
             view: Mutex::default(),
-            store: Mutex::new(store),
+            outgoing: Mutex::new(outgoing),
             newest: Mutex::new(newest),
             last_event: AtomicI64::new(claimed.thread.last_event),
             input_applied: AtomicBool::new(claimed.input_applied),

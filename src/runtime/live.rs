@@ -11,7 +11,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use crate::model::{Event, Json, RunId};
 
 /// Events a slow listener may be behind before it is cut off and has to catch up from storage.
-const BACKLOG: usize = 4096;
+const BACKLOG: usize = 16_384;
 
 /// Results of background runs kept for their first join.
 const KEPT_RESULTS: usize = 256;

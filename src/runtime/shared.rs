@@ -62,7 +62,7 @@ pub(crate) struct Shared {
     pub(crate) partial_messages: Mutex<HashMap<String, Json>>,
     /// What the thread's document will show: the last state planned from, and the questions asked since.
     pub(crate) view: Mutex<View>,
-    pub(crate) store: Mutex<Store>,
+    pub(crate) outgoing: Mutex<Outgoing>,
     /// The newest checkpoint id of the thread: new ones are later.
     pub(crate) newest: Mutex<Option<CheckpointId>>,
     pub(crate) last_event: AtomicI64,
@@ -102,7 +102,7 @@ pub(crate) struct Replay {
 }
 
 /// Rows on their way to the committer.
-pub(crate) struct Store {
+pub(crate) struct Outgoing {
     writer: Writer,
     /// What the last stored checkpoint of each namespace refers to.
     bases: HashMap<String, Stored>,
@@ -118,9 +118,9 @@ struct Held {
     records: BTreeMap<(CheckpointId, String), TaskRecord>,
 }
 
-impl Store {
-    pub(crate) fn new(run_id: RunId) -> Store {
-        Store { writer: Writer::new(Some(run_id)), bases: HashMap::new(), held: BTreeMap::new() }
+impl Outgoing {
+    pub(crate) fn new(run_id: RunId) -> Outgoing {
+        Outgoing { writer: Writer::new(Some(run_id)), bases: HashMap::new(), held: BTreeMap::new() }
     }
 }
 
@@ -149,7 +149,7 @@ impl Shared {
 
     /// Remembers what a namespace's checkpoint refers to, so that the next one can refer to the same.
     pub(crate) fn loaded(&self, ns: &str, checkpoint_id: Option<CheckpointId>, stored: Stored) {
-        let mut store = lock(&self.store);
+        let mut store = lock(&self.outgoing);
         store.bases.insert(ns.to_owned(), stored);
         store.held.entry(ns.to_owned()).or_default().parent = checkpoint_id;
     }
@@ -160,7 +160,7 @@ impl Shared {
             match effect {
                 Effect::Chunk(chunk) => self.tell(ns, chunk),
                 Effect::Checkpoint(draft) => {
-                    let mut store = lock(&self.store);
+                    let mut store = lock(&self.outgoing);
                     if self.durability == Durability::Exit {
                         store.held.entry(ns.to_owned()).or_default().draft = Some(draft);
                     } else {
@@ -170,7 +170,7 @@ impl Shared {
                     }
                 }
                 Effect::Writes { checkpoint_id, record } => {
-                    let mut store = lock(&self.store);
+                    let mut store = lock(&self.outgoing);
                     if self.durability == Durability::Exit {
                         let held = store.held.entry(ns.to_owned()).or_default();
                         held.records.insert((checkpoint_id, record.task_id.clone()), record);
@@ -184,7 +184,7 @@ impl Shared {
 
     /// Hands the rows collected so far to the committer.
     pub(crate) fn push(&self, urgent: bool) {
-        let rows = lock(&self.store).writer.take();
+        let rows = lock(&self.outgoing).writer.take();
         let nothing = rows.checkpoints.is_empty() && rows.task_writes.is_empty();
         if !nothing {
             let applied = !self.input_applied.swap(true, Ordering::Relaxed);
@@ -194,7 +194,7 @@ impl Shared {
 
     /// Durability `exit`: stores the last checkpoint of a namespace and what is recorded on it.
     pub(crate) fn store_held(&self, ns: &str) {
-        let mut store = lock(&self.store);
+        let mut store = lock(&self.outgoing);
         let store = &mut *store;
         let Some(held) = store.held.remove(ns) else { return };
         let mut at = held.parent.clone();
@@ -211,9 +211,9 @@ impl Shared {
         }
     }
 
-    /// Durability `exit`: the namespaces that hold something.
+    /// Durability `exit`: forgets what a namespace holds.
     pub(crate) fn drop_held(&self, ns: &str) {
-        lock(&self.store).held.remove(ns);
+        lock(&self.outgoing).held.remove(ns);
     }
 
     fn tell(&self, ns: &str, chunk: Chunk) {

@@ -231,6 +231,10 @@ impl Runtime {
                 let is_head = !at.ns.is_empty() || thread.head.as_ref() == Some(&loaded.checkpoint.id);
                 (Some(Loaded { is_head, ..loaded }), stored)
             }
+            None if at.ns.is_empty() && thread.head.is_some() => {
+                let named = at.id.clone().unwrap_or_default();
+                return Err(RuntimeError::CheckpointNotFound(named));
+            }
             None => (None, Stored::default()),
         };
         reader.freeze(&ns, &mut base).await?;

@@ -126,8 +126,7 @@ impl Runtime {
         }
     }
 
-    /// Executes a claimed run in the background. Called outside a drain it cannot fail; during one the run is left to its
-    /// lease. `announce`: others than this process may wait for its end.
+    /// Executes a claimed run in the background. During a drain it is handed over after its first superstep. `announce`: others than this process may wait for its end.
     pub(crate) fn execute(&self, claimed: ClaimedRun, announce: bool) {
         let active = Active {
             lease: claimed.lease,
@@ -170,7 +169,10 @@ impl Runtime {
                 () = self.inner.stopped.cancelled() => return,
             }
             let active: Vec<Active> = lock(&self.inner.active).values().cloned().collect();
-            if active.is_empty() || self.renew(&active).await {
+            // A renewal that hangs must not keep the run from being stopped when its lease is over.
+            let left = self.inner.settings.lease.saturating_sub(renewed.elapsed()).max(every);
+            let is_renewed = active.is_empty() || tokio::time::timeout(left, self.renew(&active)).await == Ok(true);
+            if is_renewed {
                 renewed = self.clock().instant();
             } else if renewed.elapsed() >= self.inner.settings.lease {
                 // Nothing was renewed for a whole lease: others may have taken over. Stop before they are disturbed.
@@ -214,7 +216,9 @@ impl Runtime {
                 Ok(Notice::CancelRequested(run_id)) => {
                     let active = lock(&self.inner.active).get(&run_id).cloned();
                     if let Some(active) = active {
-                        self.renew(&[active]).await;
+                        // Beside the loop: a slow database must not hold up the next notice.
+                        let runtime = self.clone();
+                        tokio::spawn(async move { runtime.renew(&[active]).await });
                     }
                 }
                 // What waited behind it on its thread is announced by itself.

@@ -310,7 +310,7 @@ async fn run_job(job: Job, write: &mut Write, open: &mut bool) -> std::result::R
     };
     match sqlx::raw_sql(end).execute(&mut write.conn).await {
         Ok(_) => {
-            *open = !(is_first && !finish.keep);
+            *open = !is_first || finish.keep;
             Ok(finish)
         }
         Err(error) => Err((Some(finish), error)),
