@@ -31,6 +31,9 @@ pub struct StateView {
     pub values: Fields,
     pub next: Vec<String>,
     pub tasks: Vec<TaskView>,
+    /// Why the writes of finished tasks could not be applied: their run failed with it, and the values are those of the
+    /// superstep's start.
+    pub refused: Option<EngineError>,
 }
 
 /// The state at a checkpoint. `live`: outputs of finished tasks of the unfinished superstep are applied, their nodes are
@@ -44,6 +47,7 @@ pub fn state_at(spec: &GraphSpec, loaded: &Loaded, ns: &str, live: bool) -> Resu
     let tasks = prepare_next_tasks(spec, &channels, &progress, None, at);
     let record_of = |id: &str| loaded.records.iter().find(|record| record.task_id == id);
     apply_null_writes(spec, loaded, &mut channels);
+    let mut refused = None;
     if live {
         let outputs: Vec<_> = tasks
             .iter()
@@ -61,13 +65,15 @@ pub fn state_at(spec: &GraphSpec, loaded: &Loaded, ns: &str, live: bool) -> Resu
             .collect();
         if !writes.is_empty() {
             let mut applied = channels.clone();
-            // Writes that are refused failed their run; the thread stays readable without them.
-            if apply_writes(spec, &mut applied, &mut progress, &writes).is_ok() {
-                // Values that last for one superstep belong to the one that follows: not shown.
-                for channel in applied.values_mut().filter(|channel| channel.is_available()) {
-                    channel.update(&[])?;
+            match apply_writes(spec, &mut applied, &mut progress, &writes) {
+                Ok(_) => {
+                    // Values that last for one superstep belong to the one that follows: not shown.
+                    for channel in applied.values_mut().filter(|channel| channel.is_available()) {
+                        channel.update(&[])?;
+                    }
+                    channels = applied;
                 }
-                channels = applied;
+                Err(error) => refused = Some(error),
             }
         }
     }
@@ -91,7 +97,7 @@ pub fn state_at(spec: &GraphSpec, loaded: &Loaded, ns: &str, live: bool) -> Resu
             }
         })
         .collect();
-    Ok(StateView { values: read_channels(&channels, &spec.stream), next, tasks })
+    Ok(StateView { values: read_channels(&channels, &spec.stream), next, tasks, refused })
 }
 
 /// The values of a checkpoint alone, under the keys streams show, with what a Command wrote on it.

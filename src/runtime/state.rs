@@ -104,8 +104,20 @@ impl Runtime {
         let view = match &graph {
             Some(graph) => state_at(graph.spec(), &loaded, ns, live)?,
             // The build no longer has the graph: what is stored is shown as it is.
-            None => StateView { values: visible(&loaded.checkpoint.values), next: Vec::new(), tasks: Vec::new() },
+            None => StateView {
+                values: visible(&loaded.checkpoint.values),
+                next: Vec::new(),
+                tasks: Vec::new(),
+                refused: None,
+            },
         };
+        // A reducer that refuses what was written is told as it told the run; the thread, its history and every addressed
+        // state stay readable. Writes that only contradict each other are left out.
+        if let Some(error) =
+            view.refused.filter(|error| !matches!(error.class.as_str(), "InvalidUpdateError" | "Panic"))
+        {
+            return Err(error.into());
+        }
         let mut tasks = Vec::with_capacity(view.tasks.len());
         for task in view.tasks {
             let child = graph.as_ref().and_then(|graph| graph.child(&task.name));
