@@ -11,9 +11,9 @@ pub(crate) struct NodeThreads {
 }
 
 impl NodeThreads {
-    /// As many threads as the machine has processors, two at least: one blocking node leaves others running.
+    /// Twice as many threads as the machine has processors, four at least: a few blocking nodes leave others running.
     pub(crate) fn start() -> NodeThreads {
-        let threads = std::thread::available_parallelism().map_or(2, |n| n.get().max(2));
+        let threads = std::thread::available_parallelism().map_or(4, |n| (n.get() * 2).max(4));
         let runtime = Builder::new_multi_thread().worker_threads(threads).thread_name("node").enable_all().build();
         match runtime {
             Ok(runtime) => NodeThreads { handle: runtime.handle().clone(), runtime: Some(runtime) },
