@@ -190,6 +190,18 @@ pub struct TaskWrites<'a> {
     pub writes: &'a [TaskWrite],
 }
 
+impl<'a> TaskWrites<'a> {
+    /// What a task wrote.
+    pub fn of(task: &'a Task, writes: &'a [TaskWrite]) -> TaskWrites<'a> {
+        TaskWrites { name: &task.name, id: &task.id, path: &task.path, triggers: &task.triggers, writes }
+    }
+
+    /// What a client wrote: an input, or a Command's updates and destinations. Belongs to no task.
+    pub fn from_outside(writes: &'a [TaskWrite]) -> TaskWrites<'a> {
+        TaskWrites { name: special::INPUT, id: special::NULL_TASK, path: &TaskPath::Null, triggers: &[], writes }
+    }
+}
+
 /// Names in task writes that say something about the task instead of writing to a channel.
 pub fn is_control(channel: &str) -> bool {
     matches!(

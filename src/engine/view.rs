@@ -53,16 +53,7 @@ pub fn state_at(spec: &GraphSpec, loaded: &Loaded, ns: &str, live: bool) -> Resu
             .iter()
             .filter_map(|task| Some((task, record_of(&task.id).filter(|record| record.is_finished())?.outputs())))
             .collect();
-        let writes: Vec<TaskWrites<'_>> = outputs
-            .iter()
-            .map(|(task, writes)| TaskWrites {
-                name: &task.name,
-                id: &task.id,
-                path: &task.path,
-                triggers: &task.triggers,
-                writes,
-            })
-            .collect();
+        let writes: Vec<TaskWrites<'_>> = outputs.iter().map(|(task, writes)| TaskWrites::of(task, writes)).collect();
         if !writes.is_empty() {
             let mut applied = channels.clone();
             match apply_writes(spec, &mut applied, &mut progress, &writes) {
@@ -112,13 +103,7 @@ fn apply_null_writes(spec: &GraphSpec, loaded: &Loaded, channels: &mut Channels)
     let null = loaded.records.iter().find(|record| record.task_id == special::NULL_TASK);
     let Some(null) = null else { return };
     let writes: Vec<TaskWrite> = null.writes.iter().filter(|(channel, _)| !is_control(channel)).cloned().collect();
-    let task = TaskWrites {
-        name: special::INPUT,
-        id: special::NULL_TASK,
-        path: &TaskPath::Null,
-        triggers: &[],
-        writes: &writes,
-    };
+    let task = TaskWrites::from_outside(&writes);
     let mut progress = Progress::of(&loaded.checkpoint);
     let mut applied = channels.clone();
     if apply_writes(spec, &mut applied, &mut progress, &[task]).is_ok() {

@@ -7,6 +7,7 @@ mod cli;
 mod compose;
 mod cost;
 mod crash;
+mod handlers;
 mod panics;
 mod queue;
 mod readme;

@@ -102,17 +102,8 @@ impl Execution {
                 .iter()
                 .map(|task| self.records.get(&task.id).map(TaskRecord::outputs).unwrap_or_default())
                 .collect();
-            let writes: Vec<TaskWrites<'_>> = tasks
-                .iter()
-                .zip(&outputs)
-                .map(|(task, writes)| TaskWrites {
-                    name: &task.name,
-                    id: &task.id,
-                    path: &task.path,
-                    triggers: &task.triggers,
-                    writes,
-                })
-                .collect();
+            let writes: Vec<TaskWrites<'_>> =
+                tasks.iter().zip(&outputs).map(|(task, writes)| TaskWrites::of(task, writes)).collect();
             let updated = apply_writes(&self.spec, &mut self.channels, &mut self.progress, &writes)?;
             self.updated = Some(updated);
         }
@@ -134,13 +125,7 @@ impl Execution {
             _ => return Err(EngineError::invalid_update("Received no input for __start__")),
         };
         let writes = [(special::START.to_owned(), input)];
-        let task = TaskWrites {
-            name: special::INPUT,
-            id: special::NULL_TASK,
-            path: &TaskPath::Null,
-            triggers: &[],
-            writes: &writes,
-        };
+        let task = TaskWrites::from_outside(&writes);
         let updated = apply_writes(&self.spec, &mut self.channels, &mut self.progress, &[task])?;
         self.updated = Some(updated);
         self.put_checkpoint(CheckpointSource::Input, new_id, effects);
@@ -237,16 +222,7 @@ impl Execution {
             task.triggers = vec![special::INTERRUPT.to_owned()];
             done.push((task, writes));
         }
-        let writes: Vec<TaskWrites<'_>> = done
-            .iter()
-            .map(|(task, writes)| TaskWrites {
-                name: &task.name,
-                id: &task.id,
-                path: &task.path,
-                triggers: &task.triggers,
-                writes,
-            })
-            .collect();
+        let writes: Vec<TaskWrites<'_>> = done.iter().map(|(task, writes)| TaskWrites::of(task, writes)).collect();
         let updated = apply_writes(&self.spec, &mut self.channels, &mut self.progress, &writes)?;
         self.updated = Some(updated);
         self.put_update(new_id, effects);

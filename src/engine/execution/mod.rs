@@ -5,6 +5,7 @@
 //! start -> tick -> Run(jobs) -> finish_task for each -> after_tick -> tick -> .. -> Done
 //! ```
 
+mod delta;
 mod edit;
 mod start;
 
@@ -171,8 +172,6 @@ pub struct Execution {
     stop: i64,
     records: BTreeMap<String, TaskRecord>,
     tasks: Vec<Task>,
-    /// Error handlers at work in this superstep, by their task id: the failed task's id.
-    handlers: BTreeMap<String, String>,
     answers_by_id: Fields,
     /// Answers that tasks of a fork take over from the tasks they repeat.
     answers_by_path: BTreeMap<String, Vec<Json>>,
@@ -243,7 +242,6 @@ impl Execution {
     /// Plans the superstep and says what to do.
     pub fn tick(&mut self, effects: &mut Vec<Effect>) -> Next {
         self.tasks = self.plan();
-        self.handlers.clear();
         if self.options.wanted.checkpoints && self.options.has_storage {
             effects.push(Effect::Chunk(self.checkpoint_chunk()));
         }
@@ -305,25 +303,24 @@ impl Execution {
     fn handler_job(&mut self, failed: &Task, error: EngineError) -> Option<Job> {
         let name = self.spec.nodes.get(&failed.name)?.error_handler.clone()?;
         let id = ids::handler_task(&self.checkpoint_id, &self.options.ns, self.step, &name, &failed.id);
-        if self.is_finished(&id) {
-            self.handlers.insert(id, failed.id.clone());
-            return None;
-        }
         let path = match &failed.path {
             TaskPath::Push(index) => TaskPath::Handler(failed.name.clone(), Some(*index)),
             _ => TaskPath::Handler(failed.name.clone(), None),
         };
         let task = Task {
             ns: ids::task_ns(&self.options.ns, &name, &id),
-            id: id.clone(),
+            id,
             name,
             path,
             triggers: vec![special::PUSH.to_owned()],
             input: failed.input.clone(),
         };
-        self.handlers.insert(id, failed.id.clone());
-        let answers = self.answers_of(&task);
+        // Also a handler that has finished is a task of this superstep: its writes are applied with the others.
         self.tasks.push(task.clone());
+        if self.is_finished(&task.id) {
+            return None;
+        }
+        let answers = self.answers_of(&task);
         Some(Job { task, answers, handles: Some((failed.name.clone(), error)) })
     }
 
@@ -512,16 +509,7 @@ impl Execution {
             .iter()
             .map(|task| (task, self.records.get(&task.id).map(TaskRecord::outputs).unwrap_or_default()))
             .collect();
-        let writes: Vec<TaskWrites<'_>> = outputs
-            .iter()
-            .map(|(task, writes)| TaskWrites {
-                name: &task.name,
-                id: &task.id,
-                path: &task.path,
-                triggers: &task.triggers,
-                writes,
-            })
-            .collect();
+        let writes: Vec<TaskWrites<'_>> = outputs.iter().map(|(task, writes)| TaskWrites::of(task, writes)).collect();
         self.note_delta_overwrites(&writes);
         let mut channels = self.channels.clone();
         let updated = apply_writes(&self.spec, &mut channels, &mut self.progress, &writes)?;
@@ -589,16 +577,8 @@ impl Execution {
             .filter(|(_, writes)| !writes.is_empty())
             .collect();
         if !outputs.is_empty() {
-            let writes: Vec<TaskWrites<'_>> = outputs
-                .iter()
-                .map(|(task, writes)| TaskWrites {
-                    name: &task.name,
-                    id: &task.id,
-                    path: &task.path,
-                    triggers: &task.triggers,
-                    writes,
-                })
-                .collect();
+            let writes: Vec<TaskWrites<'_>> =
+                outputs.iter().map(|(task, writes)| TaskWrites::of(task, writes)).collect();
             if let Ok(updated) = apply_writes(&self.spec, &mut self.channels, &mut self.progress, &writes) {
                 self.emit_values_if(&updated, effects);
             }
@@ -709,79 +689,6 @@ impl Execution {
                 self.options.recursion_limit
             ),
         )
-    }
-}
-
-mod delta {
-    //! The bookkeeping of delta channels that clients can see: counters in the metadata (section 2.2). Storage keeps
-    //! every list as deltas whatever they say.
-
-    use std::collections::BTreeMap;
-
-    use super::super::channel::ChannelKind;
-    use super::super::command::as_overwrite;
-    use super::super::step::TaskWrites;
-    use super::{Execution, Json, special};
-
-    const MAX_SUPERSTEPS: u64 = 5000;
-
-    impl Execution {
-        pub(super) fn note_delta_overwrites(&mut self, tasks: &[TaskWrites<'_>]) {
-            let overwritten: Vec<String> = tasks
-                .iter()
-                .flat_map(|task| task.writes)
-                .filter(|(channel, value)| self.delta_frequency(channel).is_some() && as_overwrite(value).is_some())
-                .map(|(channel, _)| channel.clone())
-                .collect();
-            self.delta_snapshot.extend(overwritten);
-        }
-
-        fn delta_frequency(&self, channel: &str) -> Option<u64> {
-            match self.spec.channels.get(channel)? {
-                ChannelKind::DeltaAppend { snapshot_frequency } => Some(u64::from(*snapshot_frequency)),
-                _ => None,
-            }
-        }
-
-        /// A branch begins: what is recorded on the base belongs to the other branch, so delta channels it touches are
-        /// shown as snapshots.
-        pub(in super::super) fn note_branch(&mut self) {
-            let touched: Vec<String> = self
-                .records
-                .values()
-                .filter(|record| record.task_id != special::NULL_TASK)
-                .flat_map(|record| &record.writes)
-                .filter(|(channel, _)| self.delta_frequency(channel).is_some())
-                .map(|(channel, _)| channel.clone())
-                .collect();
-            self.delta_snapshot.extend(touched);
-        }
-
-        /// Moves the counters for the checkpoint that is being made; `None` when there is nothing to show.
-        pub(super) fn count_deltas(&mut self) -> Option<Json> {
-            let names: Vec<String> = self
-                .spec
-                .channels
-                .iter()
-                .filter(|(_, kind)| matches!(kind, ChannelKind::DeltaAppend { .. }))
-                .map(|(name, _)| name.clone())
-                .collect();
-            for name in names {
-                let frequency = self.delta_frequency(&name).unwrap_or(u64::MAX);
-                let written = self.updated.as_ref().is_some_and(|updated| updated.contains(&name));
-                let (updates, supersteps) = self.delta.get(&name).copied().unwrap_or((0, 0));
-                let (updates, supersteps) = (updates + u64::from(written), supersteps + 1);
-                let forced = self.delta_snapshot.remove(&name);
-                if forced || updates >= frequency || supersteps >= MAX_SUPERSTEPS {
-                    self.delta.remove(&name);
-                } else {
-                    self.delta.insert(name, (updates, supersteps));
-                }
-            }
-            let shown: BTreeMap<&String, [u64; 2]> =
-                self.delta.iter().map(|(name, (updates, steps))| (name, [*updates, *steps])).collect();
-            if shown.is_empty() { None } else { Json::of(&shown).ok() }
-        }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::engine::step::{
     Progress, TaskWrite, TaskWrites, apply_writes, channels_from, is_control, prepare_next_tasks,
 };
 use crate::engine::{Command, EngineError, ids};
-use crate::model::{CheckpointSource, Fields, Json, TaskPath, special};
+use crate::model::{CheckpointSource, Fields, Json, special};
 
 /// Stands for "no checkpoint yet" where an id is needed.
 pub(super) const NOTHING: &str = "";
@@ -96,7 +96,6 @@ impl Execution {
             stop: options.recursion_limit,
             records: BTreeMap::new(),
             tasks: Vec::new(),
-            handlers: BTreeMap::new(),
             answers_by_id,
             answers_by_path: BTreeMap::new(),
             delta: BTreeMap::new(),
@@ -308,13 +307,7 @@ impl Execution {
         if writes.is_empty() {
             return Ok(());
         }
-        let task = TaskWrites {
-            name: special::INPUT,
-            id: special::NULL_TASK,
-            path: &TaskPath::Null,
-            triggers: &[],
-            writes: &writes,
-        };
+        let task = TaskWrites::from_outside(&writes);
         let updated = apply_writes(&self.spec, &mut self.channels, &mut self.progress, &[task])?;
         if let Some(known) = &mut self.updated {
             known.extend(updated);
@@ -326,29 +319,14 @@ impl Execution {
     fn accept_input(&mut self, input: Json, new_id: NewId<'_>, effects: &mut Vec<Effect>) -> Result<(), EngineError> {
         let goto: Vec<TaskWrite> = Vec::new();
         let dropped = prepare_next_tasks(&self.spec, &self.channels, &self.progress, None, self.at());
-        let mut tasks: Vec<TaskWrites<'_>> = dropped
-            .iter()
-            .map(|task| TaskWrites {
-                name: &task.name,
-                id: &task.id,
-                path: &task.path,
-                triggers: &task.triggers,
-                writes: &goto,
-            })
-            .collect();
+        let mut tasks: Vec<TaskWrites<'_>> = dropped.iter().map(|task| TaskWrites::of(task, &goto)).collect();
         let is_fresh = self.checkpoint_id == NOTHING;
         let writes = [(special::START.to_owned(), input)];
         // On an empty thread nothing was pending: what a Command started there must not be dropped.
         if is_fresh {
             tasks.clear();
         }
-        tasks.push(TaskWrites {
-            name: special::INPUT,
-            id: special::NULL_TASK,
-            path: &TaskPath::Null,
-            triggers: &[],
-            writes: &writes,
-        });
+        tasks.push(TaskWrites::from_outside(&writes));
         let mut updated = apply_writes(&self.spec, &mut self.channels, &mut self.progress, &tasks)?;
         if is_fresh && let Some(null) = self.records.get(special::NULL_TASK) {
             let started = null.writes.iter().map(|(channel, _)| channel.clone());

@@ -153,7 +153,7 @@ struct Merged {
 fn merge(mut list: Vector<Json>, right: Vec<Json>) -> Result<Merged, EngineError> {
     let mut unchanged = list.len();
     let mut places = places(&list, &right);
-    // Removed for now: a later message of the same id takes the old place again.
+    // Removed, unless a later message of the same id takes the old place again.
     let mut removed: HashMap<String, usize> = HashMap::new();
     for message in right {
         let id = message::message_id(&message).unwrap_or_default().to_owned();
