@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use serde::Serialize;
 use serde_json::Value;
 
 use super::context::Context;
@@ -163,13 +164,18 @@ pub enum Checkpointing {
     Off,
 }
 
-/// The JSON Schemas of a graph, for `/assistants/{id}/schemas`.
-#[derive(Debug, Clone, Default)]
+/// The JSON Schemas of a graph, as `/assistants/{id}/schemas` shows them.
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Schemas {
+    #[serde(rename = "state_schema")]
     pub state: Value,
+    #[serde(rename = "input_schema")]
     pub input: Value,
+    #[serde(rename = "output_schema")]
     pub output: Value,
+    #[serde(rename = "config_schema")]
     pub config: Value,
+    #[serde(rename = "context_schema")]
     pub context: Value,
 }
 
@@ -213,6 +219,19 @@ impl Graph {
     /// The graph that a node is or calls.
     pub fn child(&self, node: &str) -> Option<&Graph> {
         self.inner.subgraphs.get(node).or_else(|| self.inner.children.get(node))
+    }
+
+    /// The graphs inside, by namespace (`node`, `node|node`), in the order of the nodes; with `deep`, those inside them.
+    pub fn descendants(&self, deep: bool) -> Vec<(String, &Graph)> {
+        let mut found = Vec::new();
+        for node in self.inner.spec.nodes.keys() {
+            let Some(child) = self.child(node) else { continue };
+            found.push((node.clone(), child));
+            if deep {
+                found.extend(child.descendants(true).into_iter().map(|(ns, graph)| (format!("{node}|{ns}"), graph)));
+            }
+        }
+        found
     }
 
     pub(crate) fn checkpointing(&self) -> Checkpointing {

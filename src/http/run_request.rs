@@ -109,40 +109,56 @@ fn command(body: &mut Object, has_thread: bool) -> ApiResult<Option<Json>> {
     Ok(Some(command))
 }
 
-/// Reads `config`, `context`, `checkpoint` and `checkpoint_id`: context and configurable mirror each other, the
-/// checkpoint goes into configurable.
-fn config_and_context(body: &mut Object) -> ApiResult<(Json, Json)> {
-    let mut config = Fields::new();
+/// A `config` and a `context` as a client gave them: the same configuration under two names.
+pub(crate) struct GivenConfig {
+    /// Without `configurable`.
+    pub(crate) config: Option<Fields>,
+    /// What `config.configurable` and `context` hold.
+    pub(crate) configurable: Fields,
+    pub(crate) has_context: bool,
+}
+
+/// Reads `config` and `context`, of which one at most may say something.
+pub(crate) fn given_config(body: &mut Object) -> ApiResult<GivenConfig> {
+    let mut config = None;
     let mut configurable = Fields::new();
     if let Some(mut given) = body.nested("config")? {
+        let mut fields = Fields::new();
         if let Some(tags) = given.strings("tags", MAX_TAGS)? {
-            config.insert("tags".to_owned(), tags.into_iter().map(Json::from).collect());
+            fields.insert("tags".to_owned(), tags.into_iter().map(Json::from).collect());
         }
         if let Some(limit) = given.integer("recursion_limit", i64::MIN..=MAX_RECURSION)? {
-            config.insert("recursion_limit".to_owned(), Json::from(limit));
+            fields.insert("recursion_limit".to_owned(), Json::from(limit));
         }
         if let Some(metadata) = metadata(&mut given, "metadata")? {
-            config.insert("metadata".to_owned(), metadata);
+            fields.insert("metadata".to_owned(), metadata);
         }
         configurable = members(given.object("configurable")?);
-        config.extend(given.rest().into_iter().filter(|(_, value)| !value.is_null()));
+        fields.extend(given.rest().into_iter().filter(|(_, value)| !value.is_null()));
+        config = Some(fields);
     }
-    let mut context = members(body.object("context")?);
-    match (configurable.is_empty(), context.is_empty()) {
-        (false, false) => {
-            return Err(ApiError::BadRequest(
-                "Cannot specify both config.configurable and context: send only one of them".to_owned(),
-            ));
-        }
-        (true, false) => configurable = context.clone(),
-        (false, true) => context = configurable.clone(),
-        (true, true) => {}
+    let context = body.object("context")?;
+    let has_context = context.is_some();
+    let context = members(context);
+    if !configurable.is_empty() && !context.is_empty() {
+        return Err(ApiError::BadRequest(
+            "Cannot specify both config.configurable and context: send only one of them".to_owned(),
+        ));
     }
+    configurable.extend(context);
+    Ok(GivenConfig { config, configurable, has_context })
+}
+
+/// The config and context of a run; the checkpoint to start from goes into `configurable`.
+fn config_and_context(body: &mut Object) -> ApiResult<(Json, Json)> {
+    let given = given_config(body)?;
+    let context = Json::from(&given.configurable);
+    let (mut config, mut configurable) = (given.config.unwrap_or_default(), given.configurable);
     fold_checkpoint(body, &mut configurable)?;
     if !configurable.is_empty() {
         config.insert("configurable".to_owned(), Json::from(&configurable));
     }
-    Ok((Json::from(&config), Json::from(&context)))
+    Ok((Json::from(&config), context))
 }
 
 fn members(object: Option<Json>) -> Fields {

@@ -74,6 +74,7 @@ pub(crate) struct Inner {
     pub(crate) started_at: Timestamp,
     pub(crate) hub: live::Hub,
     pub(crate) cache: cache::Cache,
+    pub(crate) assistants: assistants::Remembered,
     /// The threads nodes run on.
     pub(crate) nodes: nodes::NodeThreads,
     /// The runs executed here.
@@ -101,6 +102,7 @@ impl Runtime {
                 started_at,
                 hub: live::Hub::default(),
                 cache: cache::Cache::default(),
+                assistants: assistants::Remembered::default(),
                 nodes,
                 active: Mutex::default(),
                 wake: Notify::new(),

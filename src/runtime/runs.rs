@@ -5,66 +5,32 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use serde_json::json;
 
+use super::assistants::Resolved;
 use super::follow::Follow;
 use super::{AssistantName, EventStream, RunRequest, Runtime, RuntimeError, Submitted};
 use crate::model::{
-    Assistant, CancelAction, EventId, Fields, Json, OnCompletion, Run, RunId, RunStatus, Scope, ThreadId, special,
+    CancelAction, EventId, Fields, Json, OnCompletion, Run, RunId, RunStatus, Scope, ThreadId, special,
 };
-use crate::storage::{CancelRequest, CancelTarget, NewRun, RunCreated};
+use crate::storage::{CancelRequest, CancelTarget, ClaimedRun, NewRun, RunCreated};
 
 impl Runtime {
     /// Accepts a run: when this returns it is committed. Cancel-safe: dropped before it returns, the run may or may not
     /// have been accepted.
     pub async fn submit(&self, scope: &Scope, request: RunRequest) -> Result<Submitted, RuntimeError> {
-        let assistant = self.assistant_of(scope, &request).await?;
-        let is_stateless = request.thread.is_none();
         let run_id = self.clock().new_run_id();
         let thread_id = request.thread.clone().unwrap_or_else(|| ThreadId::from_uuid(self.clock().new_thread_id()));
-        let mut kwargs = request.kwargs;
-        kwargs.temporary = is_stateless && request.on_completion == OnCompletion::Delete;
-        kwargs.config = completed_config(&kwargs.config, &assistant, &thread_id, run_id);
-        let ids = json!({"graph_id": assistant.graph_id, "assistant_id": assistant.assistant_id});
-        let given = kwargs.config.get("metadata").unwrap_or_default();
-        let metadata = merged([&assistant.metadata, &given, &request.metadata, &Json::from(&ids)]);
-        let is_here = self.inner.settings.claims && !self.inner.draining.is_cancelled();
-        let resumable = kwargs.resumable;
-        let new = NewRun {
-            run_id,
-            create_thread: is_stateless || request.create_thread.unwrap_or(!thread_id.is_uuid()),
-            thread_id,
-            assistant_id: assistant.assistant_id,
-            graph_id: assistant.graph_id.clone(),
-            metadata,
-            temporary: kwargs.temporary,
-            kwargs: Json::of(&kwargs).map_err(|error| RuntimeError::Invalid(error.to_string()))?,
-            multitask_strategy: request.multitask_strategy,
-            after: request.after,
-            thread_metadata: Json::from(&ids),
-            claim: (is_here && self.inner.free_slots() > 0).then(|| self.inner.claim()),
-            actor: request.actor,
-        };
+        let resumable = request.kwargs.resumable;
         // Listening begins before the run can: no event is missed.
         let live = self.inner.hub.run(run_id);
         let receiver = live.subscribe();
         if !request.start_here {
             self.inner.hub.keep_result(run_id);
         }
-        let created = match self.storage().create_run(scope, new).await {
-            Ok(created) => created,
+        let (mut run, claimed) = match self.accept(scope, &request, run_id, &thread_id).await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 self.inner.hub.end(run_id);
-                return Err(error.into());
-            }
-        };
-        let (mut run, claimed) = match created {
-            RunCreated::Created { run, claimed, .. } => (run, claimed),
-            refused => {
-                self.inner.hub.end(run_id);
-                return Err(match refused {
-                    RunCreated::ThreadBusy => RuntimeError::ThreadRunning,
-                    RunCreated::RunExists => RuntimeError::Conflict("Run already exists".into()),
-                    _ => RuntimeError::ThreadOrAssistantNotFound,
-                });
+                return Err(error);
             }
         };
         let starts_here = claimed.is_some();
@@ -88,11 +54,80 @@ impl Runtime {
         Ok(Submitted { run, live, events })
     }
 
-    async fn assistant_of(&self, scope: &Scope, request: &RunRequest) -> Result<Assistant, RuntimeError> {
-        if let Some(name) = &request.assistant {
-            return self.find_assistant(scope, name).await;
+    /// Inserts a run. What is remembered of its assistant may be stale: then it is read, and the run inserted with that.
+    async fn accept(
+        &self,
+        scope: &Scope,
+        request: &RunRequest,
+        run_id: RunId,
+        thread_id: &ThreadId,
+    ) -> Result<(Run, Option<Box<ClaimedRun>>), RuntimeError> {
+        for look in [false, true, true] {
+            let assistant = self.assistant_of(scope, request, look).await?;
+            let new = self.new_run(request, &assistant, run_id, thread_id)?;
+            match self.storage().create_run(scope, new).await? {
+                RunCreated::Created { run, claimed, .. } => return Ok((run, claimed)),
+                RunCreated::AssistantChanged => {}
+                RunCreated::ThreadBusy => return Err(RuntimeError::ThreadRunning),
+                RunCreated::RunExists => return Err(RuntimeError::Conflict("Run already exists".into())),
+                RunCreated::ThreadMissing => return Err(RuntimeError::ThreadOrAssistantNotFound),
+            }
         }
-        let thread = match &request.thread {
+        Err(RuntimeError::Conflict("the assistant is being changed: try again".into()))
+    }
+
+    fn new_run(
+        &self,
+        request: &RunRequest,
+        resolved: &Resolved,
+        run_id: RunId,
+        thread_id: &ThreadId,
+    ) -> Result<NewRun, RuntimeError> {
+        let assistant = &resolved.assistant;
+        let is_stateless = request.thread.is_none();
+        let mut kwargs = request.kwargs.clone();
+        kwargs.temporary = is_stateless && request.on_completion == OnCompletion::Delete;
+        kwargs.config = resolved.config(&kwargs.config, thread_id, run_id);
+        kwargs.context = resolved.context(&kwargs.context);
+        let ids = json!({"graph_id": assistant.graph_id, "assistant_id": assistant.assistant_id});
+        let given = request.kwargs.config.get("metadata").unwrap_or_default();
+        let is_here = self.inner.settings.claims && !self.inner.draining.is_cancelled();
+        Ok(NewRun {
+            run_id,
+            create_thread: is_stateless || request.create_thread.unwrap_or(!thread_id.is_uuid()),
+            thread_id: thread_id.clone(),
+            assistant_id: assistant.assistant_id,
+            assistant_as_of: resolved.as_of,
+            graph_id: assistant.graph_id.clone(),
+            metadata: merged([&given, &request.metadata, &Json::from(&ids)]),
+            assistant_metadata: assistant.metadata.clone(),
+            temporary: kwargs.temporary,
+            kwargs: Json::of(&kwargs).map_err(|error| RuntimeError::Invalid(error.to_string()))?,
+            multitask_strategy: request.multitask_strategy,
+            after: request.after,
+            thread_metadata: Json::from(&ids),
+            claim: (is_here && self.inner.free_slots() > 0).then(|| self.inner.claim()),
+            actor: request.actor.clone(),
+        })
+    }
+
+    async fn assistant_of(&self, scope: &Scope, request: &RunRequest, look: bool) -> Result<Resolved, RuntimeError> {
+        let resolved = match &request.assistant {
+            Some(name) => self.resolve_assistant(scope, name, look).await,
+            None => {
+                let name = self.usual_assistant(scope, request.thread.as_ref()).await?;
+                self.resolve_assistant(scope, &name, look).await
+            }
+        };
+        resolved.map_err(|error| match error {
+            RuntimeError::AssistantNotFound => RuntimeError::ThreadOrAssistantNotFound,
+            error => error,
+        })
+    }
+
+    /// Whom a run is for that does not say: the graph its thread ran on last, or the only one there is.
+    async fn usual_assistant(&self, scope: &Scope, thread: Option<&ThreadId>) -> Result<AssistantName, RuntimeError> {
+        let thread = match thread {
             Some(id) => self.storage().find_thread(scope, id).await?,
             None => None,
         };
@@ -106,7 +141,7 @@ impl Runtime {
                 self.graph_names()
             ))
         })?;
-        self.find_assistant(scope, &AssistantName::Graph(graph)).await
+        Ok(AssistantName::Graph(graph))
     }
 
     /// Waits for a submitted run to end and returns what `wait` answers: the last root `values` payload, with
@@ -213,18 +248,4 @@ pub(crate) fn merged<'a>(objects: impl IntoIterator<Item = &'a Json>) -> Json {
         all.extend(object.fields().unwrap_or_default());
     }
     Json::from(&all)
-}
-
-/// The run's config with what every run carries in `configurable`.
-fn completed_config(config: &Json, assistant: &Assistant, thread_id: &ThreadId, run_id: RunId) -> Json {
-    let mut fields = assistant.config.fields().unwrap_or_default();
-    fields.extend(config.fields().unwrap_or_default());
-    let own = json!({
-        "run_id": run_id, "thread_id": thread_id.as_str(), "graph_id": assistant.graph_id,
-        "assistant_id": assistant.assistant_id, "user_id": "",
-    });
-    let given = fields.get("configurable").cloned().unwrap_or_default();
-    let theirs = assistant.config.get("configurable").unwrap_or_default();
-    fields.insert("configurable".to_owned(), merged([&theirs, &given, &Json::from(&own)]));
-    Json::from(&fields)
 }

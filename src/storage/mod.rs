@@ -19,6 +19,7 @@ use tokio::sync::broadcast;
 
 use crate::model::{ErrorInfo, RunId, Scope, ThreadKey};
 
+pub mod assistants;
 pub mod checkpoints;
 pub mod connect;
 pub mod items;
@@ -33,6 +34,7 @@ mod postgres;
 mod rows;
 mod sqlite;
 
+pub use assistants::{AssistantCreated, AssistantFilter, AssistantPatch, AssistantSort, Assistants, NewAssistant};
 pub use checkpoints::{
     CheckpointFilter, CheckpointRow, Checkpoints, LogRange, LogRow, Payload, PayloadHash, StoredCheckpoint,
     TaskWritesRow, Which,
@@ -96,7 +98,7 @@ pub struct Description {
 
 /// A backend: all nouns, and the few things that concern the whole database.
 #[async_trait]
-pub trait Storage: Threads + Runs + Checkpoints + Items + std::fmt::Debug + Send + Sync + 'static {
+pub trait Storage: Assistants + Threads + Runs + Checkpoints + Items + std::fmt::Debug + Send + Sync + 'static {
     fn describe(&self) -> Description;
 
     /// Applies missing migrations. Safe to call from many processes at once. Returns how many were applied.

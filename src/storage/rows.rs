@@ -31,15 +31,15 @@ pub(crate) fn driver_error(error: sqlx::Error) -> StorageError {
     }
 }
 
-/// Defines `thread_from`, `run_from`, `cancel_from`, `checkpoint_from`, `log_from`, `event_from` and `item_from` for a
-/// row type.
+/// Defines `thread_from`, `run_from`, `cancel_from`, `checkpoint_from`, `log_from`, `event_from`, `assistant_from` and
+/// `item_from` for a row type.
 macro_rules! define_rows {
     ($row:ty) => {
         use sqlx::Row as _;
 
         use crate::model::{
-            CancelAction, CheckpointSource, EventId, Item, MultitaskStrategy, Run, RunStatus, Thread, ThreadId,
-            ThreadKey, ThreadStatus, Timestamp,
+            Assistant, CancelAction, CheckpointSource, EventId, Item, MultitaskStrategy, Run, RunStatus, Thread,
+            ThreadId, ThreadKey, ThreadStatus, Timestamp,
         };
         use crate::storage::encoding::{self, Place};
         use crate::storage::{CancelRequest, CheckpointRow, LogRow, Result, StorageError, StoredEvent};
@@ -168,6 +168,25 @@ macro_rules! define_rows {
                 run_id: get(row, "run_id")?,
                 name: encoding::show_nul(get(row, "name")?),
                 data: encoding::json(get(row, "codec")?, get(row, "data")?, at)?,
+            })
+        }
+
+        /// The columns of an assistant, as the backend's `assistant_columns!` names them.
+        pub(super) fn assistant_from(row: &$row) -> Result<Assistant> {
+            let assistant_id: uuid::Uuid = get(row, "assistant_id")?;
+            let at = |column| Place { table: "assistants", column, id: &assistant_id };
+            let codec: i16 = get(row, "codec")?;
+            Ok(Assistant {
+                assistant_id,
+                graph_id: get(row, "graph_id")?,
+                config: encoding::json(codec, get(row, "config")?, at("config"))?,
+                context: encoding::json(codec, get(row, "context")?, at("context"))?,
+                metadata: encoding::metadata(&get::<String>(row, "metadata")?, at("metadata"))?,
+                name: get(row, "name")?,
+                description: get(row, "description")?,
+                created_at: Timestamp(get(row, "created_at")?),
+                updated_at: Timestamp(get(row, "updated_at")?),
+                version: get(row, "version")?,
             })
         }
 

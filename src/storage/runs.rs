@@ -9,7 +9,7 @@ use super::checkpoints::{CheckpointRow, LogRow, Payload, TaskWritesRow};
 use super::{Page, Result};
 use crate::model::{
     CancelAction, CheckpointId, ErrorInfo, EventId, Json, MultitaskStrategy, Run, RunId, RunStatus, Scope, Thread,
-    ThreadId, ThreadKey, ThreadStatus,
+    ThreadId, ThreadKey, ThreadStatus, Timestamp,
 };
 
 /// The right to execute a run: valid while the run row is `running` with this epoch. The epoch grows by one per claim.
@@ -36,9 +36,14 @@ pub struct NewRun {
     /// Insert the thread when it is missing; otherwise that is [`RunCreated::ThreadMissing`].
     pub create_thread: bool,
     pub assistant_id: Uuid,
+    /// When the assistant that the caller has read was last changed; `None`: it had no row. If that is not so any more,
+    /// the answer is [`RunCreated::AssistantChanged`]: what callers remember of assistants cannot be stale.
+    pub assistant_as_of: Option<Timestamp>,
     pub graph_id: String,
     /// An object; the thread's metadata at this moment is merged below it.
     pub metadata: Json,
+    /// An object, merged below the thread's metadata: the assistant's.
+    pub assistant_metadata: Json,
     /// [`crate::model::RunKwargs`] as JSON.
     pub kwargs: Json,
     pub multitask_strategy: MultitaskStrategy,
@@ -71,6 +76,8 @@ pub enum RunCreated {
     ThreadBusy,
     /// The run id is taken. Nothing was inserted.
     RunExists,
+    /// The assistant is not as the caller has read it. Nothing was inserted.
+    AssistantChanged,
 }
 
 /// A run that this process may execute now.
@@ -102,6 +109,8 @@ pub enum CancelTarget {
         thread_id: ThreadId,
         run_ids: Vec<RunId>,
     },
+    /// Every active run of an assistant.
+    Assistant(Uuid),
     /// Every active run of the scope with one of the statuses (`pending`, `running`).
     Status(Vec<RunStatus>),
 }

@@ -48,7 +48,12 @@ fn assistant_routes() -> Router<AppState> {
     Router::new()
         .route("/assistants/search", post(assistants::search))
         .route("/assistants/count", post(assistants::count))
-        .route("/assistants/{assistant_id}", get(assistants::find))
+        .route("/assistants", post(assistants::create))
+        .route("/assistants/{assistant_id}", get(assistants::find).patch(assistants::update).delete(assistants::delete))
+        .route("/assistants/{assistant_id}/versions", post(assistants::versions))
+        .route("/assistants/{assistant_id}/latest", post(assistants::set_latest))
+        .route("/assistants/{assistant_id}/subgraphs", get(assistants::subgraphs))
+        .route("/assistants/{assistant_id}/subgraphs/{namespace}", get(assistants::subgraphs_below))
         .route("/assistants/{assistant_id}/graph", get(assistants::graph))
         .route("/assistants/{assistant_id}/schemas", get(assistants::schemas))
 }

@@ -36,6 +36,53 @@ impl Storage for Nowhere {
 }
 
 #[async_trait]
+impl Assistants for Nowhere {
+    async fn create_assistant(&self, _: &Scope, _: NewAssistant) -> Result<AssistantCreated> {
+        gone()
+    }
+    async fn find_assistants(&self, _: &Scope, _: &[uuid::Uuid]) -> Result<Vec<Assistant>> {
+        Ok(Vec::new())
+    }
+    async fn search_assistants(
+        &self,
+        _: &Scope,
+        _: &AssistantFilter,
+        _: AssistantSort,
+        _: bool,
+        _: Page,
+    ) -> Result<Vec<Assistant>> {
+        Ok(Vec::new())
+    }
+    async fn count_assistants(&self, _: &Scope, _: &AssistantFilter) -> Result<i64> {
+        Ok(0)
+    }
+    async fn update_assistant(
+        &self,
+        _: &Scope,
+        _: uuid::Uuid,
+        _: AssistantPatch,
+        _: Option<NewAssistant>,
+    ) -> Result<Option<Assistant>> {
+        gone()
+    }
+    async fn set_assistant_version(&self, _: &Scope, _: uuid::Uuid, _: i64) -> Result<Option<Assistant>> {
+        gone()
+    }
+    async fn list_assistant_versions(
+        &self,
+        _: &Scope,
+        _: uuid::Uuid,
+        _: Option<&Json>,
+        _: Page,
+    ) -> Result<Vec<Assistant>> {
+        gone()
+    }
+    async fn delete_assistant(&self, _: &Scope, _: uuid::Uuid) -> Result<bool> {
+        gone()
+    }
+}
+
+#[async_trait]
 impl Threads for Nowhere {
     async fn create_thread(&self, _: &Scope, _: NewThread) -> Result<ThreadCreated> {
         gone()

@@ -29,6 +29,7 @@ use super::rows::driver_error;
 use super::{Description, Notice, Result, Storage, StorageError};
 use crate::model::Scope;
 
+mod assistants;
 mod checkpoints;
 mod items;
 mod listen;
@@ -42,8 +43,14 @@ mod rows {
     crate::storage::rows::define_rows!(PgRow);
 }
 
-const MIGRATIONS: &[Migration] =
-    &[Migration { version: 1, name: "0001_init", sql: include_str!("../../../migrations/postgres/0001_init.sql") }];
+const MIGRATIONS: &[Migration] = &[
+    Migration { version: 1, name: "0001_init", sql: include_str!("../../../migrations/postgres/0001_init.sql") },
+    Migration {
+        version: 6,
+        name: "0006_assistants",
+        sql: include_str!("../../../migrations/postgres/0006_assistants.sql"),
+    },
+];
 
 /// The advisory lock of migrations: `sessstor` in bytes.
 const MIGRATION_LOCK: i64 = 0x7365_7373_7374_6f72;

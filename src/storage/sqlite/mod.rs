@@ -27,6 +27,7 @@ use super::rows::driver_error;
 use super::{Description, Notice, Result, Storage, StorageError};
 use crate::model::Scope;
 
+mod assistants;
 mod checkpoints;
 mod items;
 mod runs;
@@ -39,8 +40,14 @@ mod rows {
     crate::storage::rows::define_rows!(SqliteRow);
 }
 
-const MIGRATIONS: &[Migration] =
-    &[Migration { version: 1, name: "0001_init", sql: include_str!("../../../migrations/sqlite/0001_init.sql") }];
+const MIGRATIONS: &[Migration] = &[
+    Migration { version: 1, name: "0001_init", sql: include_str!("../../../migrations/sqlite/0001_init.sql") },
+    Migration {
+        version: 6,
+        name: "0006_assistants",
+        sql: include_str!("../../../migrations/sqlite/0006_assistants.sql"),
+    },
+];
 
 /// Operations that may share a transaction. A bound, so that the first caller does not wait for a crowd.
 const MAX_BATCH: usize = 128;

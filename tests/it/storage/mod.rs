@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::support::postgres::Database;
 
+mod assistants;
 mod checkpoints;
 mod claims;
 mod commits;
@@ -137,8 +138,10 @@ fn run(name: &str, n: u128) -> NewRun {
         thread_id: tid(name),
         create_thread: true,
         assistant_id: id(900),
+        assistant_as_of: None,
         graph_id: "graph".into(),
         metadata: Json::object(),
+        assistant_metadata: Json::object(),
         kwargs: json(r#"{"input":{"a":1}}"#),
         multitask_strategy: MultitaskStrategy::Enqueue,
         after: Duration::ZERO,

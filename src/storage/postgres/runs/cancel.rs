@@ -17,14 +17,16 @@ pub(super) enum Selection {
     All,
     Runs(Vec<RunId>),
     Status(Vec<&'static str>),
+    Assistant(Uuid),
 }
 
 impl Selection {
-    fn holds(&self, run_id: RunId, status: &str) -> bool {
+    fn holds(&self, run_id: RunId, status: &str, assistant_id: Uuid) -> bool {
         match self {
             Selection::All => true,
             Selection::Runs(ids) => ids.contains(&run_id),
             Selection::Status(statuses) => statuses.contains(&status),
+            Selection::Assistant(id) => *id == assistant_id,
         }
     }
 }
@@ -38,7 +40,7 @@ pub(super) async fn cancel_active(
 ) -> Result<Vec<Cancelled>> {
     // Locked, since claims and renewals lock runs without their thread.
     let rows = sqlx::query(
-        "SELECT run_id, status, temporary FROM runs
+        "SELECT run_id, status, temporary, assistant_id FROM runs
          WHERE thread_key = $1 AND status IN ('pending', 'running') ORDER BY run_id FOR UPDATE",
     )
     .bind(key.0)
@@ -48,7 +50,7 @@ pub(super) async fn cancel_active(
     let mut cancelled = Vec::new();
     for row in rows {
         let (run_id, status): (Uuid, String) = (get(&row, "run_id")?, get(&row, "status")?);
-        if !selection.holds(run_id, &status) {
+        if !selection.holds(run_id, &status, get(&row, "assistant_id")?) {
             continue;
         }
         let running = status == "running";
@@ -104,7 +106,10 @@ impl PostgresStorage {
             }
             CancelTarget::Status(statuses) => {
                 let statuses = statuses.iter().map(|status| status.as_str()).collect();
-                (self.threads_with_active_runs(scope).await?, Selection::Status(statuses))
+                (self.threads_with_active_runs(scope, None).await?, Selection::Status(statuses))
+            }
+            CancelTarget::Assistant(id) => {
+                (self.threads_with_active_runs(scope, Some(*id)).await?, Selection::Assistant(*id))
             }
         };
         // One transaction: all of it or none. Threads are locked in the order of their keys, as everywhere.
@@ -132,13 +137,16 @@ impl PostgresStorage {
         Ok(cancelled)
     }
 
-    async fn threads_with_active_runs(&self, scope: &Scope) -> Result<Vec<ThreadKey>> {
+    async fn threads_with_active_runs(&self, scope: &Scope, assistant: Option<Uuid>) -> Result<Vec<ThreadKey>> {
         let mut session = self.session().await?;
         let rows: Vec<(Uuid,)> = sqlx::query_as(
             "SELECT DISTINCT thread_key FROM runs
-             WHERE status IN ('pending', 'running') AND ($1::uuid IS NULL OR tenant = $1) ORDER BY thread_key",
+             WHERE status IN ('pending', 'running') AND ($1::uuid IS NULL OR tenant = $1)
+               AND ($2::uuid IS NULL OR assistant_id = $2)
+             ORDER BY thread_key",
         )
         .bind(scope.filter())
+        .bind(assistant)
         .fetch_all(session.conn())
         .await
         .map_err(driver_error)?;

@@ -29,8 +29,13 @@ const CREATE: &str = concat!(
     active AS MATERIALIZED (
         SELECT status FROM runs WHERE thread_key = $1 AND status IN ('pending', 'running')
     ),
+    -- Whether the assistant is the one that was read.
+    named AS MATERIALIZED (
+        SELECT 1 WHERE (SELECT a.updated_at FROM assistants a WHERE a.tenant = $2 AND a.assistant_id = $9)
+                       IS NOT DISTINCT FROM $19::bigint
+    ),
     -- Whether to go on at all; both ways of taking the thread ask this.
-    admitted AS MATERIALIZED (SELECT 1 WHERE NOT ($7 = 'reject' AND EXISTS (SELECT 1 FROM active))),
+    admitted AS MATERIALIZED (SELECT 1 FROM named WHERE NOT ($7 = 'reject' AND EXISTS (SELECT 1 FROM active))),
     inserted AS (
         INSERT INTO threads AS t (thread_key, tenant, name, graph_id, metadata, codec, config, rest_status, last_event,
                                   revision, created_at, updated_at, state_updated_at)
@@ -86,7 +91,7 @@ const CREATE: &str = concat!(
                                multitask_strategy, attempts, input_applied, temporary, worker, lease_epoch, lease_until,
                                run_at, created_at, updated_at)
         SELECT $1, $8, $2, $9, $4, CASE WHEN start.at_once THEN 'running' ELSE 'pending' END,
-               COALESCE((SELECT snap.metadata FROM snap), '{}'::jsonb) || $10::jsonb, 0, $11,
+               $20::jsonb || COALESCE((SELECT snap.metadata FROM snap), '{}'::jsonb) || $10::jsonb, 0, $11,
                $7, start.at_once::int, FALSE, $12, CASE WHEN start.at_once THEN $14 END, start.at_once::int,
                CASE WHEN start.at_once THEN clock.now + $15 ELSE 0 END,
                clock.now + $16, clock.now + $16, clock.now
@@ -107,6 +112,7 @@ const CREATE: &str = concat!(
        t.error, t.head, t.view, t.last_event, t.created_at, t.updated_at, t.state_updated_at, TRUE AS busy,
        (t.thread_key IS NOT NULL) AS is_taken,
        EXISTS (SELECT 1 FROM snap) AS thread_found,
+       EXISTS (SELECT 1 FROM named) AS is_assistant_current,
        EXISTS (SELECT 1 FROM admitted) AS is_admitted,
        ARRAY(SELECT run_id FROM cancelled ORDER BY run_id) AS cancelled_ids,
        ARRAY(SELECT status = 'running' FROM cancelled ORDER BY run_id) AS cancelled_running,
@@ -258,9 +264,14 @@ async fn statement(conn: &mut PgConnection, tenant: Uuid, new: &NewRun) -> std::
         .bind(micros(new.after))
         .bind(new.actor.as_deref().map(|actor| hide_nul(actor).into_owned()))
         .bind(reason)
+        .bind(new.assistant_as_of.map(|at| at.0))
+        .bind(encoding::metadata_text(&new.assistant_metadata))
         .fetch_one(conn)
         .await?;
     if !get::<bool>(&row, "is_taken")? {
+        if !get::<bool>(&row, "is_assistant_current")? {
+            return Ok(Tried::Done(Box::new(RunCreated::AssistantChanged)));
+        }
         if !get::<bool>(&row, "is_admitted")? {
             return Ok(Tried::Done(Box::new(RunCreated::ThreadBusy)));
         }

@@ -16,14 +16,16 @@ pub(super) enum Selection {
     All,
     Runs(Vec<RunId>),
     Status(Vec<&'static str>),
+    Assistant(Uuid),
 }
 
 impl Selection {
-    fn holds(&self, run_id: RunId, status: &str) -> bool {
+    fn holds(&self, run_id: RunId, status: &str, assistant_id: Uuid) -> bool {
         match self {
             Selection::All => true,
             Selection::Runs(ids) => ids.contains(&run_id),
             Selection::Status(statuses) => statuses.contains(&status),
+            Selection::Assistant(id) => *id == assistant_id,
         }
     }
 }
@@ -36,7 +38,7 @@ pub(super) async fn cancel_active(
     request: &CancelRequest,
 ) -> Result<Vec<Cancelled>> {
     let rows = sqlx::query(
-        "SELECT run_id, status, temporary FROM runs
+        "SELECT run_id, status, temporary, assistant_id FROM runs
          WHERE thread_key = $1 AND status IN ('pending', 'running') ORDER BY created_at, run_id",
     )
     .bind(key.0)
@@ -46,7 +48,7 @@ pub(super) async fn cancel_active(
     let mut cancelled = Vec::new();
     for row in rows {
         let (run_id, status): (Uuid, String) = (get(&row, "run_id")?, get(&row, "status")?);
-        if !selection.holds(run_id, &status) {
+        if !selection.holds(run_id, &status, get(&row, "assistant_id")?) {
             continue;
         }
         let running = status == "running";
@@ -96,26 +98,29 @@ pub(super) async fn cancel_runs(
     target: CancelTarget,
     request: CancelRequest,
 ) -> Result<Vec<Cancelled>> {
-    match target {
+    let (selection, assistant) = match target {
         CancelTarget::Runs { thread_id, run_ids } => {
             let key = thread_id.key(scope.tenant());
-            cancel_active(write, key, &Selection::Runs(run_ids), &request).await
+            return cancel_active(write, key, &Selection::Runs(run_ids), &request).await;
         }
         CancelTarget::Status(statuses) => {
-            let selection = Selection::Status(statuses.iter().map(|status| status.as_str()).collect());
-            let threads: Vec<(Uuid,)> = sqlx::query_as(
-                "SELECT DISTINCT thread_key FROM runs
-                 WHERE status IN ('pending', 'running') AND ($1 IS NULL OR tenant = $1) ORDER BY thread_key",
-            )
-            .bind(scope.filter())
-            .fetch_all(&mut write.conn)
-            .await
-            .map_err(driver_error)?;
-            let mut cancelled = Vec::new();
-            for (key,) in threads {
-                cancelled.extend(cancel_active(write, ThreadKey(key), &selection, &request).await?);
-            }
-            Ok(cancelled)
+            (Selection::Status(statuses.iter().map(|status| status.as_str()).collect()), None)
         }
+        CancelTarget::Assistant(id) => (Selection::Assistant(id), Some(id)),
+    };
+    let threads: Vec<(Uuid,)> = sqlx::query_as(
+        "SELECT DISTINCT thread_key FROM runs
+         WHERE status IN ('pending', 'running') AND ($1 IS NULL OR tenant = $1) AND ($2 IS NULL OR assistant_id = $2)
+         ORDER BY thread_key",
+    )
+    .bind(scope.filter())
+    .bind(assistant)
+    .fetch_all(&mut write.conn)
+    .await
+    .map_err(driver_error)?;
+    let mut cancelled = Vec::new();
+    for (key,) in threads {
+        cancelled.extend(cancel_active(write, ThreadKey(key), &selection, &request).await?);
     }
+    Ok(cancelled)
 }

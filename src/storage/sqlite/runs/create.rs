@@ -17,6 +17,17 @@ pub(super) async fn create_run(write: &mut Write, scope: Scope, new: NewRun) -> 
     if thread.is_none() && !new.create_thread {
         return Ok(RunCreated::ThreadMissing);
     }
+    let as_of = sqlx::query("SELECT updated_at FROM assistants WHERE tenant = $1 AND assistant_id = $2")
+        .bind(tenant)
+        .bind(new.assistant_id)
+        .fetch_optional(&mut write.conn)
+        .await
+        .map_err(driver_error)?
+        .map(|row| get(&row, "updated_at"))
+        .transpose()?;
+    if as_of != new.assistant_as_of.map(|at| at.0) {
+        return Ok(RunCreated::AssistantChanged);
+    }
     let busy = exists(
         write,
         "SELECT EXISTS (SELECT 1 FROM runs WHERE thread_key = $1 AND status IN ('pending', 'running')) AS it",
@@ -84,7 +95,7 @@ pub(super) async fn create_run(write: &mut Write, scope: Scope, new: NewRun) -> 
     .bind(new.assistant_id)
     .bind(&new.graph_id)
     .bind(if claim.is_some() { "running" } else { "pending" })
-    .bind(encoding::metadata_text(&merge(&inherited, &new.metadata)))
+    .bind(encoding::metadata_text(&merge(&merge(&new.assistant_metadata, &inherited), &new.metadata)))
     .bind(PLAIN)
     .bind(encoding::bytes(&new.kwargs))
     .bind(new.multitask_strategy.as_str())
