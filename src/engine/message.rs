@@ -47,6 +47,23 @@ pub fn message_id(json: &Json) -> Option<&str> {
     if json.is_object() { json.value().get("id")?.as_str() } else { None }
 }
 
+/// A message as live views show it while writes to its list wait to be applied: LangGraph's read path takes messages
+/// from plain data there, which keeps the fields that only AI messages have in `additional_kwargs` as well.
+pub(crate) fn preview(message: &Json) -> Json {
+    let Some(mut fields) = message.fields().filter(|fields| fields.get("type").and_then(Json::as_str) == Some("ai"))
+    else {
+        return message.clone();
+    };
+    let mut additional = fields.get("additional_kwargs").and_then(Json::fields).unwrap_or_default();
+    for key in ["invalid_tool_calls", "usage_metadata"] {
+        if let Some(value) = fields.get(key) {
+            additional.insert(key.to_owned(), value.clone());
+        }
+    }
+    fields.insert("additional_kwargs".to_owned(), Json::from(&additional));
+    Json::from(&fields)
+}
+
 /// True for the instruction to remove a message.
 pub fn is_remove(json: &Json) -> bool {
     json.is_object() && json.value().get("type").and_then(Value::as_str) == Some("remove")

@@ -58,6 +58,11 @@ pub fn state_at(spec: &GraphSpec, loaded: &Loaded, ns: &str, live: bool) -> Resu
             let mut applied = channels.clone();
             match apply_writes(spec, &mut applied, &mut progress, &writes) {
                 Ok(_) => {
+                    for (channel, _) in outputs.iter().flat_map(|(_, writes)| writes) {
+                        if let Some(channel) = applied.get_mut(channel) {
+                            channel.preview();
+                        }
+                    }
                     // Values that last for one superstep belong to the one that follows: not shown.
                     for channel in applied.values_mut().filter(|channel| channel.is_available()) {
                         channel.update(&[])?;

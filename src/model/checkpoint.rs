@@ -66,6 +66,9 @@ pub struct CheckpointMetadata {
     pub extra: Fields,
 }
 
+/// The step of a row that stands for the thread before its first checkpoint: it has no state and no source.
+pub const STEP_OF_NOTHING: i64 = -2;
+
 /// Versions of channels, by channel name. Integers that grow by one per superstep along a branch.
 pub type Versions = BTreeMap<String, u64>;
 

@@ -14,7 +14,9 @@ pub mod thread;
 pub mod time;
 
 pub use assistant::Assistant;
-pub use checkpoint::{CheckpointMetadata, CheckpointRef, CheckpointSource, Interrupt, PendingWrite, TaskPath, special};
+pub use checkpoint::{
+    CheckpointMetadata, CheckpointRef, CheckpointSource, Interrupt, PendingWrite, STEP_OF_NOTHING, TaskPath, special,
+};
 pub use event::{Event, EventId, StreamMode};
 pub use id::{CheckpointId, IdError, RunId, ThreadId, ThreadKey, system_assistant_id};
 pub use item::Item;

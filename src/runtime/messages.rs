@@ -117,7 +117,8 @@ fn metadata(shared: &Shared, around: &Around, task: &Task, streamed: bool) -> Js
     fields.insert("langgraph_triggers".to_owned(), triggers);
     fields.insert("langgraph_path".to_owned(), Json::from(task.path.to_json()));
     fields.insert("langgraph_checkpoint_ns".to_owned(), Json::from(task.ns.as_str()));
-    if streamed {
+    // Graphs inside a task, like models, get the namespace they are called from.
+    if streamed || !around.ns.is_empty() {
         fields.insert("checkpoint_ns".to_owned(), Json::from(around.outermost_of(task)));
     }
     Json::from(&fields)

@@ -200,6 +200,13 @@ impl Shared {
         let mut at = held.parent.clone();
         if let Some(mut draft) = held.draft {
             draft.parent = held.parent;
+            if let Some(at_exit) = draft.at_exit.take() {
+                at_exit.apply(&mut draft.metadata);
+                if let Some(nothing) = at_exit.base {
+                    draft.parent = Some(nothing.checkpoint.id.clone());
+                    store.writer.put_checkpoint(&nothing, &mut Stored::default());
+                }
+            }
             at = Some(draft.checkpoint.id.clone());
             let base = store.bases.entry(ns.to_owned()).or_default();
             store.writer.put_checkpoint(&draft, base);

@@ -38,6 +38,11 @@ pub trait Reduce: Send + Sync {
 
     /// Folds one write in. `current` is never absent when [`Reduce::initial`] gives a value.
     fn reduce(&self, current: Option<&Json>, write: &Json, context: ReduceContext<'_>) -> Result<Change, EngineError>;
+
+    /// The value as the live view of an unfinished superstep shows it, with writes folded in that are not applied yet.
+    fn preview(&self, value: Json) -> Json {
+        value
+    }
 }
 
 /// The kinds of channels.

@@ -109,6 +109,13 @@ impl Channel {
         }
     }
 
+    /// Turns the content into what a live view shows after folding in writes that are not applied yet.
+    pub fn preview(&mut self) {
+        if let ChannelKind::Reducer(reducer) = &self.kind {
+            self.value = self.value.take().map(|value| reducer.preview(value));
+        }
+    }
+
     /// What a checkpoint keeps of it.
     pub fn persisted(&self) -> Option<Json> {
         let pair = |value: Json| [value, Json::from(self.finished)].into_iter().collect::<Json>();

@@ -1,26 +1,54 @@
-//! The bookkeeping of delta channels that clients can see: counters in the metadata (section 2.2). Storage keeps
-//! every list as deltas whatever they say.
+//! The bookkeeping of delta channels that clients can see: counters in the metadata, and the row that durability `exit`
+//! hangs their writes on (section 2.2). Storage keeps every list as deltas whatever they say.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Execution, Json, special};
+use super::start::NOTHING;
+use super::{Draft, Execution, Json, NewId};
 use crate::engine::channel::ChannelKind;
 use crate::engine::command::as_overwrite;
-use crate::engine::step::TaskWrites;
+use crate::engine::record::TaskRecord;
+use crate::engine::step::{TaskWrite, TaskWrites};
+use crate::model::checkpoint::Checkpoint;
+use crate::model::{CheckpointId, CheckpointMetadata, CheckpointSource, Fields, STEP_OF_NOTHING, TaskPath, Timestamp};
 
 const MAX_SUPERSTEPS: u64 = 5000;
+pub(super) const COUNTERS: &str = "counters_since_delta_snapshot";
+
+/// Where the delta channels of an execution stand.
+#[derive(Debug, Default)]
+pub(super) struct Deltas {
+    /// Updates and supersteps since the last snapshot; channels at zero are absent.
+    counters: BTreeMap<String, (u64, u64)>,
+    /// Channels whose content must be shown as a snapshot at the next checkpoint that is stored.
+    forced: BTreeSet<String>,
+    /// Channels this execution wrote.
+    written: BTreeSet<String>,
+    /// It started from a checkpoint that the caller named.
+    is_named: bool,
+    /// Durability `exit` on a thread without checkpoints: what the row that comes before the only one is called.
+    base: Option<(CheckpointId, Timestamp)>,
+}
+
+/// What the one checkpoint of durability `exit` shows instead, known only when it turns out to be the last.
+#[derive(Debug, Clone)]
+pub struct AtExit {
+    counters: Option<Json>,
+    /// A row without values that it follows.
+    pub base: Option<Box<Draft>>,
+}
+
+impl AtExit {
+    /// Brings the metadata of the last checkpoint to what is stored.
+    pub fn apply(&self, metadata: &mut CheckpointMetadata) {
+        match &self.counters {
+            Some(counters) => metadata.extra.insert(COUNTERS.to_owned(), counters.clone()),
+            None => metadata.extra.shift_remove(COUNTERS),
+        };
+    }
+}
 
 impl Execution {
-    pub(super) fn note_delta_overwrites(&mut self, tasks: &[TaskWrites<'_>]) {
-        let overwritten: Vec<String> = tasks
-            .iter()
-            .flat_map(|task| task.writes)
-            .filter(|(channel, value)| self.delta_frequency(channel).is_some() && as_overwrite(value).is_some())
-            .map(|(channel, _)| channel.clone())
-            .collect();
-        self.delta_snapshot.extend(overwritten);
-    }
-
     fn delta_frequency(&self, channel: &str) -> Option<u64> {
         match self.spec.channels.get(channel)? {
             ChannelKind::DeltaAppend { snapshot_frequency } => Some(u64::from(*snapshot_frequency)),
@@ -28,43 +56,144 @@ impl Execution {
         }
     }
 
+    fn delta_names(&self) -> impl Iterator<Item = &String> {
+        let is_delta = |kind: &ChannelKind| matches!(kind, ChannelKind::DeltaAppend { .. });
+        self.spec.channels.iter().filter(move |(_, kind)| is_delta(kind)).map(|(name, _)| name)
+    }
+
+    /// The channels among these writes that are delta channels.
+    fn deltas_in<'a>(&'a self, writes: impl IntoIterator<Item = &'a TaskWrite>) -> BTreeSet<String> {
+        let names = writes.into_iter().map(|(channel, _)| channel);
+        names.filter(|channel| self.delta_frequency(channel).is_some()).cloned().collect()
+    }
+
+    /// Takes over what the loaded checkpoint's metadata says; on an empty thread, names the row durability `exit` needs.
+    pub(super) fn load_deltas(&mut self, metadata: Option<&CheckpointMetadata>, new_id: NewId<'_>) {
+        self.deltas.is_named = self.options.addressed;
+        if let Some(counters) = metadata.and_then(|metadata| metadata.extra.get(COUNTERS)) {
+            let counters: BTreeMap<String, [u64; 2]> = counters.decode().unwrap_or_default();
+            let pairs = counters.into_iter().map(|(name, [updates, steps])| (name, (updates, steps)));
+            self.deltas.counters = pairs.collect();
+        }
+        if metadata.is_none() && self.options.exit && self.delta_names().next().is_some() {
+            self.deltas.base = Some(new_id(STEP_OF_NOTHING));
+        }
+    }
+
+    pub(super) fn note_delta_writes(&mut self, tasks: &[TaskWrites<'_>]) {
+        let writes = || tasks.iter().flat_map(|task| task.writes);
+        let written = self.deltas_in(writes());
+        let overwritten = self.deltas_in(writes().filter(|(_, value)| as_overwrite(value).is_some()));
+        self.deltas.written.extend(written);
+        self.deltas.forced.extend(overwritten);
+    }
+
     /// A branch begins: what is recorded on the base belongs to the other branch, so delta channels it touches are
     /// shown as snapshots.
     pub(super) fn note_branch(&mut self) {
-        let touched: Vec<String> = self
-            .records
-            .values()
-            .filter(|record| record.task_id != special::NULL_TASK)
-            .flat_map(|record| &record.writes)
-            .filter(|(channel, _)| self.delta_frequency(channel).is_some())
-            .map(|(channel, _)| channel.clone())
-            .collect();
-        self.delta_snapshot.extend(touched);
+        let touched = self.deltas_in(self.records.values().flat_map(|record| &record.writes));
+        self.deltas.forced.extend(touched);
     }
 
-    /// Moves the counters for the checkpoint that is being made; `None` when there is nothing to show.
-    pub(super) fn count_deltas(&mut self) -> Option<Json> {
-        let names: Vec<String> = self
-            .spec
-            .channels
-            .iter()
-            .filter(|(_, kind)| matches!(kind, ChannelKind::DeltaAppend { .. }))
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in names {
-            let frequency = self.delta_frequency(&name).unwrap_or(u64::MAX);
-            let written = self.updated.as_ref().is_some_and(|updated| updated.contains(&name));
-            let (updates, supersteps) = self.delta.get(&name).copied().unwrap_or((0, 0));
-            let (updates, supersteps) = (updates + u64::from(written), supersteps + 1);
-            let forced = self.delta_snapshot.remove(&name);
-            if forced || updates >= frequency || supersteps >= MAX_SUPERSTEPS {
-                self.delta.remove(&name);
-            } else {
-                self.delta.insert(name, (updates, supersteps));
-            }
+    /// An edit builds on the thread's latest checkpoint, whose other children read the writes that are kept on it; or on
+    /// one that has children already, or on none: then it is shown as a snapshot. Returns the record to keep.
+    pub(super) fn note_edit(&mut self, edit: usize, writes: &[TaskWrite], is_superseded: bool) -> Option<TaskRecord> {
+        let written = self.deltas_in(writes);
+        if is_superseded {
+            self.deltas.forced.extend(written);
+            return None;
         }
-        let shown: BTreeMap<&String, [u64; 2]> =
-            self.delta.iter().map(|(name, (updates, steps))| (name, [*updates, *steps])).collect();
+        if written.is_empty() || self.checkpoint_id == NOTHING {
+            return None;
+        }
+        let mut record = TaskRecord::new(&crate::engine::ids::derived(&self.checkpoint_id, &[edit]), TaskPath::Null);
+        record.writes = writes.iter().filter(|(channel, _)| written.contains(channel)).cloned().collect();
+        Some(record)
+    }
+
+    /// The first checkpoint of a thread, when it is an edit, is a snapshot throughout.
+    pub(super) fn note_first_edit(&mut self) {
+        if self.checkpoint_id == NOTHING {
+            let all: Vec<String> = self.delta_names().cloned().collect();
+            self.deltas.forced.extend(all);
+        }
+    }
+
+    /// Moves the counters for the checkpoint that is being made; `None` when there is nothing to show. A copy has those
+    /// of its original.
+    pub(super) fn count_deltas(&mut self, source: CheckpointSource) -> Option<Json> {
+        let is_copy = source == CheckpointSource::Fork && self.is_copying;
+        let names: Vec<String> = self.delta_names().filter(|_| !is_copy).cloned().collect();
+        for name in names {
+            let written = self.updated.as_ref().is_some_and(|updated| updated.contains(&name));
+            let (updates, supersteps) = self.deltas.counters.get(&name).copied().unwrap_or((0, 0));
+            let (updates, supersteps) = (updates + u64::from(written), supersteps + 1);
+            self.deltas.counters.insert(name, (updates, supersteps));
+        }
+        // With durability `exit` no checkpoint is stored yet that could hold a snapshot.
+        if !self.options.exit && !is_copy {
+            let due = self.due_snapshots();
+            self.deltas.counters.retain(|name, _| !due.contains(name));
+            self.deltas.forced.clear();
+        }
+        self.shown_counters(&BTreeSet::new())
+    }
+
+    fn due_snapshots(&self) -> BTreeSet<String> {
+        let reached = self.deltas.counters.iter().filter(|(name, (updates, supersteps))| {
+            let frequency = self.delta_frequency(name).unwrap_or(u64::MAX);
+            *updates >= frequency || *supersteps >= MAX_SUPERSTEPS
+        });
+        reached.map(|(name, _)| name).chain(&self.deltas.forced).cloned().collect()
+    }
+
+    fn shown_counters(&self, without: &BTreeSet<String>) -> Option<Json> {
+        let shown: BTreeMap<&String, [u64; 2]> = self
+            .deltas
+            .counters
+            .iter()
+            .filter(|(name, _)| !without.contains(*name))
+            .map(|(name, (updates, steps))| (name, [*updates, *steps]))
+            .collect();
         if shown.is_empty() { None } else { Json::of(&shown).ok() }
+    }
+
+    /// What changes if the checkpoint just made is the one that durability `exit` stores.
+    pub(super) fn at_exit(&self) -> Option<AtExit> {
+        if !self.options.exit || self.delta_names().next().is_none() {
+            return None;
+        }
+        let mut snapshots = self.due_snapshots();
+        if self.deltas.is_named {
+            snapshots.extend(self.deltas.written.iter().cloned());
+        }
+        let counters = self.shown_counters(&snapshots);
+        let is_needed = self.deltas.written.iter().any(|name| !snapshots.contains(name));
+        let base = self.deltas.base.clone().filter(|_| is_needed).map(|(id, at)| {
+            let checkpoint = Checkpoint {
+                id,
+                at,
+                values: Fields::new(),
+                versions: BTreeMap::new(),
+                versions_seen: BTreeMap::new(),
+                updated: None,
+            };
+            Box::new(Draft {
+                ns: self.options.ns.clone(),
+                checkpoint,
+                metadata: CheckpointMetadata {
+                    source: CheckpointSource::Input,
+                    step: STEP_OF_NOTHING,
+                    parents: BTreeMap::new(),
+                    extra: Fields::new(),
+                },
+                parent: None,
+                kept: BTreeMap::new(),
+                lists: BTreeSet::new(),
+                next: Vec::new(),
+                at_exit: None,
+            })
+        });
+        Some(AtExit { counters, base })
     }
 }

@@ -48,23 +48,25 @@ impl Execution {
         if supersteps.is_empty() {
             return Err(EngineError::value("No supersteps provided"));
         }
-        let (mut execution, _) = Execution::load(spec, loaded, options)?;
+        let (mut execution, is_head) = Execution::load(spec, loaded, options, new_id)?;
         execution.note_branch();
         for (index, edits) in supersteps.iter().enumerate() {
             if index > 0 {
                 let before = Json::from(execution.checkpoint_id.as_str());
                 execution.options.extra.insert("checkpoint_id".to_owned(), before);
             }
-            execution.edit_superstep(edits, new_id, effects)?;
+            execution.edit_superstep(edits, index == 0 && !is_head, new_id, effects)?;
             execution.records.clear();
         }
         execution.tasks = execution.plan();
         Ok(execution)
     }
 
+    /// `is_superseded`: the checkpoint that is edited has been followed by others.
     fn edit_superstep(
         &mut self,
         edits: &[Edit],
+        is_superseded: bool,
         new_id: NewId<'_>,
         effects: &mut Vec<Effect>,
     ) -> Result<(), EngineError> {
@@ -87,7 +89,7 @@ impl Execution {
                 alone("copy checkpoint with multiple updates")?;
                 self.copy(&first.values, new_id, effects)
             }
-            _ => self.edit_as_nodes(edits, new_id, effects),
+            _ => self.edit_as_nodes(edits, is_superseded, new_id, effects),
         }
     }
 
@@ -114,6 +116,7 @@ impl Execution {
     fn put_update(&mut self, new_id: NewId<'_>, effects: &mut Vec<Effect>) {
         // A fresh thread's first update is step 0: the input it stands for was step -1.
         self.step = self.step.max(0);
+        self.note_first_edit();
         self.put_checkpoint(CheckpointSource::Update, new_id, effects);
         self.updated = None;
     }
@@ -128,6 +131,7 @@ impl Execution {
         let task = TaskWrites::from_outside(&writes);
         let updated = apply_writes(&self.spec, &mut self.channels, &mut self.progress, &[task])?;
         self.updated = Some(updated);
+        self.note_first_edit();
         self.put_checkpoint(CheckpointSource::Input, new_id, effects);
         self.updated = None;
         Ok(())
@@ -143,7 +147,9 @@ impl Execution {
         self.records.clear();
         // A copy is nobody's edit: it carries no metadata of its own.
         self.options.extra.clear();
+        self.is_copying = true;
         self.put_checkpoint(CheckpointSource::Fork, new_id, effects);
+        self.is_copying = false;
         let Output::Other(list) = values else { return Ok(()) };
         let Some(items) = list.items() else { return Ok(()) };
         let edits: Vec<Edit> = items
@@ -159,12 +165,13 @@ impl Execution {
                 }
             })
             .collect::<Result<_, _>>()?;
-        if edits.is_empty() { Ok(()) } else { self.edit_as_nodes(&edits, new_id, effects) }
+        if edits.is_empty() { Ok(()) } else { self.edit_as_nodes(&edits, false, new_id, effects) }
     }
 
     fn edit_as_nodes(
         &mut self,
         edits: &[Edit],
+        is_superseded: bool,
         new_id: NewId<'_>,
         effects: &mut Vec<Effect>,
     ) -> Result<(), EngineError> {
@@ -207,15 +214,10 @@ impl Execution {
                     return Err(EngineError::invalid_update("There is no parent graph"));
                 }
             };
-            if is_planned {
-                let record = self.records.remove(&task.id);
-                let mut record = record.unwrap_or_else(|| TaskRecord::new(&task.id, task.path.clone()));
-                // The first result stays the task's result.
-                if !record.is_finished() {
-                    record.set_outputs(writes.clone());
-                    let record = self.storable(&record);
-                    effects.push(Effect::Writes { checkpoint_id: self.checkpoint_id.clone(), record });
-                }
+            let unplanned = self.note_edit(index, &writes, is_superseded);
+            let kept = if is_planned { self.keep_as_result(&task, &writes) } else { unplanned };
+            if let Some(record) = kept {
+                effects.push(Effect::Writes { checkpoint_id: self.checkpoint_id.clone(), record });
             }
             // Applied in the given order, and as a superstep: all other pending triggers and Sends are dropped.
             task.path = TaskPath::Null;
@@ -223,10 +225,31 @@ impl Execution {
             done.push((task, writes));
         }
         let writes: Vec<TaskWrites<'_>> = done.iter().map(|(task, writes)| TaskWrites::of(task, writes)).collect();
+        self.note_delta_writes(&writes);
         let updated = apply_writes(&self.spec, &mut self.channels, &mut self.progress, &writes)?;
         self.updated = Some(updated);
         self.put_update(new_id, effects);
         Ok(())
+    }
+
+    /// An edit as the node of a task that is planned: what it writes is recorded as the task's result. Where the task has
+    /// a result, writes keep the positions they were first made at, the answers it took among them: the edit's fill only
+    /// those that are free.
+    fn keep_as_result(&mut self, task: &Task, writes: &[TaskWrite]) -> Option<TaskRecord> {
+        let mut record = self.records.remove(&task.id).unwrap_or_else(|| TaskRecord::new(&task.id, task.path.clone()));
+        if record.is_finished() {
+            let (first, results) = (record.answers().len(), record.outputs());
+            if first == 0 && writes.len() <= results.len() {
+                return None;
+            }
+            let before = writes.iter().take(first);
+            let after = writes.iter().skip(first + results.len());
+            let merged = before.chain(&results).chain(after).cloned().collect();
+            record.set_outputs(merged);
+        } else {
+            record.set_outputs(writes.to_vec());
+        }
+        Some(self.storable(&record))
     }
 
     /// The node that updated the state last: START while no node has read anything, else the one that saw the greatest

@@ -28,6 +28,8 @@ use crate::model::{
     special,
 };
 
+pub use delta::AtExit;
+use delta::Deltas;
 pub use edit::Edit;
 pub use start::{Input, metadata_json};
 
@@ -87,6 +89,8 @@ pub struct Draft {
     pub lists: BTreeSet<String>,
     /// The nodes that run next, as record views show them.
     pub next: Vec<String>,
+    /// What is different if durability `exit` stores this one.
+    pub at_exit: Option<AtExit>,
 }
 
 /// Something to store or to tell, in order.
@@ -161,8 +165,6 @@ pub struct Execution {
     updated: Option<BTreeSet<String>>,
     checkpoint_id: CheckpointId,
     parent: Option<CheckpointId>,
-    /// The checkpoint the execution was loaded from.
-    loaded: Option<CheckpointId>,
     /// The values last told: what `wait` answers with.
     last_values: Option<Fields>,
     /// What checkpoint events show as metadata.
@@ -175,9 +177,9 @@ pub struct Execution {
     answers_by_id: Fields,
     /// Answers that tasks of a fork take over from the tasks they repeat.
     answers_by_path: BTreeMap<String, Vec<Json>>,
-    delta: BTreeMap<String, (u64, u64)>,
-    /// Delta channels whose content must be shown as a snapshot at the next checkpoint.
-    delta_snapshot: BTreeSet<String>,
+    deltas: Deltas,
+    /// The next checkpoint is a copy of the one before it.
+    is_copying: bool,
     interrupted: bool,
     resuming: bool,
 }
@@ -510,7 +512,7 @@ impl Execution {
             .map(|task| (task, self.records.get(&task.id).map(TaskRecord::outputs).unwrap_or_default()))
             .collect();
         let writes: Vec<TaskWrites<'_>> = outputs.iter().map(|(task, writes)| TaskWrites::of(task, writes)).collect();
-        self.note_delta_overwrites(&writes);
+        self.note_delta_writes(&writes);
         let mut channels = self.channels.clone();
         let updated = apply_writes(&self.spec, &mut channels, &mut self.progress, &writes)?;
         self.channels = channels;
@@ -591,7 +593,7 @@ impl Execution {
 
     fn put_checkpoint(&mut self, source: CheckpointSource, new_id: NewId<'_>, effects: &mut Vec<Effect>) {
         let (id, at) = new_id(self.step);
-        let counters = self.count_deltas();
+        let counters = self.count_deltas(source);
         let parent = (!self.checkpoint_id.is_empty() && self.parent_exists()).then(|| self.checkpoint_id.clone());
         let mut values = Fields::new();
         for (name, channel) in &self.channels {
@@ -606,8 +608,8 @@ impl Execution {
             "source": source.as_str(), "step": self.step, "parents": self.options.parents,
         });
         if let Some(counters) = counters {
-            shown["counters_since_delta_snapshot"] = counters.value().clone();
-            extra.insert("counters_since_delta_snapshot".to_owned(), counters);
+            shown[delta::COUNTERS] = counters.value().clone();
+            extra.insert(delta::COUNTERS.to_owned(), counters);
         }
         self.shown_metadata = Json::from(shown);
         self.shown_parents = self.options.parents.clone();
@@ -622,8 +624,6 @@ impl Execution {
         // With durability `exit` the steps between are not stored: the parent shown is the last one that is.
         if !self.options.exit {
             self.parent = parent.clone();
-        } else if self.parent.is_none() {
-            self.parent = self.loaded.clone();
         }
         self.checkpoint_id = id.clone();
         self.step += 1;
@@ -647,7 +647,9 @@ impl Execution {
         };
         if self.options.has_storage {
             let ns = self.options.ns.clone();
-            effects.push(Effect::Checkpoint(Box::new(Draft { ns, checkpoint, metadata, parent, kept, lists, next })));
+            let at_exit = self.at_exit();
+            let draft = Draft { ns, checkpoint, metadata, parent, kept, lists, next, at_exit };
+            effects.push(Effect::Checkpoint(Box::new(draft)));
         }
         if !self.options.exit {
             self.channels.values_mut().for_each(super::channel::Channel::mark_stored);

@@ -1,9 +1,10 @@
 //! How an execution begins: from nothing, from the latest checkpoint, or from one the caller named (sections 1.4, 4, 5.3,
 //! 6.3).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::delta::Deltas;
 use super::{Effect, Execution, Loaded, NewId, Options};
 use crate::engine::command::{CommandUpdate, Destination};
 use crate::engine::record::TaskRecord;
@@ -12,7 +13,7 @@ use crate::engine::step::{
     Progress, TaskWrite, TaskWrites, apply_writes, channels_from, is_control, prepare_next_tasks,
 };
 use crate::engine::{Command, EngineError, ids};
-use crate::model::{CheckpointSource, Fields, Json, special};
+use crate::model::{CheckpointSource, Fields, Json, STEP_OF_NOTHING, special};
 
 /// Stands for "no checkpoint yet" where an id is needed.
 pub(super) const NOTHING: &str = "";
@@ -42,7 +43,7 @@ impl Execution {
         if options.recursion_limit < 1 {
             return Err(EngineError::value("recursion_limit must be at least 1"));
         }
-        let (mut execution, is_head) = Execution::load(spec, loaded, options)?;
+        let (mut execution, is_head) = Execution::load(spec, loaded, options, new_id)?;
         let is_fresh = execution.progress.versions.is_empty();
         let resuming = !is_fresh && execution.options.resuming.unwrap_or(!matches!(input, Input::Value(_)));
         let input = match input {
@@ -79,6 +80,7 @@ impl Execution {
         spec: &Arc<GraphSpec>,
         loaded: Option<Loaded>,
         options: Options,
+        new_id: NewId<'_>,
     ) -> Result<(Execution, bool), EngineError> {
         let answers_by_id = options.answers_by_id.clone();
         let mut execution = Execution {
@@ -88,7 +90,6 @@ impl Execution {
             updated: None,
             checkpoint_id: NOTHING.to_owned(),
             parent: None,
-            loaded: None,
             last_values: None,
             shown_metadata: Json::null(),
             shown_parents: BTreeMap::new(),
@@ -98,26 +99,22 @@ impl Execution {
             tasks: Vec::new(),
             answers_by_id,
             answers_by_path: BTreeMap::new(),
-            delta: BTreeMap::new(),
-            delta_snapshot: BTreeSet::new(),
+            deltas: Deltas::default(),
+            is_copying: false,
             interrupted: false,
             resuming: false,
             options,
         };
+        execution.load_deltas(loaded.as_ref().map(|loaded| &loaded.metadata), new_id);
         let Some(loaded) = loaded else { return Ok((execution, true)) };
         execution.channels = channels_from(spec, &loaded.checkpoint.values)?;
         execution.progress = Progress::of(&loaded.checkpoint);
         execution.updated = loaded.checkpoint.updated.map(|names| names.into_iter().collect());
-        execution.loaded = Some(loaded.checkpoint.id.clone());
         execution.checkpoint_id = loaded.checkpoint.id;
         execution.parent = loaded.parent;
         execution.step = loaded.metadata.step + 1;
         execution.stop = execution.step + execution.options.recursion_limit + 1;
         execution.records = loaded.records.into_iter().map(|record| (record.task_id.clone(), record)).collect();
-        if let Some(counters) = loaded.metadata.extra.get("counters_since_delta_snapshot") {
-            let counters: BTreeMap<String, [u64; 2]> = counters.decode().unwrap_or_default();
-            execution.delta = counters.into_iter().map(|(name, [updates, steps])| (name, (updates, steps))).collect();
-        }
         execution.shown_metadata = metadata_json(&loaded.metadata);
         execution.shown_parents = loaded.metadata.parents;
         Ok((execution, loaded.is_head))
@@ -370,6 +367,10 @@ fn goto_writes(goto: &[Destination], writes: &mut Vec<TaskWrite>) -> Result<(), 
 /// The stored metadata as clients see it.
 pub fn metadata_json(metadata: &crate::model::CheckpointMetadata) -> Json {
     let mut fields = metadata.extra.clone();
+    if metadata.step == STEP_OF_NOTHING {
+        fields.insert("step".to_owned(), Json::from(metadata.step));
+        return Json::from(&fields);
+    }
     fields.insert("source".to_owned(), Json::from(metadata.source.as_str()));
     fields.insert("step".to_owned(), Json::from(metadata.step));
     fields.insert("parents".to_owned(), Json::of(&metadata.parents).unwrap_or_default());

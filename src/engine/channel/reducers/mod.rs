@@ -130,6 +130,13 @@ impl Reduce for Messages {
         };
         Ok(change)
     }
+
+    fn preview(&self, value: Json) -> Json {
+        match value.items() {
+            Some(messages) => messages.iter().map(message::preview).collect(),
+            None => value,
+        }
+    }
 }
 
 /// The current list, and whether it had to be brought to the complete form: after an Overwrite it holds whatever was
@@ -265,6 +272,10 @@ impl Reduce for Arc<dyn Reduce> {
 
     fn reduce(&self, current: Option<&Json>, write: &Json, context: ReduceContext<'_>) -> Result<Change, EngineError> {
         self.as_ref().reduce(current, write, context)
+    }
+
+    fn preview(&self, value: Json) -> Json {
+        self.as_ref().preview(value)
     }
 }
 
