@@ -21,7 +21,7 @@ use crate::clock::Clock;
 use crate::config::{Config, DatabaseConfig, DatabaseUrl, Role, SqliteSynchronous, seconds};
 use crate::graph::Graph;
 use crate::http::{ApiKey, HttpSettings, router};
-use crate::runtime::{Runtime, Settings};
+use crate::runtime::{CronSettings, Runtime, Settings};
 use crate::storage::connect::{ConnectOptions, connect};
 use crate::storage::{Description, SharedStorage};
 
@@ -221,6 +221,10 @@ fn runtime_settings(config: &Config) -> Settings {
         recursion_limit: runtime.recursion_limit,
         durability: runtime.durability,
         claims: runtime.role != Role::Api,
+        crons: CronSettings {
+            poll_every: seconds(config.crons.poll_secs),
+            catch_up: seconds(config.crons.catch_up_secs),
+        },
     }
 }
 

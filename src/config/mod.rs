@@ -29,6 +29,7 @@ pub struct Config {
     pub database: DatabaseConfig,
     pub auth: AuthConfig,
     pub runtime: RuntimeConfig,
+    pub crons: CronsConfig,
     pub log: LogConfig,
 }
 
@@ -74,6 +75,13 @@ pub struct RuntimeConfig {
     pub durability: Durability,
     #[serde(deserialize_with = "word")]
     pub role: Role,
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct CronsConfig {
+    pub poll_secs: f64,
+    pub catch_up_secs: f64,
 }
 
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -385,6 +393,15 @@ impl Config {
         rule("runtime.max_attempts", &runtime.max_attempts, runtime.max_attempts >= 1, "must be at least 1");
         rule("runtime.run_timeout_secs", &runtime.run_timeout_secs, duration(runtime.run_timeout_secs), DURATION);
         rule("runtime.recursion_limit", &runtime.recursion_limit, runtime.recursion_limit >= 1, "must be at least 1");
+
+        let crons = &self.crons;
+        rule("crons.poll_secs", &crons.poll_secs, duration(crons.poll_secs), DURATION);
+        rule(
+            "crons.catch_up_secs",
+            &crons.catch_up_secs,
+            (60.0..=31_536_000.0).contains(&crons.catch_up_secs) && crons.catch_up_secs > crons.poll_secs,
+            "must be seconds between 60 and 31536000 (a year), and more than crons.poll_secs: every tick is a little late",
+        );
 
         let filter = tracing_subscriber::EnvFilter::try_new(&self.log.filter);
         rule(

@@ -103,6 +103,7 @@ fn runtime(error: RuntimeError) -> (StatusCode, String) {
     match error {
         // The reference's words, which clients and their tests compare.
         RuntimeError::ThreadNotFound(_) | RuntimeError::ThreadOrAssistantNotFound => (StatusCode::NOT_FOUND, text),
+        RuntimeError::CronNotFound => (StatusCode::NOT_FOUND, text),
         RuntimeError::RunNotFound(_) | RuntimeError::GraphNotFound(_) | RuntimeError::CheckpointNotFound(_) => {
             (StatusCode::NOT_FOUND, text)
         }

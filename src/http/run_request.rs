@@ -28,7 +28,7 @@ pub(crate) fn read(
     mut body: Object,
     start_here: bool,
 ) -> ApiResult<RunRequest> {
-    let on_completion = body.choice("on_completion", &["delete", "keep"], parse_on_completion)?.unwrap_or_default();
+    let on_completion = body.choice("on_completion", &["delete", "keep"], OnCompletion::parse)?.unwrap_or_default();
     let command = command(&mut body, thread.is_some())?;
     let (config, context) = config_and_context(&mut body)?;
     let kwargs = RunKwargs {
@@ -75,10 +75,6 @@ pub(crate) fn metadata(body: &mut Object, key: &str) -> ApiResult<Option<Json>> 
 /// Which of two words it is.
 fn two(word: &str, yes: &str, no: &str) -> Option<bool> {
     (word == yes).then_some(true).or_else(|| (word == no).then_some(false))
-}
-
-fn parse_on_completion(word: &str) -> Option<OnCompletion> {
-    two(word, "keep", "delete").map(|keep| if keep { OnCompletion::Keep } else { OnCompletion::Delete })
 }
 
 fn durability(body: &mut Object) -> ApiResult<Option<Durability>> {

@@ -3,6 +3,7 @@
 
 pub mod assistant;
 pub mod checkpoint;
+pub mod cron;
 pub mod event;
 pub mod id;
 pub mod item;
@@ -17,6 +18,7 @@ pub use assistant::Assistant;
 pub use checkpoint::{
     CheckpointMetadata, CheckpointRef, CheckpointSource, Interrupt, PendingWrite, STEP_OF_NOTHING, TaskPath, special,
 };
+pub use cron::Cron;
 pub use event::{Event, EventId, StreamMode};
 pub use id::{CheckpointId, IdError, RunId, ThreadId, ThreadKey, system_assistant_id};
 pub use item::Item;

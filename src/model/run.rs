@@ -118,6 +118,19 @@ pub enum OnCompletion {
     Keep,
 }
 
+impl OnCompletion {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            OnCompletion::Delete => "delete",
+            OnCompletion::Keep => "keep",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<OnCompletion> {
+        [Self::Delete, Self::Keep].into_iter().find(|word| word.as_str() == text)
+    }
+}
+
 /// Static breakpoints: all nodes (`"*"`) or the named ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Breakpoints {

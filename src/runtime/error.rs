@@ -17,6 +17,8 @@ pub enum RuntimeError {
     CheckpointNotFound(String),
     #[error("Run not found")]
     RunNotFound(RunId),
+    #[error("Cron not found")]
+    CronNotFound,
     /// An assistant id that is a UUID but unknown.
     #[error("Assistant not found")]
     AssistantNotFound,

@@ -3,6 +3,7 @@
 mod assistants;
 mod cache;
 mod commit;
+mod crons;
 pub mod error;
 mod executor;
 mod follow;
@@ -14,6 +15,7 @@ mod nodes;
 mod persist;
 pub mod request;
 mod runs;
+mod schedule;
 mod shared;
 mod state;
 mod worker;
@@ -33,6 +35,7 @@ use crate::graph::Graph;
 use crate::model::{Durability, Event, RunId, Timestamp};
 use crate::storage::SharedStorage;
 
+pub use crons::{CronRequest, CronSettings};
 pub use error::RuntimeError;
 pub use request::{AssistantName, HistoryQuery, RunRequest, StateUpdate, Submitted};
 
@@ -55,6 +58,7 @@ pub struct Settings {
     pub durability: Durability,
     /// Take runs from the queue (`serve --role api` does not).
     pub claims: bool,
+    pub crons: CronSettings,
 }
 
 /// Events of one run, in order, ending when the run has ended and its final status is committed.
@@ -83,6 +87,8 @@ pub(crate) struct Inner {
     pub(crate) wake: Notify,
     /// Runs may be waiting only because this process is at its limit: the next one that ends here makes room.
     pub(crate) at_limit: AtomicBool,
+    /// A cron may be due earlier than known.
+    pub(crate) crons: Notify,
     /// A run ended here.
     pub(crate) idle: Notify,
     pub(crate) draining: CancellationToken,
@@ -107,6 +113,7 @@ impl Runtime {
                 active: Mutex::default(),
                 wake: Notify::new(),
                 at_limit: AtomicBool::new(false),
+                crons: Notify::new(),
                 idle: Notify::new(),
                 draining: CancellationToken::new(),
                 stopped: CancellationToken::new(),

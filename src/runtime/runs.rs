@@ -76,7 +76,8 @@ impl Runtime {
         Err(RuntimeError::Conflict("the assistant is being changed: try again".into()))
     }
 
-    fn new_run(
+    /// What a request is in storage.
+    pub(super) fn new_run(
         &self,
         request: &RunRequest,
         resolved: &Resolved,
@@ -111,7 +112,12 @@ impl Runtime {
         })
     }
 
-    async fn assistant_of(&self, scope: &Scope, request: &RunRequest, look: bool) -> Result<Resolved, RuntimeError> {
+    pub(super) async fn assistant_of(
+        &self,
+        scope: &Scope,
+        request: &RunRequest,
+        look: bool,
+    ) -> Result<Resolved, RuntimeError> {
         let resolved = match &request.assistant {
             Some(name) => self.resolve_assistant(scope, name, look).await,
             None => {

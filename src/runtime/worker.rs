@@ -65,6 +65,7 @@ impl Runtime {
     pub fn start(&self) {
         if self.inner.settings.claims {
             tokio::spawn(self.clone().claim_loop());
+            tokio::spawn(self.clone().cron_loop());
         }
         tokio::spawn(self.clone().lease_loop());
         tokio::spawn(self.clone().notice_loop());

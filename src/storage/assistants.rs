@@ -176,7 +176,7 @@ pub trait Assistants {
         page: Page,
     ) -> Result<Vec<Assistant>>;
 
-    /// Deletes the assistant with its versions; false when it has no row. Runs under way keep what they were given.
+    /// Deletes the assistant with its versions and crons; false when it has no row. Runs under way keep what they were given.
     async fn delete_assistant(&self, scope: &Scope, id: Uuid) -> Result<bool>;
 }
 

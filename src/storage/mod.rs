@@ -22,10 +22,12 @@ use crate::model::{ErrorInfo, RunId, Scope, ThreadKey};
 pub mod assistants;
 pub mod checkpoints;
 pub mod connect;
+pub mod crons;
 pub mod items;
 pub mod runs;
 pub mod threads;
 
+mod cron_rows;
 mod encoding;
 mod matching;
 mod migrations;
@@ -39,6 +41,7 @@ pub use checkpoints::{
     CheckpointFilter, CheckpointRow, Checkpoints, LogRange, LogRow, Payload, PayloadHash, StoredCheckpoint,
     TaskWritesRow, Which,
 };
+pub use crons::{CronFilter, CronFired, CronReplaced, CronSort, CronTick, Crons, DueCron, DueCrons};
 pub use items::{ItemFilter, ItemMatch, Items, NamespaceFilter, NewItem};
 pub use runs::{
     CancelRequest, CancelTarget, Cancelled, Claim, ClaimedRun, CommitOutcome, Lease, LeaseState, NewRun, RunCreated,
@@ -98,7 +101,9 @@ pub struct Description {
 
 /// A backend: all nouns, and the few things that concern the whole database.
 #[async_trait]
-pub trait Storage: Assistants + Threads + Runs + Checkpoints + Items + std::fmt::Debug + Send + Sync + 'static {
+pub trait Storage:
+    Assistants + Threads + Runs + Checkpoints + Items + Crons + std::fmt::Debug + Send + Sync + 'static
+{
     fn describe(&self) -> Description;
 
     /// Applies missing migrations. Safe to call from many processes at once. Returns how many were applied.

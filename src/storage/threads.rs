@@ -78,7 +78,7 @@ pub trait Threads {
     /// Applies a patch and moves `updated_at`. `None` when the thread is missing.
     async fn update_thread(&self, scope: &Scope, id: &ThreadId, patch: ThreadPatch) -> Result<Option<Thread>>;
 
-    /// Deletes the thread with all its runs, checkpoints, writes, payloads, logs and events. Returns the runs that were
+    /// Deletes the thread with all its runs, checkpoints, writes, payloads, logs, events and crons. Returns the runs that were
     /// active (their workers find their lease gone), or `None` when the thread is missing. Final: no late write of a
     /// run brings anything back.
     async fn delete_thread(&self, scope: &Scope, id: &ThreadId) -> Result<Option<Vec<RunId>>>;

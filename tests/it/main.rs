@@ -7,6 +7,7 @@ mod cli;
 mod compose;
 mod cost;
 mod crash;
+mod crons;
 mod handlers;
 mod panics;
 mod queue;

@@ -2,6 +2,7 @@
 
 mod assistants;
 mod checkpoints;
+mod crons;
 mod runs;
 mod stateless_runs;
 mod store;
@@ -27,6 +28,7 @@ pub(super) fn all() -> Router<AppState> {
         .merge(assistant_routes())
         .merge(thread_routes())
         .merge(run_routes())
+        .merge(cron_routes())
         .route("/store/items", put(store::put).get(store::get).delete(store::delete))
         .route("/store/items/search", post(store::search))
         .route("/store/namespaces", post(store::namespaces))
@@ -71,6 +73,15 @@ fn thread_routes() -> Router<AppState> {
         .route("/threads/{thread_id}/history", get(thread_state::recent_history).post(thread_state::history))
         .route("/threads/{thread_id}/checkpoints", get(checkpoints::list))
         .route("/threads/{thread_id}/checkpoints/{checkpoint_id}", get(checkpoints::find))
+}
+
+fn cron_routes() -> Router<AppState> {
+    Router::new()
+        .route("/runs/crons", post(crons::create))
+        .route("/runs/crons/search", post(crons::search))
+        .route("/runs/crons/count", post(crons::count))
+        .route("/runs/crons/{cron_id}", get(crons::find).patch(crons::update).delete(crons::delete))
+        .route("/threads/{thread_id}/runs/crons", post(crons::create_for_thread))
 }
 
 fn run_routes() -> Router<AppState> {

@@ -34,6 +34,7 @@ fn runtime() -> Runtime {
         recursion_limit: 25,
         durability: Durability::Sync,
         claims: false,
+        crons: crate::runtime::CronSettings::default(),
     };
     Runtime::new(Arc::new(nowhere::Nowhere), Vec::new(), Clock::default(), settings)
 }

@@ -226,3 +226,34 @@ impl Items for Nowhere {
         Ok(vec![vec!["a".into(), "b".into()]])
     }
 }
+
+#[async_trait]
+impl Crons for Nowhere {
+    async fn database_time(&self, _: &Scope) -> Result<Timestamp> {
+        gone()
+    }
+    async fn create_cron(&self, _: &Scope, _: Cron) -> Result<Option<Cron>> {
+        gone()
+    }
+    async fn find_cron(&self, _: &Scope, _: uuid::Uuid) -> Result<Option<Cron>> {
+        gone()
+    }
+    async fn replace_cron(&self, _: &Scope, _: Cron) -> Result<CronReplaced> {
+        gone()
+    }
+    async fn delete_cron(&self, _: &Scope, _: uuid::Uuid) -> Result<bool> {
+        gone()
+    }
+    async fn search_crons(&self, _: &Scope, _: &CronFilter, _: CronSort, _: bool, _: Page) -> Result<Vec<Cron>> {
+        gone()
+    }
+    async fn count_crons(&self, _: &Scope, _: &CronFilter) -> Result<i64> {
+        gone()
+    }
+    async fn due_crons(&self, _: &Scope, _: i64) -> Result<DueCrons> {
+        gone()
+    }
+    async fn fire_cron(&self, _: &Scope, _: CronTick) -> Result<CronFired> {
+        gone()
+    }
+}

@@ -324,7 +324,10 @@ impl Assistants for PostgresStorage {
         let mut session = self.session().await?;
         let row = sqlx::query(
             "WITH gone AS (DELETE FROM assistants WHERE tenant = $1 AND assistant_id = $2 RETURNING 1),
-             versions AS (DELETE FROM assistant_versions WHERE tenant = $1 AND assistant_id = $2)
+             versions AS (DELETE FROM assistant_versions WHERE tenant = $1 AND assistant_id = $2),
+             ticks AS (DELETE FROM cron_ticks WHERE cron_id IN (SELECT cron_id FROM crons
+                                                                WHERE tenant = $1 AND assistant_id = $2)),
+             drop_crons AS (DELETE FROM crons WHERE tenant = $1 AND assistant_id = $2)
              SELECT EXISTS (SELECT 1 FROM gone) AS gone",
         )
         .bind(scope.tenant())

@@ -31,6 +31,7 @@ use crate::model::Scope;
 
 mod assistants;
 mod checkpoints;
+mod crons;
 mod items;
 mod listen;
 mod runs;
@@ -50,6 +51,7 @@ const MIGRATIONS: &[Migration] = &[
         name: "0006_assistants",
         sql: include_str!("../../../migrations/postgres/0006_assistants.sql"),
     },
+    Migration { version: 8, name: "0008_crons", sql: include_str!("../../../migrations/postgres/0008_crons.sql") },
 ];
 
 /// The advisory lock of migrations: `sessstor` in bytes.

@@ -78,7 +78,9 @@ pub(super) async fn delete_thread_rows(conn: &mut PgConnection, key: ThreadKey) 
          drop_checkpoints AS (DELETE FROM checkpoints WHERE thread_key = $1),
          drop_task_writes AS (DELETE FROM task_writes WHERE thread_key = $1),
          drop_payloads AS (DELETE FROM payloads WHERE thread_key = $1),
-         drop_log AS (DELETE FROM channel_log WHERE thread_key = $1)
+         drop_log AS (DELETE FROM channel_log WHERE thread_key = $1),
+         drop_ticks AS (DELETE FROM cron_ticks WHERE cron_id IN (SELECT cron_id FROM crons WHERE thread_key = $1)),
+         drop_crons AS (DELETE FROM crons WHERE thread_key = $1)
          DELETE FROM events WHERE thread_key = $1",
     )
     .bind(key.0)

@@ -236,6 +236,8 @@ async fn search(
 async fn delete(write: &mut Write, tenant: Uuid, id: Uuid) -> Result<bool> {
     let mut gone = false;
     for statement in [
+        "DELETE FROM cron_ticks WHERE cron_id IN (SELECT cron_id FROM crons WHERE tenant = $1 AND assistant_id = $2)",
+        "DELETE FROM crons WHERE tenant = $1 AND assistant_id = $2",
         "DELETE FROM assistant_versions WHERE tenant = $1 AND assistant_id = $2",
         "DELETE FROM assistants WHERE tenant = $1 AND assistant_id = $2",
     ] {

@@ -29,6 +29,7 @@ use crate::model::Scope;
 
 mod assistants;
 mod checkpoints;
+mod crons;
 mod items;
 mod runs;
 mod threads;
@@ -47,6 +48,7 @@ const MIGRATIONS: &[Migration] = &[
         name: "0006_assistants",
         sql: include_str!("../../../migrations/sqlite/0006_assistants.sql"),
     },
+    Migration { version: 8, name: "0008_crons", sql: include_str!("../../../migrations/sqlite/0008_crons.sql") },
 ];
 
 /// Operations that may share a transaction. A bound, so that the first caller does not wait for a crowd.

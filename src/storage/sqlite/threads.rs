@@ -86,6 +86,8 @@ pub(super) async fn delete_thread_rows(conn: &mut SqliteConnection, key: ThreadK
         "DELETE FROM payloads WHERE thread_key = $1",
         "DELETE FROM channel_log WHERE thread_key = $1",
         "DELETE FROM events WHERE thread_key = $1",
+        "DELETE FROM cron_ticks WHERE cron_id IN (SELECT cron_id FROM crons WHERE thread_key = $1)",
+        "DELETE FROM crons WHERE thread_key = $1",
     ] {
         sqlx::query(statement).bind(key.0).execute(&mut *conn).await.map_err(driver_error)?;
     }

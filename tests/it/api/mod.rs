@@ -2,6 +2,7 @@
 
 mod assistants;
 mod bad_input;
+mod crons;
 mod runs;
 mod state;
 mod store;

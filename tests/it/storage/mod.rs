@@ -15,6 +15,7 @@ mod assistants;
 mod checkpoints;
 mod claims;
 mod commits;
+mod crons;
 mod items;
 mod runs;
 mod schema;

@@ -10,7 +10,7 @@ use session_store::clock::Clock;
 use session_store::graphs;
 use session_store::http::{HttpSettings, router};
 use session_store::model::Durability;
-use session_store::runtime::{Runtime, Settings};
+use session_store::runtime::{CronSettings, Runtime, Settings};
 use session_store::storage::connect::{ConnectOptions, connect};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -20,6 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A running server; it ends with this value.
 pub(crate) struct TestServer {
     pub(crate) url: String,
+    /// What is behind the routes.
+    pub(crate) runtime: Runtime,
     client: reqwest::Client,
     _stop: DropGuard,
 }
@@ -54,11 +56,11 @@ impl TestServer {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
         let stop = CancellationToken::new();
-        let routes = router(runtime, HttpSettings { shutdown: stop.clone(), ..settings });
+        let routes = router(runtime.clone(), HttpSettings { shutdown: stop.clone(), ..settings });
         let stopped = stop.clone().cancelled_owned();
         tokio::spawn(async move { axum::serve(listener, routes).with_graceful_shutdown(stopped).await });
         let client = reqwest::Client::builder().timeout(PATIENCE).build().expect("a client");
-        TestServer { url, client, _stop: stop.drop_guard() }
+        TestServer { url, runtime, client, _stop: stop.drop_guard() }
     }
 
     /// Sends a body as it is, without a Content-Type.
@@ -158,5 +160,6 @@ fn runtime_settings() -> Settings {
         recursion_limit: 10_007,
         durability: Durability::Async,
         claims: true,
+        crons: CronSettings { poll_every: Duration::from_millis(200), ..CronSettings::default() },
     }
 }

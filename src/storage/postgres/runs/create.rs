@@ -175,7 +175,7 @@ impl PostgresStorage {
         Err(StorageError::Unavailable(format!("thread {} is too contended", new.thread_id)))
     }
 
-    fn tell_created(&self, created: &RunCreated) {
+    pub(in crate::storage::postgres) fn tell_created(&self, created: &RunCreated) {
         let RunCreated::Created { run, cancelled, .. } = created else { return };
         self.tell(cancelled.iter().map(|cancelled| match cancelled.running {
             true => Notice::CancelRequested(cancelled.run_id),
@@ -208,6 +208,20 @@ impl From<sqlx::Error> for Failure {
             "runs_one_running" => Failure::Raced,
             _ => Failure::Storage(driver_error(error)),
         }
+    }
+}
+
+/// Inserts a run as part of a larger transaction. `None`: others are too quick, and the transaction is spoilt.
+pub(in crate::storage::postgres) async fn create_in(
+    conn: &mut PgConnection,
+    tenant: Uuid,
+    new: &NewRun,
+) -> Result<Option<RunCreated>> {
+    match locked(conn, tenant, new).await {
+        Ok(Tried::Done(created)) => Ok(Some(*created)),
+        Ok(Tried::Stale) | Err(Failure::Raced) => Ok(None),
+        Err(Failure::RunExists) => Ok(Some(RunCreated::RunExists)),
+        Err(Failure::Storage(error)) => Err(error),
     }
 }
 

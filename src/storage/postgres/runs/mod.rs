@@ -22,6 +22,7 @@ mod delete;
 mod group;
 mod lease;
 
+pub(super) use create::create_in;
 pub(super) use group::Group;
 
 /// The columns `run_from` and `cancel_from` read, from `runs r` and its thread `t`.

@@ -10,7 +10,7 @@ use crate::storage::encoding::{self, PLAIN, hide_nul};
 use crate::storage::rows::driver_error;
 use crate::storage::{CancelRequest, ClaimedRun, Lease, NewRun, NewThread, Notice, Result, RunCreated, StorageError};
 
-pub(super) async fn create_run(write: &mut Write, scope: Scope, new: NewRun) -> Result<RunCreated> {
+pub(in crate::storage::sqlite) async fn create_run(write: &mut Write, scope: Scope, new: NewRun) -> Result<RunCreated> {
     let tenant = scope.tenant();
     let key = new.thread_id.key(tenant);
     let thread = thread_by_key(&mut write.conn, &scope, key).await?;

@@ -22,6 +22,8 @@ mod create;
 mod delete;
 mod lease;
 
+pub(super) use create::create_run;
+
 /// The columns `run_from` and `cancel_from` read, from `runs r JOIN threads t`.
 macro_rules! run_columns {
     () => {
