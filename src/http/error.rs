@@ -91,6 +91,17 @@ impl ApiError {
         }
     }
 
+    /// Code and text of the error in protocol v2 (contract section 5.1).
+    pub(crate) fn into_protocol(self) -> (&'static str, String) {
+        let (status, text) = self.answer();
+        let code = match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "permission_denied",
+            status if status.is_client_error() => "invalid_argument",
+            _ => "unknown_error",
+        };
+        (code, text)
+    }
+
     /// The error of a response that has already begun: `{"error", "message"}` (contract sections 3.3 and 3.6).
     pub(crate) fn into_info(self) -> Value {
         let (status, text) = self.answer();

@@ -15,6 +15,7 @@ mod keepalive;
 mod object;
 mod page;
 mod pretty;
+mod protocol;
 mod query;
 mod reserved;
 mod routes;

@@ -45,6 +45,7 @@ pub(crate) fn read(
         subgraphs: body.bool("stream_subgraphs")?.unwrap_or(false),
         resumable: body.bool("stream_resumable")?.unwrap_or(false),
         durability: durability(&mut body)?.unwrap_or(state.settings.durability),
+        protocol: false,
     };
     let after = body.number("after_seconds", 0.0..=MAX_AFTER_SECONDS)?.unwrap_or(0.0);
     let strategies = ["enqueue", "reject", "interrupt", "rollback"];

@@ -6,7 +6,7 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
-use futures_util::stream::unfold;
+use futures_util::stream::{BoxStream, unfold};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
@@ -63,9 +63,19 @@ pub(crate) fn last_event_id(headers: &HeaderMap) -> ApiResult<Option<EventId>> {
 
 /// A response that sends the events until they end or the server stops.
 pub(crate) fn respond(state: &AppState, events: EventStream, filter: ModeFilter) -> Response {
+    let frames = events.filter_map(move |event| {
+        let frame = filter.passes(&event).then(|| frame(&event));
+        std::future::ready(frame)
+    });
+    respond_frames(state, frames.boxed(), true)
+}
+
+/// A response that sends frames until they end or the server stops. `drain`: dropping the stream counts as the
+/// listener's disconnect, which may cancel a run, so at a stop of the server it is read on.
+pub(crate) fn respond_frames(state: &AppState, frames: FrameStream, drain: bool) -> Response {
     let frames = Frames {
-        events: Some(events),
-        filter,
+        frames: Some(frames),
+        drain,
         heartbeat: ticker(state.settings.heartbeat),
         shutdown: state.settings.shutdown.clone(),
     };
@@ -79,6 +89,9 @@ pub(crate) fn respond(state: &AppState, events: EventStream, filter: ModeFilter)
     ];
     (headers, body).into_response()
 }
+
+/// Frames of an event stream, ready to be sent.
+pub(crate) type FrameStream = BoxStream<'static, Bytes>;
 
 /// A stream of one `error` event: how joining something that is not there looks.
 pub(crate) fn failed(state: &AppState, run_id: RunId, error: ApiError) -> Response {
@@ -94,48 +107,48 @@ pub(super) fn ticker(period: Duration) -> Interval {
 }
 
 struct Frames {
-    events: Option<EventStream>,
-    filter: ModeFilter,
+    frames: Option<FrameStream>,
+    drain: bool,
     heartbeat: Interval,
     shutdown: CancellationToken,
 }
 
 impl Frames {
     async fn next(&mut self) -> Option<Bytes> {
-        loop {
-            let events = self.events.as_mut()?;
-            tokio::select! {
-                biased;
-                () = self.shutdown.cancelled() => {
-                    // Dropping the stream would count as the listener's disconnect, which may cancel the run.
-                    let events = self.events.take()?;
-                    tokio::spawn(events.for_each(|_| std::future::ready(())));
-                    return None;
+        let frames = self.frames.as_mut()?;
+        tokio::select! {
+            biased;
+            () = self.shutdown.cancelled() => {
+                let frames = self.frames.take()?;
+                if self.drain {
+                    tokio::spawn(frames.for_each(|_| std::future::ready(())));
                 }
-                event = events.next() => match event {
-                    Some(event) if self.filter.passes(&event) => return Some(frame(&event)),
-                    Some(_) => {}
-                    None => return None,
-                },
-                _ = self.heartbeat.tick() => return Some(Bytes::from_static(HEARTBEAT.as_bytes())),
+                None
             }
+            frame = frames.next() => frame,
+            _ = self.heartbeat.tick() => Some(Bytes::from_static(HEARTBEAT.as_bytes())),
         }
     }
 }
 
 /// One event: `event`, `data` on one line, `id` when there is one.
 fn frame(event: &Event) -> Bytes {
+    write_frame(&event.name, &event.data, event.id)
+}
+
+/// A frame of a name, data on one line, and an id when there is one.
+pub(crate) fn write_frame(name: &str, data: &Json, id: Option<impl std::fmt::Display>) -> Bytes {
     let mut out = String::from("event: ");
-    out.extend(event.name.chars().filter(|c| !matches!(c, '\r' | '\n')));
+    out.extend(name.chars().filter(|c| !matches!(c, '\r' | '\n')));
     out.push_str("\ndata: ");
     let start = out.len();
-    event.data.write(&mut out);
+    data.write(&mut out);
     if out[start..].contains(['\r', '\n']) {
         // Line ends in valid JSON are white space between tokens: dropping them changes nothing.
         let data = out.split_off(start);
         out.extend(data.chars().filter(|c| !matches!(c, '\r' | '\n')));
     }
-    if let Some(id) = event.id {
+    if let Some(id) = id {
         out.push_str(&format!("\nid: {id}"));
     }
     out.push_str("\n\n");

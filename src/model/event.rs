@@ -64,6 +64,11 @@ impl EventId {
         EventId((last + 1).max(millis << COUNTER_BITS))
     }
 
+    /// The milliseconds since 1970 it was given at.
+    pub fn millis(self) -> i64 {
+        self.0 >> COUNTER_BITS
+    }
+
     /// Reads a cursor: `<ms>-<n>`, a bare `<ms>`, or `-`, `-1`, `0` for "from the start". `None` if it is none of them.
     pub fn parse_cursor(text: &str) -> Option<EventId> {
         if matches!(text, "-" | "-1" | "0" | "0-0") {
@@ -81,6 +86,16 @@ impl fmt::Display for EventId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.0 >> COUNTER_BITS, self.0 & ((1 << COUNTER_BITS) - 1))
     }
+}
+
+/// The log's own record that a run began: `{graph_id, modes, protocol}`. Never sent as it is.
+pub const RUN_BEGAN: &str = "@began";
+/// The log's own record that a run ended: `{status, outcome, error?}`. Never sent as it is.
+pub const RUN_ENDED: &str = "@ended";
+
+/// Whether an event of this name is a record of the log itself.
+pub fn is_record(name: &str) -> bool {
+    name.starts_with('@')
 }
 
 /// One event of a run, ready to be framed: `name` is the SSE event name (`values`, `updates|sub:<task id>`, ..).

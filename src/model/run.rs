@@ -212,6 +212,9 @@ pub struct RunKwargs {
     /// Events are kept for replay.
     pub resumable: bool,
     pub durability: Durability,
+    /// Started by a command of protocol v2: legacy streams show its events in that form (contract section 5.3).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub protocol: bool,
 }
 
 /// A run row.

@@ -11,6 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::live::{Heard, Listener, LiveRun};
 use super::{EventStream, Runtime, RuntimeError};
+use crate::model::event::is_record;
 use crate::model::{CancelAction, Event, EventId, Json, Run, RunId, Scope, ThreadId, ThreadKey};
 use crate::storage::Notice;
 
@@ -75,6 +76,9 @@ impl Runtime {
                             continue;
                         }
                         last = event.id.or(last);
+                        if is_record(&event.name) {
+                            continue;
+                        }
                         if sender.send(event).await.is_err() {
                             return Ok(Pumped::Left);
                         }
@@ -112,7 +116,7 @@ impl Runtime {
                     if !self.is_active(&follow).await? && !self.inner.is_executing(follow.run.run_id) {
                         while let Some(event) = follow.receiver.try_hear() {
                             let is_new = event.id.is_none_or(|id| last.is_none_or(|last| id > last));
-                            if is_new && sender.send(event).await.is_err() {
+                            if is_new && !is_record(&event.name) && sender.send(event).await.is_err() {
                                 return Ok(Pumped::Left);
                             }
                         }
@@ -139,6 +143,9 @@ impl Runtime {
             for stored in page {
                 after = stored.id;
                 *last = Some(stored.id);
+                if is_record(&stored.name) {
+                    continue;
+                }
                 let event = Event { id: Some(stored.id), run_id: stored.run_id, name: stored.name, data: stored.data };
                 if sender.send(event).await.is_err() {
                     return Ok(true);

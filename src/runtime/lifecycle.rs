@@ -1,13 +1,14 @@
 //! One run from its claim to its end: what it starts from, what it shares, and how its end is told and committed.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicI64};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use serde_json::json;
 
 use super::Runtime;
 use super::commit::Committer;
+use super::events::Events;
 use super::executor::{GraphEnd, GraphRun, Root, RootEnd, run_root};
 use super::live::LiveRun;
 use super::persist::Reader;
@@ -19,7 +20,7 @@ use crate::engine::execution::{Input, Loaded};
 use crate::engine::{EngineError, ids};
 use crate::graph::Graph;
 use crate::model::{
-    CancelAction, CheckpointId, ErrorInfo, Event, Fields, Json, RunKwargs, RunStatus, Scope, StreamMode, ThreadStatus,
+    CancelAction, CheckpointId, ErrorInfo, Fields, Json, RunKwargs, RunStatus, Scope, StreamMode, ThreadStatus,
 };
 use crate::storage::{ClaimedRun, RunEnd, StorageError, Which};
 
@@ -64,7 +65,20 @@ impl Runtime {
         let committer = Committer::spawn(self.storage().clone(), Arc::clone(&live), active.clone());
         let attempt = u32::try_from(claimed.run.attempts).unwrap_or(1).max(1);
         tracing::debug!(run.id = %run_id, thread.id = %claimed.run.thread_id, attempt, "run starts");
-        let ending = match self.prepare(&claimed, &active, &committer, &live).await {
+        let kwargs = claimed.run.kwargs.decode::<RunKwargs>();
+        let events = Arc::new(Events::new(
+            run_id,
+            kwargs.as_ref().is_ok_and(|kwargs| kwargs.resumable),
+            claimed.thread.last_event,
+            self.clone(),
+            committer.clone(),
+            Arc::clone(&live),
+        ));
+        let prepared = match kwargs {
+            Ok(kwargs) => self.prepare(&claimed, kwargs, &active, &committer, &events).await,
+            Err(error) => Err(EngineError::new("CorruptRun", format!("kwargs cannot be read: {error}")).into()),
+        };
+        let ending = match prepared {
             Ok((shared, run, root)) => self.drive(&shared, &active, run, root).await,
             Err(Refused::Storage(error)) => {
                 // Left to its lease: the next claim tries again, and the attempts are counted.
@@ -74,18 +88,18 @@ impl Runtime {
                 return;
             }
             Err(Refused::Run(error)) => {
-                let info = Json::of(&error.info()).unwrap_or_default();
-                live.send(Event { id: None, run_id, name: "error".to_owned(), data: info });
+                events.tell("error".to_owned(), Json::of(&error.info()).unwrap_or_default());
                 Outcome::Ended(Ending::failed(&error))
             }
         };
-        self.conclude(ending, &committer, &live, &claimed, announce).await;
+        self.conclude(ending, &committer, &events, &live, &claimed, announce).await;
     }
 
     async fn conclude(
         &self,
         outcome: Outcome,
         committer: &Committer,
+        events: &Events,
         live: &LiveRun,
         claimed: &ClaimedRun,
         announce: bool,
@@ -94,6 +108,7 @@ impl Runtime {
         match outcome {
             Outcome::Ended(ending) => {
                 let (status, result) = (ending.status, ending.result);
+                events.ended(status, ending.thread_status, ending.error.as_ref());
                 let end = RunEnd {
                     status,
                     error: ending.error,
@@ -126,15 +141,14 @@ impl Runtime {
     async fn prepare(
         &self,
         claimed: &ClaimedRun,
+        kwargs: RunKwargs,
         active: &Active,
         committer: &Committer,
-        live: &Arc<LiveRun>,
+        events: &Arc<Events>,
     ) -> Result<(Arc<Shared>, GraphRun, Root), Refused> {
         let run = &claimed.run;
-        let kwargs: RunKwargs = run
-            .kwargs
-            .decode()
-            .map_err(|error| EngineError::new("CorruptRun", format!("kwargs cannot be read: {error}")))?;
+        let attempt = u32::try_from(run.attempts).unwrap_or(1).max(1);
+        events.began(&run.graph_id, &kwargs, attempt);
         let graph = self.graph(&run.graph_id).cloned().ok_or_else(|| {
             let names = self.graph_names();
             EngineError::new("GraphNotFound", format!("Graph '{}' not found. Expected one of: [{names}]", run.graph_id))
@@ -175,7 +189,7 @@ impl Runtime {
             thread_id: run.thread_id.clone(),
             run_id: run.run_id,
             graph_id: run.graph_id.clone(),
-            attempt: u32::try_from(run.attempts).unwrap_or(1).max(1),
+            attempt,
             extra: checkpoint_metadata(&configurable, &run.metadata),
             task_metadata: task_metadata(&run.metadata, &run.run_id.to_string()),
             recursion_limit: kwargs
@@ -186,12 +200,11 @@ impl Runtime {
             durability: kwargs.durability,
             modes: shared_modes,
             subgraphs: kwargs.subgraphs,
-            resumable: kwargs.resumable,
             strict_resume: configurable.get("__pregel_strict_resume").is_some_and(|strict| strict.value() == true),
             config: kwargs.config.clone(),
             context: kwargs.context.clone(),
             committer: committer.clone(),
-            live: Arc::clone(live),
+            events: Arc::clone(events),
             stop: active.stop.clone(),
             drain: Mutex::default(),
             hand_over: active.drain.clone(),
@@ -203,14 +216,11 @@ impl Runtime {
             view: Mutex::default(),
             outgoing: Mutex::new(outgoing),
             newest: Mutex::new(newest),
-            last_event: AtomicI64::new(claimed.thread.last_event),
             input_applied: AtomicBool::new(claimed.input_applied),
         });
         if let (Some(stored), Some(loaded)) = (base, &position.loaded) {
             shared.loaded("", Some(loaded.checkpoint.id.clone()), stored);
         }
-        let metadata = json!({"run_id": run.run_id, "attempt": shared.attempt});
-        shared.emit_named("metadata".to_owned(), Json::from(metadata));
         let graph_run = root_graph(graph, input, answers_by_id, std::mem::take(&mut position.parents));
         let root = Root {
             loaded: position.loaded,

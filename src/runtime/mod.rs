@@ -5,6 +5,7 @@ mod cache;
 mod commit;
 mod crons;
 pub mod error;
+mod events;
 mod executor;
 mod follow;
 mod host;
@@ -13,11 +14,14 @@ mod live;
 mod messages;
 mod nodes;
 mod persist;
+pub mod protocol;
 pub mod request;
 mod runs;
 mod schedule;
+mod settle;
 mod shared;
 mod state;
+mod tail;
 mod worker;
 
 use std::collections::HashMap;
@@ -37,7 +41,9 @@ use crate::storage::SharedStorage;
 
 pub use crons::{CronRequest, CronSettings};
 pub use error::RuntimeError;
+pub use events::Outcome;
 pub use request::{AssistantName, HistoryQuery, RunRequest, StateUpdate, Submitted};
+pub use tail::ProtocolStream;
 
 /// Settings of the runtime; the defaults are those of `config.toml`.
 #[derive(Debug, Clone)]

@@ -1,21 +1,20 @@
 //! What all graphs of one run share while it executes: the way to storage, to listeners, and to a stop.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
 use super::Runtime;
 use super::commit::Committer;
-use super::live::LiveRun;
+use super::events::Events;
 use super::persist::{Stored, Writer};
 use crate::engine::chunk::{Chunk, Wanted};
 use crate::engine::execution::{Draft, Effect};
 use crate::engine::record::TaskRecord;
 use crate::model::{
-    CheckpointId, Durability, Event, EventId, Fields, Interrupt, Json, RunId, Scope, StreamMode, ThreadId, ThreadKey,
-    Timestamp,
+    CheckpointId, Durability, Fields, Interrupt, Json, RunId, Scope, StreamMode, ThreadId, ThreadKey, Timestamp,
 };
 
 /// Locks, whatever happened to the last holder: the data is replaced as a whole, never left half-way.
@@ -41,10 +40,9 @@ pub(crate) struct Shared {
     pub(crate) durability: Durability,
     pub(crate) modes: HashSet<StreamMode>,
     pub(crate) subgraphs: bool,
-    pub(crate) resumable: bool,
     pub(crate) strict_resume: bool,
     pub(crate) committer: Committer,
-    pub(crate) live: Arc<LiveRun>,
+    pub(crate) events: Arc<Events>,
     /// Set when nodes must stop: cancel, timeout, lost lease.
     pub(crate) stop: CancellationToken,
     /// A node asked to stop after this superstep, and why.
@@ -65,7 +63,6 @@ pub(crate) struct Shared {
     pub(crate) outgoing: Mutex<Outgoing>,
     /// The newest checkpoint id of the thread: new ones are later.
     pub(crate) newest: Mutex<Option<CheckpointId>>,
-    pub(crate) last_event: AtomicI64,
     /// The input is spent: said with the first rows.
     pub(crate) input_applied: AtomicBool,
 }
@@ -266,15 +263,7 @@ impl Shared {
     }
 
     pub(crate) fn emit_named(&self, name: String, data: Json) {
-        if self.resumable {
-            let millis = self.runtime.clock().now().millis();
-            let next = |last| Some(EventId::next(last, millis).0);
-            let last = self.last_event.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).unwrap_or_default();
-            let id = EventId::next(last, millis);
-            self.committer.push_event(Event { id: Some(id), run_id: self.run_id, name, data });
-        } else {
-            self.live.send(Event { id: None, run_id: self.run_id, name, data });
-        }
+        self.events.tell(name, data);
     }
 }
 

@@ -3,6 +3,7 @@
 mod assistants;
 mod bad_input;
 mod crons;
+mod protocol;
 mod runs;
 mod state;
 mod store;

@@ -2,15 +2,19 @@
 
 use std::time::Duration;
 
+use axum::body::Bytes;
 use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
 use reqwest::Method;
 use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
 use session_store::clock::Clock;
+use session_store::graph::Graph;
 use session_store::graphs;
 use session_store::http::{HttpSettings, router};
 use session_store::model::Durability;
 use session_store::runtime::{CronSettings, Runtime, Settings};
+use session_store::storage::SharedStorage;
 use session_store::storage::connect::{ConnectOptions, connect};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -48,9 +52,19 @@ impl TestServer {
     }
 
     pub(crate) async fn with(settings: HttpSettings) -> TestServer {
-        let storage = connect("memory", &ConnectOptions::default()).await.expect("a database in memory");
-        storage.migrate().await.expect("migrates");
         let graphs = graphs::all().into_iter().map(|graph| graph.expect("a shipped graph")).collect();
+        TestServer::serving(settings, graphs).await
+    }
+
+    /// A server of other graphs.
+    pub(crate) async fn serving(settings: HttpSettings, graphs: Vec<Graph>) -> TestServer {
+        let storage = connect("memory", &ConnectOptions::default()).await.expect("a database in memory");
+        TestServer::over(storage, settings, graphs).await
+    }
+
+    /// A server over a database that others may use, too.
+    pub(crate) async fn over(storage: SharedStorage, settings: HttpSettings, graphs: Vec<Graph>) -> TestServer {
+        storage.migrate().await.expect("migrates");
         let runtime = Runtime::new(storage, graphs, Clock::default(), runtime_settings());
         runtime.start();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -84,6 +98,19 @@ impl TestServer {
         thread["thread_id"].as_str().expect("an id").to_owned()
     }
 
+    /// Sends a request and listens to its event stream for as long as the test likes.
+    pub(crate) async fn listen(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Value) -> Listener {
+        let method = Method::from_bytes(method.as_bytes()).expect("a method");
+        let mut request = self.client.request(method, format!("{}{path}", self.url)).body(body.to_string());
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = request.send().await.expect("an answer");
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["content-type"], "text/event-stream; charset=utf-8");
+        Listener { chunks: response.bytes_stream().boxed(), text: String::new(), heartbeats: 0 }
+    }
+
     /// Sends a request and reads its event stream to the end.
     pub(crate) async fn frames(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Value) -> Vec<Frame> {
         let method = Method::from_bytes(method.as_bytes()).expect("a method");
@@ -100,6 +127,46 @@ impl TestServer {
             text.push_str(std::str::from_utf8(&chunk.expect("a chunk")).expect("UTF-8"));
         }
         text.split("\n\n").filter(|frame| !frame.is_empty() && !frame.starts_with(':')).map(Frame::parse).collect()
+    }
+}
+
+/// An open event stream.
+pub(crate) struct Listener {
+    chunks: BoxStream<'static, reqwest::Result<Bytes>>,
+    text: String,
+    /// Heartbeats heard so far.
+    pub(crate) heartbeats: usize,
+}
+
+impl Listener {
+    /// The next frame; `None` at the end of the stream.
+    pub(crate) async fn next(&mut self) -> Option<Frame> {
+        loop {
+            if let Some((frame, rest)) = self.text.split_once("\n\n") {
+                let frame = (!frame.starts_with(':')).then(|| Frame::parse(frame));
+                self.text = rest.to_owned();
+                match frame {
+                    Some(frame) => return Some(frame),
+                    None => self.heartbeats += 1,
+                }
+                continue;
+            }
+            let chunk = self.chunks.next().await?.expect("a chunk in time");
+            self.text.push_str(std::str::from_utf8(&chunk).expect("UTF-8"));
+        }
+    }
+
+    /// Frames up to and with the first that `is_last`.
+    pub(crate) async fn until(&mut self, is_last: impl Fn(&Frame) -> bool) -> Vec<Frame> {
+        let mut frames = Vec::new();
+        loop {
+            let frame = self.next().await.unwrap_or_else(|| panic!("the stream ended after {frames:?}"));
+            let was_last = is_last(&frame);
+            frames.push(frame);
+            if was_last {
+                return frames;
+            }
+        }
     }
 }
 

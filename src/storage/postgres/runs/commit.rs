@@ -7,7 +7,7 @@ use sqlx::postgres::PgConnection;
 
 use super::super::rows::get;
 use super::super::threads::lock_thread;
-use super::super::{PostgresStorage, notify, now};
+use super::super::{PostgresStorage, now};
 use super::columns::{Members, Rows};
 use crate::model::Scope;
 use crate::storage::encoding;
@@ -142,13 +142,18 @@ macro_rules! live_members {
                 FROM live l, clock
                 WHERE t.thread_key = l.thread_key AND NOT l.gone
                   AND (l.head IS NOT NULL OR l.last_event > 0 OR l.rest_status IS NOT NULL)
+            ),
+            -- Streams of other replicas read the log when it grows.
+            shown AS MATERIALIZED (
+                SELECT pg_notify('session_store', 'v:' || thread_key) FROM live WHERE last_event > 0 AND NOT gone
             )"
         )
     };
 }
 
 /// A batch in which no run ends.
-const COMMIT: &str = concat!(live_members!(), " SELECT member, FALSE AS waiting FROM live");
+const COMMIT: &str =
+    concat!(live_members!(), " SELECT member, FALSE AS waiting, (SELECT COUNT(*) FROM shown) AS shown FROM live");
 
 /// A batch in which runs end: temporary threads go, and whoever waits is told.
 const COMMIT_ENDS: &str = concat!(
@@ -176,7 +181,8 @@ const COMMIT_ENDS: &str = concat!(
         UNION ALL
         SELECT pg_notify('session_store', 'p') FROM ended WHERE waiting
     )
-    SELECT l.member, COALESCE(e.waiting, FALSE) AS waiting, (SELECT COUNT(*) FROM told) AS told
+    SELECT l.member, COALESCE(e.waiting, FALSE) AS waiting, (SELECT COUNT(*) FROM told) AS told,
+           (SELECT COUNT(*) FROM shown) AS shown
     FROM live l LEFT JOIN ended e ON e.member = l.member"
 );
 
@@ -253,14 +259,7 @@ impl PostgresStorage {
             input_applied: false,
             end: None,
         };
-        let outcome = self.commit_batch(scope, &[step]).await?[0];
-        if outcome == CommitOutcome::Committed && !events.is_empty() {
-            // After the commit and on its own: a lost notice is allowed, and the append itself stays one statement.
-            let mut session = self.session().await?;
-            notify(session.conn(), &[Notice::Events(lease.thread)]).await?;
-            session.finish().await?;
-        }
-        Ok(outcome)
+        Ok(self.commit_batch(scope, &[step]).await?[0])
     }
 
     pub(super) async fn change_state(&self, scope: &Scope, change: &StateCommit) -> Result<StateOutcome> {
