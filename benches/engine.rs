@@ -92,7 +92,7 @@ fn superstep(run: &mut Run, output: &mut dyn FnMut(&str) -> Json) {
     for job in jobs {
         let written = match job.task.is_hidden() {
             true => Execution::start_output(&job.task),
-            false => Output::Update(Fields::from([(job.task.name.clone(), output(&job.task.name))])),
+            false => Output::Update(Fields::from([(job.task.name.to_string(), output(&job.task.name))])),
         };
         execution.finish_task(&job, TaskEnd::Output(written), &[], &mut effects);
     }

@@ -1,12 +1,13 @@
 //! What an execution tells its listeners, as payloads of the stream modes (section 8).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use indexmap::IndexMap;
 
 use super::record::TaskRecord;
 use super::step::{Task, TaskWrite};
-use super::{EngineError, GraphSpec, ids};
+use super::{EngineError, GraphSpec};
 use crate::model::{CheckpointId, Fields, Interrupt, Json, special};
 
 /// One payload. `debug` events wrap the last three with their step.
@@ -28,14 +29,18 @@ pub struct Wanted {
     pub checkpoints: bool,
 }
 
+fn is_one_of(channel: &str, keys: &[String]) -> bool {
+    keys.iter().any(|key| key == channel)
+}
+
 /// The `updates` payload of a finished task: its output keys, a list when a key was written twice, null for none.
 pub fn updates(task: &Task, outputs: &[TaskWrite], keys: &[String], cached: bool) -> Json {
-    let shown: Vec<&TaskWrite> = outputs.iter().filter(|(channel, _)| keys.contains(channel)).collect();
+    let shown: Vec<&TaskWrite> = outputs.iter().filter(|(channel, _)| is_one_of(channel, keys)).collect();
     let mut counts: IndexMap<&str, usize> = IndexMap::new();
     for (channel, _) in &shown {
         *counts.entry(channel).or_default() += 1;
     }
-    let one = |(channel, value): &TaskWrite| Json::from_fields([(channel.as_str(), value)]);
+    let one = |(channel, value): &TaskWrite| Json::from_fields([(&**channel, value)]);
     let update = if shown.is_empty() {
         Json::null()
     } else if counts.values().any(|count| *count > 1) {
@@ -44,9 +49,9 @@ pub fn updates(task: &Task, outputs: &[TaskWrite], keys: &[String], cached: bool
             several => several.iter().map(|write| one(write)).collect(),
         }
     } else {
-        Json::from_fields(shown.iter().map(|(channel, value)| (channel.as_str(), value)))
+        Json::from_fields(shown.iter().map(|(channel, value)| (&**channel, value)))
     };
-    let mut fields = vec![(task.name.as_str(), &update)];
+    let mut fields = vec![(&*task.name, &update)];
     let metadata = Json::from(&serde_json::json!({"cached": true}));
     if cached {
         fields.push(("__metadata__", &metadata));
@@ -72,7 +77,7 @@ pub fn interrupts(list: &[Interrupt]) -> Json {
 /// What a task wrote, by key; a key written more than once is folded into `{"$writes": [..]}`.
 pub fn result_of(outputs: &[TaskWrite], keys: &[String]) -> Json {
     let mut folded: IndexMap<&str, Vec<&Json>> = IndexMap::new();
-    for (channel, value) in outputs.iter().filter(|(channel, _)| keys.contains(channel)) {
+    for (channel, value) in outputs.iter().filter(|(channel, _)| is_one_of(channel, keys)) {
         folded.entry(channel).or_default().push(value);
     }
     let fields: Fields = folded
@@ -94,7 +99,7 @@ pub fn result_of(outputs: &[TaskWrite], keys: &[String]) -> Json {
 /// The start of a task.
 pub fn task_start(task: &Task, metadata: &Json) -> Json {
     let triggers: Json = task.triggers.iter().map(|trigger| Json::from(trigger.as_str())).collect();
-    let (id, name) = (Json::from(task.id.as_str()), Json::from(task.name.as_str()));
+    let (id, name) = (Json::from(&*task.id), Json::from(&*task.name));
     Json::from_fields([
         ("id", &id),
         ("name", &name),
@@ -107,7 +112,7 @@ pub fn task_start(task: &Task, metadata: &Json) -> Json {
 /// The end of a task.
 pub fn task_end(task: &Task, error: Option<&EngineError>, result: &Json, questions: &[Interrupt]) -> Json {
     let error = error.map_or_else(Json::null, |error| Json::of(&error.info()).unwrap_or_default());
-    let (id, name) = (Json::from(task.id.as_str()), Json::from(task.name.as_str()));
+    let (id, name) = (Json::from(&*task.id), Json::from(&*task.name));
     Json::from_fields([
         ("id", &id),
         ("name", &name),
@@ -145,33 +150,29 @@ pub fn config(
 pub fn checkpoint_tasks(
     spec: &GraphSpec,
     thread_id: &str,
-    graph_ns: &str,
-    tasks: &[Task],
-    record_of: impl Fn(&str) -> Option<TaskRecord>,
+    tasks: &[Arc<Task>],
+    record_of: impl Fn(&str) -> Option<Arc<TaskRecord>>,
 ) -> Json {
     tasks
         .iter()
         .map(|task| {
             let record = record_of(&task.id);
-            let state = match spec.nodes.get(&task.name) {
-                Some(node) if node.is_subgraph => {
-                    config(thread_id, &ids::task_ns(graph_ns, &task.name, &task.id), None, &BTreeMap::new())
-                }
+            let state = match spec.nodes.get(&*task.name) {
+                Some(node) if node.is_subgraph => config(thread_id, &task.ns, None, &BTreeMap::new()),
                 _ => Json::null(),
             };
-            let mut fields: Vec<(&str, Json)> =
-                vec![("id", Json::from(task.id.as_str())), ("name", Json::from(task.name.as_str()))];
-            let error = record.as_ref().and_then(TaskRecord::error);
+            let mut fields: Vec<(&str, Json)> = vec![("id", Json::from(&*task.id)), ("name", Json::from(&*task.name))];
+            let error = record.as_ref().and_then(|record| record.error());
             let finished = record.as_ref().filter(|record| record.is_finished());
             match (error, finished) {
                 (Some(error), _) => fields.push(("error", Json::from(error))),
                 (None, Some(record)) => {
-                    let result = result_of(&record.outputs(), &spec.stream);
+                    let result = result_of(&record.writes, &spec.stream);
                     fields.push(("result", result));
                     fields.push(("interrupts", interrupts(&record.interrupts())));
                 }
                 (None, None) => {
-                    let list = record.as_ref().map(TaskRecord::interrupts).unwrap_or_default();
+                    let list = record.as_ref().map(|record| record.interrupts()).unwrap_or_default();
                     fields.push(("interrupts", interrupts(&list)));
                 }
             }

@@ -1,48 +1,66 @@
 //! Derived ids: the same checkpoint always gives the same task and interrupt ids, which is what makes pending writes and
 //! answers find their task again (section 1.9).
 
+use std::sync::Arc;
+
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::model::special;
 
-fn digest(checkpoint_id: &str, parts: &[&str]) -> String {
-    let mut bytes = match Uuid::try_parse(checkpoint_id) {
-        Ok(uuid) => uuid.as_bytes().to_vec(),
-        // Foreign ids need not be UUIDs.
-        Err(_) => checkpoint_id.as_bytes().to_vec(),
-    };
-    for part in parts {
-        bytes.extend_from_slice(part.as_bytes());
+/// Derives the ids of the tasks of one superstep.
+#[derive(Debug)]
+pub struct TaskIds {
+    /// Checkpoint and graph namespace, then what the last id was derived from.
+    bytes: Vec<u8>,
+    prefix: usize,
+    graph_ns: String,
+    step: String,
+}
+
+impl TaskIds {
+    pub fn new(checkpoint_id: &str, graph_ns: &str, step: i64) -> TaskIds {
+        let mut bytes = Vec::with_capacity(256);
+        match Uuid::try_parse(checkpoint_id) {
+            Ok(uuid) => bytes.extend_from_slice(uuid.as_bytes()),
+            // Foreign ids need not be UUIDs.
+            Err(_) => bytes.extend_from_slice(checkpoint_id.as_bytes()),
+        }
+        let graph_ns = node_ns(graph_ns, "");
+        bytes.extend_from_slice(graph_ns.as_bytes());
+        TaskIds { prefix: bytes.len(), bytes, graph_ns, step: step.to_string() }
     }
-    Uuid::from_u128(xxh3_128(&bytes)).hyphenated().to_string()
+
+    /// A task id and the namespace of the task.
+    fn derive(&mut self, node: &str, parts: &[&str]) -> (Arc<str>, Arc<str>) {
+        self.bytes.truncate(self.prefix);
+        for part in [node, &self.step].iter().chain(parts) {
+            self.bytes.extend_from_slice(part.as_bytes());
+        }
+        let mut id = [0; uuid::fmt::Hyphenated::LENGTH];
+        let id: &str = Uuid::from_u128(xxh3_128(&self.bytes)).hyphenated().encode_lower(&mut id);
+        (Arc::from(id), Arc::from([&self.graph_ns, node, ":", id].concat()))
+    }
+
+    /// Of a task planned by its triggers; `seed`: the node's name, [`special::PULL`] and its sorted triggers.
+    pub fn pull(&mut self, node: &str, seed: &str) -> (Arc<str>, Arc<str>) {
+        self.derive(node, &[seed])
+    }
+
+    /// Of the task of the `index`-th Send.
+    pub fn push(&mut self, node: &str, index: usize) -> (Arc<str>, Arc<str>) {
+        self.derive(node, &[node, special::PUSH, &index.to_string()])
+    }
+
+    /// Of the task that handles a failed one.
+    pub fn handler(&mut self, handler: &str, failed: &str) -> (Arc<str>, Arc<str>) {
+        self.derive(handler, &[handler, special::PUSH, "node_error_handler", failed])
+    }
 }
 
 /// The namespace a node's task works in, before its id: `parent|node` or `node`.
 pub fn node_ns(graph_ns: &str, node: &str) -> String {
     if graph_ns.is_empty() { node.to_owned() } else { format!("{graph_ns}|{node}") }
-}
-
-/// The id of a task planned by its triggers.
-pub fn pull_task(checkpoint_id: &str, graph_ns: &str, step: i64, node: &str, triggers: &[String]) -> String {
-    let (ns, step) = (node_ns(graph_ns, node), step.to_string());
-    let mut sorted: Vec<&str> = triggers.iter().map(String::as_str).collect();
-    sorted.sort_unstable();
-    let mut parts = vec![ns.as_str(), step.as_str(), node, special::PULL];
-    parts.extend(sorted);
-    digest(checkpoint_id, &parts)
-}
-
-/// The id of the task of the `index`-th Send.
-pub fn push_task(checkpoint_id: &str, graph_ns: &str, step: i64, node: &str, index: usize) -> String {
-    let (ns, step, index) = (node_ns(graph_ns, node), step.to_string(), index.to_string());
-    digest(checkpoint_id, &[&ns, &step, node, special::PUSH, &index])
-}
-
-/// The id of the task that handles a failed one.
-pub fn handler_task(checkpoint_id: &str, graph_ns: &str, step: i64, handler: &str, failed: &str) -> String {
-    let (ns, step) = (node_ns(graph_ns, handler), step.to_string());
-    digest(checkpoint_id, &[&ns, &step, handler, special::PUSH, "node_error_handler", failed])
 }
 
 /// The namespace of a task: what its subgraph's checkpoints and its interrupts are named by.
@@ -78,12 +96,17 @@ mod tests {
     #[test]
     fn ids_depend_on_everything_that_names_a_task() {
         let at = "1f1e5404-2c56-6582-8001-fa57f1d4247e";
-        let triggers = vec!["branch:to:n".to_owned()];
-        let id = pull_task(at, "", 1, "n", &triggers);
-        assert_eq!(id, pull_task(at, "", 1, "n", &triggers));
-        assert_ne!(id, pull_task(at, "", 2, "n", &triggers));
-        assert_ne!(id, pull_task(at, "sub:x", 1, "n", &triggers));
-        assert_ne!(push_task(at, "", 1, "n", 0), push_task(at, "", 1, "n", 1));
+        let pull = |ns: &str, step: i64| TaskIds::new(at, ns, step).pull("n", "n__pregel_pullbranch:to:n");
+        let (id, ns) = pull("", 1);
+        assert_eq!(pull("", 1), (id.clone(), ns.clone()));
+        assert_eq!(*ns, task_ns("", "n", &id));
+        assert_ne!(id, pull("", 2).0);
+        assert_ne!(id, pull("sub:x", 1).0);
+        let mut ids = TaskIds::new(at, "sub:x", 1);
+        let (first, ns) = ids.push("n", 0);
+        assert_eq!(*ns, task_ns("sub:x", "n", &first));
+        assert_ne!(first, ids.push("n", 1).0);
+        assert_eq!(first, ids.push("n", 0).0);
         assert!(is_interrupt_id(&interrupt(&task_ns("", "n", &id), 0)));
         assert_ne!(interrupt("n:x", 0), interrupt("n:x", 1));
     }

@@ -1,5 +1,7 @@
 //! What is kept of a task on its checkpoint: its writes, its failure, its questions and their answers (section 3.2).
 
+use std::sync::Arc;
+
 use super::step::TaskWrite;
 use super::step::is_control;
 use crate::model::{Interrupt, Json, TaskPath, special};
@@ -7,14 +9,14 @@ use crate::model::{Interrupt, Json, TaskPath, special};
 /// All writes of one task on a checkpoint. At most one write each of the control kinds, then the outputs in order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TaskRecord {
-    pub task_id: String,
+    pub task_id: Arc<str>,
     pub path: TaskPath,
     pub writes: Vec<TaskWrite>,
 }
 
 impl TaskRecord {
-    pub fn new(task_id: &str, path: TaskPath) -> TaskRecord {
-        TaskRecord { task_id: task_id.to_owned(), path, writes: Vec::new() }
+    pub fn new(task_id: impl Into<Arc<str>>, path: TaskPath) -> TaskRecord {
+        TaskRecord { task_id: task_id.into(), path, writes: Vec::new() }
     }
 
     /// The record of the Command given as input.
@@ -23,29 +25,29 @@ impl TaskRecord {
     }
 
     pub fn get(&self, channel: &str) -> Option<&Json> {
-        self.writes.iter().find(|(name, _)| name == channel).map(|(_, value)| value)
+        self.writes.iter().find(|(name, _)| **name == *channel).map(|(_, value)| value)
     }
 
     /// Sets a control write, replacing an earlier one. The latest stands first.
     pub fn set(&mut self, channel: &str, value: Json) {
         self.remove(channel);
-        self.writes.insert(0, (channel.to_owned(), value));
+        self.writes.insert(0, (channel.into(), value));
     }
 
     /// Unfinished, and the last thing it did was to ask.
     pub fn is_asking(&self) -> bool {
-        let at = |name: &str| self.writes.iter().position(|(channel, _)| channel == name);
+        let at = |name: &str| self.writes.iter().position(|(channel, _)| **channel == *name);
         let failed = at(special::ERROR).unwrap_or(usize::MAX);
         !self.is_finished() && at(special::INTERRUPT).is_some_and(|asked| asked < failed)
     }
 
     pub fn remove(&mut self, channel: &str) {
-        self.writes.retain(|(name, _)| name != channel);
+        self.writes.retain(|(name, _)| **name != *channel);
     }
 
     /// Finished: it has a write that says more than a failure, a question or an answer. What views go by.
     pub fn is_finished(&self) -> bool {
-        self.writes.iter().any(|(channel, _)| channel == special::NO_WRITES || !is_control(channel))
+        self.writes.iter().any(|(channel, _)| **channel == *special::NO_WRITES || !is_control(channel))
     }
 
     /// Finished, and nothing of it failed: it does not run again.
@@ -61,10 +63,10 @@ impl TaskRecord {
     /// Replaces the outputs; none at all is recorded as such.
     pub fn set_outputs(&mut self, outputs: Vec<TaskWrite>) {
         self.writes.retain(|(channel, _)| {
-            is_control(channel) && channel != special::NO_WRITES && channel != special::ROUTER_FAILED
+            is_control(channel) && !matches!(&**channel, special::NO_WRITES | special::ROUTER_FAILED)
         });
         if outputs.is_empty() {
-            self.writes.push((special::NO_WRITES.to_owned(), Json::null()));
+            self.writes.push((special::NO_WRITES.into(), Json::null()));
         }
         self.writes.extend(outputs);
     }

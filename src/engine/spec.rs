@@ -9,7 +9,7 @@ use indexmap::IndexMap;
 use super::channel::ChannelKind;
 use super::command::Destination;
 use super::error::EngineError;
-use crate::model::{Breakpoints, Fields, special};
+use crate::model::{Breakpoints, Fields, Json, special};
 
 /// A router: a pure function from the state its node sees (own writes applied) to destinations. `None` is the invalid
 /// answer "no decision at all"; an empty list ends the path.
@@ -93,6 +93,158 @@ pub struct GraphSpec {
     pub interrupt_after: Breakpoints,
     /// Which nodes each trigger channel starts; derived.
     pub trigger_to_nodes: IndexMap<String, Vec<String>>,
+    /// Positions instead of names; derived.
+    pub layout: Layout,
+}
+
+/// A channel of a graph: what never changes about it.
+#[derive(Debug, Clone)]
+pub struct ChannelDef {
+    pub name: Arc<str>,
+    pub kind: ChannelKind,
+    /// A state key, which nodes may write; not one of the engine's own channels.
+    pub is_state: bool,
+    /// Accepted as input.
+    pub is_input: bool,
+}
+
+impl ChannelDef {
+    /// A state key.
+    pub fn new(name: &str, kind: ChannelKind) -> ChannelDef {
+        ChannelDef { name: name.into(), kind, is_state: true, is_input: false }
+    }
+}
+
+/// Where a node's input comes from.
+#[derive(Debug, Clone, Copy)]
+pub enum Slot {
+    /// The position of a channel.
+    Channel(usize),
+    Managed(Managed),
+    /// Nowhere: the key names nothing.
+    Missing,
+}
+
+/// What supersteps need of a node.
+#[derive(Debug, Clone)]
+pub struct NodeLayout {
+    pub name: Arc<str>,
+    /// Its name, as it reports to joins.
+    pub mark: Json,
+    /// The channels that start it, in its own order.
+    pub triggers: Vec<usize>,
+    /// Their names, sorted: what its tasks say.
+    pub trigger_names: Arc<[String]>,
+    /// Where the versions it has seen of them begin in [`super::step::Progress`].
+    pub seen: usize,
+    /// Which of [`Layout::inputs`] it reads.
+    pub input: usize,
+    /// Names of the channels its static edges write.
+    pub edges: Vec<Arc<str>>,
+    pub joins: Vec<Arc<str>>,
+    /// What its task ids are derived from besides checkpoint, namespace and step.
+    pub seed: String,
+}
+
+/// Positions: a superstep looks names up where they come from outside, nowhere else.
+#[derive(Debug, Clone, Default)]
+pub struct Layout {
+    /// In the order of [`GraphSpec::channels`].
+    pub channels: Vec<Arc<ChannelDef>>,
+    /// The start node, then the nodes in their order.
+    pub nodes: Vec<NodeLayout>,
+    /// By channel: the nodes it starts.
+    pub subscribers: Vec<Vec<usize>>,
+    /// By node: its rank among all names.
+    pub ranks: Vec<usize>,
+    /// The different inputs of nodes: nodes that read the same share one.
+    pub inputs: Vec<Vec<(String, Slot)>>,
+    /// How many trigger versions nodes remember in all.
+    pub seen: usize,
+    /// Positions of [`GraphSpec::output`] and [`GraphSpec::stream`].
+    pub output: Vec<usize>,
+    pub stream: Vec<usize>,
+    pub start: usize,
+    pub tasks: usize,
+    /// Some channel is never stored.
+    pub has_untracked: bool,
+    /// Some channel counts its deltas.
+    pub has_delta: bool,
+    /// What tasks of Sends and of failures say started them.
+    pub push: Arc<[String]>,
+}
+
+impl Layout {
+    fn of(spec: &GraphSpec) -> Layout {
+        let at = |name: &str| spec.channels.get_index_of(name);
+        let all_at = |names: &[String]| names.iter().filter_map(|name| at(name)).collect();
+        let is_own = |name: &str| {
+            name == special::START
+                || name == special::TASKS
+                || name.starts_with("branch:to:")
+                || (name.starts_with("join:") && spec.trigger_to_nodes.contains_key(name))
+        };
+        let def = |(name, kind): (&String, &ChannelKind)| {
+            let (is_state, is_input) = (!is_own(name), spec.input.contains(name));
+            Arc::new(ChannelDef { name: name.as_str().into(), kind: kind.clone(), is_state, is_input })
+        };
+        let mut layout = Layout {
+            channels: spec.channels.iter().map(def).collect(),
+            output: all_at(&spec.output),
+            stream: all_at(&spec.stream),
+            start: at(special::START).unwrap_or_default(),
+            tasks: at(special::TASKS).unwrap_or_default(),
+            has_untracked: spec.channels.values().any(|kind| matches!(kind, ChannelKind::Untracked { .. })),
+            has_delta: spec.channels.values().any(|kind| matches!(kind, ChannelKind::DeltaAppend { .. })),
+            subscribers: vec![Vec::new(); spec.channels.len()],
+            push: [special::PUSH.to_owned()].into(),
+            ..Layout::default()
+        };
+        for node in std::iter::once(&spec.start).chain(spec.nodes.values()) {
+            let node = layout.node(spec, node);
+            for trigger in &node.triggers {
+                layout.subscribers[*trigger].push(layout.nodes.len());
+            }
+            layout.seen += node.triggers.len();
+            layout.nodes.push(node);
+        }
+        let mut by_name: Vec<usize> = (0..layout.nodes.len()).collect();
+        by_name.sort_by(|a, b| layout.nodes[*a].name.cmp(&layout.nodes[*b].name));
+        layout.ranks = vec![0; by_name.len()];
+        for (rank, node) in by_name.into_iter().enumerate() {
+            layout.ranks[node] = rank;
+        }
+        layout
+    }
+
+    fn node(&mut self, spec: &GraphSpec, node: &NodeSpec) -> NodeLayout {
+        let at = |name: &str| spec.channels.get_index_of(name);
+        // The start node's routers see the whole state.
+        let keys = if node.name == special::START { &spec.stream } else { &node.input };
+        let slot = |key: &String| match (spec.managed.get(key), at(key)) {
+            (Some(managed), _) => Slot::Managed(*managed),
+            (None, Some(channel)) => Slot::Channel(channel),
+            (None, None) => Slot::Missing,
+        };
+        let is_same = |slots: &Vec<(String, Slot)>| slots.iter().map(|(key, _)| key).eq(keys);
+        let input = self.inputs.iter().position(is_same).unwrap_or_else(|| {
+            self.inputs.push(keys.iter().map(|key| (key.clone(), slot(key))).collect());
+            self.inputs.len() - 1
+        });
+        let mut sorted = node.triggers.clone();
+        sorted.sort();
+        NodeLayout {
+            name: node.name.as_str().into(),
+            mark: Json::from(node.name.as_str()),
+            triggers: node.triggers.iter().filter_map(|trigger| at(trigger)).collect(),
+            seen: self.seen,
+            input,
+            edges: node.writers.edges.iter().map(|target| branch_to(target).into()).collect(),
+            joins: node.writers.joins.iter().map(|join| join.as_str().into()).collect(),
+            seed: format!("{}{}{}", node.name, special::PULL, sorted.concat()),
+            trigger_names: sorted.into(),
+        }
+    }
 }
 
 /// The channel that starts a node.
@@ -111,6 +263,11 @@ impl GraphSpec {
         if name == special::START { Some(&self.start) } else { self.nodes.get(name) }
     }
 
+    /// The position of a node in [`Layout::nodes`].
+    pub fn node_position(&self, name: &str) -> Option<usize> {
+        if name == special::START { Some(0) } else { self.nodes.get_index_of(name).map(|index| index + 1) }
+    }
+
     /// Adds the engine's own channels (`__start__`, `__pregel_tasks`, one trigger per node) and the trigger index. Call
     /// once, after state channels, nodes and join channels are in place.
     pub fn finish(mut self) -> GraphSpec {
@@ -127,6 +284,7 @@ impl GraphSpec {
             }
         }
         self.trigger_to_nodes = index;
+        self.layout = Layout::of(&self);
         self
     }
 }

@@ -1,69 +1,223 @@
 //! The verbs of a superstep, under LangGraph's names: plan, write, apply, and whether to stop at a breakpoint.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use indexmap::IndexMap;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::channel::{Channel, Write};
 use super::command::{Command, CommandUpdate, Destination, Output, is_end};
-use super::spec::{Branch, GraphSpec, Managed, NodeSpec, branch_to};
-use super::{EngineError, ids, py};
+use super::ids::TaskIds;
+use super::spec::{Branch, GraphSpec, Managed, NodeLayout, Slot, branch_to};
+use super::{EngineError, py};
 use crate::model::checkpoint::{Checkpoint, Versions};
 use crate::model::{Breakpoints, Fields, Json, TaskPath, special};
 
 /// All channels of a graph, in the order of its spec.
-pub type Channels = IndexMap<String, Channel>;
+pub type Channels = Vec<Channel>;
 
 /// Restores every channel from a checkpoint's values; channels it does not mention are empty.
 pub fn channels_from(spec: &GraphSpec, values: &Fields) -> Result<Channels, EngineError> {
-    spec.channels
-        .iter()
-        .map(|(name, kind)| Ok((name.clone(), Channel::restore(name, kind, values.get(name))?)))
-        .collect()
+    let channels = spec.layout.channels.iter();
+    channels.map(|def| Channel::restore(def, values.get(&*def.name))).collect()
 }
 
-/// The available ones among `keys`, in that order.
-pub fn read_channels(channels: &Channels, keys: &[String]) -> Fields {
-    keys.iter().filter_map(|key| Some((key.clone(), channels.get(key)?.get()?))).collect()
+/// The available ones among the channels at these positions, in that order, by name.
+pub fn read_channels(channels: &Channels, positions: &[usize]) -> Fields {
+    let read = |position: &usize| {
+        let channel = &channels[*position];
+        Some((channel.name().to_owned(), channel.get()?))
+    };
+    positions.iter().filter_map(read).collect()
 }
 
-/// Versions and what nodes have seen of them: the part of a checkpoint that planning reads and applying moves.
+/// Versions and what nodes have seen of them: the part of a checkpoint that planning reads and applying moves. Held by
+/// position ([`super::spec::Layout`]); 0 stands for none.
 #[derive(Debug, Clone, Default)]
 pub struct Progress {
-    pub versions: Versions,
-    pub versions_seen: BTreeMap<String, Versions>,
+    /// By channel.
+    versions: Vec<u64>,
+    /// By node and trigger.
+    seen: Vec<u64>,
+    /// By channel: what the breakpoints have let pass.
+    passed: Option<Arc<[u64]>>,
+    foreign: Arc<Foreign>,
+}
+
+/// What a checkpoint says of channels and nodes that this graph does not have: kept as it is.
+#[derive(Debug, Clone, Default)]
+struct Foreign {
+    versions: Versions,
+    seen: BTreeMap<String, Versions>,
 }
 
 impl Progress {
-    pub fn of(checkpoint: &Checkpoint) -> Progress {
-        Progress { versions: checkpoint.versions.clone(), versions_seen: checkpoint.versions_seen.clone() }
+    pub fn new(spec: &GraphSpec) -> Progress {
+        let layout = &spec.layout;
+        Progress { versions: vec![0; layout.channels.len()], seen: vec![0; layout.seen], ..Progress::default() }
+    }
+
+    pub fn of(spec: &GraphSpec, checkpoint: &Checkpoint) -> Progress {
+        let mut progress = Progress::new(spec);
+        let mut foreign = Foreign::default();
+        for (channel, version) in &checkpoint.versions {
+            match spec.channels.get_index_of(channel) {
+                Some(position) => progress.versions[position] = *version,
+                None => {
+                    foreign.versions.insert(channel.clone(), *version);
+                }
+            }
+        }
+        for (node, versions) in &checkpoint.versions_seen {
+            let position = spec.node_position(node);
+            let mut passed = vec![0; progress.versions.len()];
+            for (channel, version) in versions {
+                let place = match (position, spec.channels.get_index_of(channel)) {
+                    (Some(node), Some(channel)) => {
+                        let node = &spec.layout.nodes[node];
+                        let trigger = node.triggers.iter().position(|trigger| *trigger == channel);
+                        trigger.map(|trigger| &mut progress.seen[node.seen + trigger])
+                    }
+                    (None, Some(channel)) if node == special::INTERRUPT => Some(&mut passed[channel]),
+                    _ => None,
+                };
+                match place {
+                    Some(place) => *place = *version,
+                    None => {
+                        foreign.seen.entry(node.clone()).or_default().insert(channel.clone(), *version);
+                    }
+                }
+            }
+            if node == special::INTERRUPT {
+                progress.passed = Some(passed.into());
+            }
+        }
+        progress.foreign = Arc::new(foreign);
+        progress
+    }
+
+    /// Nothing was ever written.
+    pub fn is_empty(&self) -> bool {
+        self.versions.iter().all(|version| *version == 0) && self.foreign.versions.is_empty()
+    }
+
+    /// A channel's version, by its position; 0: none.
+    pub fn version(&self, channel: usize) -> u64 {
+        self.versions[channel]
+    }
+
+    /// All versions, by channel.
+    pub fn versions<'a>(&'a self, spec: &'a GraphSpec) -> impl Iterator<Item = (&'a str, u64)> {
+        let own = spec.layout.channels.iter().zip(&self.versions).map(|(def, version)| (&*def.name, *version));
+        let foreign = self.foreign.versions.iter().map(|(name, version)| (name.as_str(), *version));
+        own.filter(|(_, version)| *version > 0).chain(foreign)
+    }
+
+    /// What nodes, and the breakpoints, have seen: (node, channel, version), grouped by node.
+    pub fn seen<'a>(&'a self, spec: &'a GraphSpec) -> impl Iterator<Item = (&'a str, &'a str, u64)> {
+        let names = &spec.layout.channels;
+        let of_node = move |node: &'a NodeLayout| {
+            let seen = self.seen[node.seen..].iter();
+            node.triggers.iter().zip(seen).map(|(trigger, version)| (&*node.name, &*names[*trigger].name, *version))
+        };
+        let passed = self.passed.iter().flat_map(move |passed| {
+            names.iter().zip(passed.iter()).map(|(def, version)| (special::INTERRUPT, &*def.name, *version))
+        });
+        let foreign = self.foreign.seen.iter().flat_map(|(node, versions)| {
+            versions.iter().map(move |(channel, version)| (node.as_str(), channel.as_str(), *version))
+        });
+        let own = spec.layout.nodes.iter().flat_map(of_node).chain(passed).filter(|(.., version)| *version > 0);
+        own.chain(foreign)
     }
 
     /// The version that the writes of the next superstep get.
     pub fn next_version(&self) -> u64 {
-        self.versions.values().max().copied().unwrap_or(0) + 1
+        self.versions.iter().chain(self.foreign.versions.values()).max().copied().unwrap_or(0) + 1
     }
 
     /// Marks everything as seen by the breakpoints, so that they are passed (section 1.4).
     pub fn pass_breakpoints(&mut self) {
-        self.versions_seen
-            .entry(special::INTERRUPT.to_owned())
-            .or_default()
-            .extend(self.versions.iter().map(|(channel, version)| (channel.clone(), *version)));
+        let passed = self.passed.iter().flat_map(|passed| passed.iter()).copied().chain(std::iter::repeat(0));
+        let now =
+            self.versions.iter().zip(passed).map(|(version, passed)| if *version > 0 { *version } else { passed });
+        self.passed = Some(now.collect());
+        if !self.foreign.versions.is_empty() {
+            let foreign = Arc::make_mut(&mut self.foreign);
+            let seen = foreign.seen.entry(special::INTERRUPT.to_owned()).or_default();
+            seen.extend(foreign.versions.iter().map(|(channel, version)| (channel.clone(), *version)));
+        }
+    }
+
+    /// Whether anything changed since the breakpoints were last passed.
+    fn has_moved(&self) -> bool {
+        let foreign_seen = self.foreign.seen.get(special::INTERRUPT);
+        let passed = |position: usize| self.passed.as_ref().map_or(0, |passed| passed[position]);
+        self.versions.iter().enumerate().any(|(position, version)| *version > passed(position))
+            || self.foreign.versions.iter().any(|(channel, version)| {
+                *version > foreign_seen.and_then(|seen| seen.get(channel)).copied().unwrap_or(0)
+            })
+    }
+}
+
+/// The channels that a superstep changed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Updated {
+    /// Positions, ascending.
+    positions: Vec<usize>,
+    /// Nothing at all; not the same as nothing that this graph knows.
+    is_empty: bool,
+}
+
+impl Updated {
+    fn of(mut positions: Vec<usize>) -> Updated {
+        positions.sort_unstable();
+        positions.dedup();
+        Updated { is_empty: positions.is_empty(), positions }
+    }
+
+    /// As a checkpoint names them.
+    pub fn load(spec: &GraphSpec, names: &[String]) -> Updated {
+        let known = names.iter().filter_map(|name| spec.channels.get_index_of(name)).collect();
+        Updated { is_empty: names.is_empty(), ..Updated::of(known) }
+    }
+
+    pub fn contains(&self, position: usize) -> bool {
+        self.positions.binary_search(&position).is_ok()
+    }
+
+    pub fn contains_any(&self, positions: &[usize]) -> bool {
+        positions.iter().any(|position| self.contains(*position))
+    }
+
+    /// Their names, sorted.
+    pub fn names<'a>(&self, spec: &'a GraphSpec) -> Vec<&'a str> {
+        let mut names: Vec<&str> = self.positions.iter().map(|at| &*spec.layout.channels[*at].name).collect();
+        names.sort_unstable();
+        names
+    }
+
+    pub fn extend(&mut self, positions: impl IntoIterator<Item = usize>) {
+        let is_empty = self.is_empty;
+        self.positions.extend(positions);
+        *self = Updated::of(std::mem::take(&mut self.positions));
+        self.is_empty &= is_empty;
+    }
+
+    pub fn merge(&mut self, other: &Updated) {
+        self.extend(other.positions.iter().copied());
     }
 }
 
 /// What a task hands to its node.
 #[derive(Debug, Clone, PartialEq)]
 pub enum TaskInput {
-    State(Fields),
+    /// Shared by the tasks of a superstep that read the same keys.
+    State(Arc<Fields>),
     Arg(Json),
 }
 
 impl TaskInput {
     pub fn to_json(&self) -> Json {
         match self {
-            TaskInput::State(fields) => Json::from(fields),
+            TaskInput::State(fields) => Json::from(&**fields),
             TaskInput::Arg(arg) => arg.clone(),
         }
     }
@@ -72,19 +226,21 @@ impl TaskInput {
 /// One execution of a node in a superstep.
 #[derive(Debug, Clone)]
 pub struct Task {
-    pub id: String,
-    pub name: String,
+    pub id: Arc<str>,
+    pub name: Arc<str>,
     pub path: TaskPath,
-    pub triggers: Vec<String>,
+    pub triggers: Arc<[String]>,
     pub input: TaskInput,
     /// `node:task_id` below the graph's namespace.
-    pub ns: String,
+    pub ns: Arc<str>,
+    /// The position of its node ([`GraphSpec::node_position`]).
+    pub node: usize,
 }
 
 impl Task {
     /// The start node: shown in checkpoints and task lists, never in `updates` or `tasks` streams.
     pub fn is_hidden(&self) -> bool {
-        self.name == special::START
+        &*self.name == special::START
     }
 }
 
@@ -103,102 +259,120 @@ pub fn prepare_next_tasks(
     spec: &GraphSpec,
     channels: &Channels,
     progress: &Progress,
-    updated: Option<&BTreeSet<String>>,
+    updated: Option<&Updated>,
     at: At<'_>,
-) -> Vec<Task> {
+) -> Vec<Arc<Task>> {
+    let layout = &spec.layout;
     let mut tasks = Vec::new();
-    let sends = channels.get(special::TASKS).and_then(Channel::get).and_then(|sends| sends.items());
-    for (index, send) in sends.into_iter().flatten().enumerate() {
-        // A Send to a node that does not exist is dropped, as the reference does (section 1.5).
-        let Some((name, arg)) = Destination::send_from_json(&send) else { continue };
-        if !spec.nodes.contains_key(&name) {
-            continue;
-        }
-        let id = ids::push_task(at.checkpoint_id, at.ns, at.step, &name, index);
-        tasks.push(Task {
-            ns: ids::task_ns(at.ns, &name, &id),
-            id,
-            path: TaskPath::Push(index),
-            triggers: vec![special::PUSH.to_owned()],
-            input: TaskInput::Arg(arg),
-            name,
-        });
+    let mut ids = TaskIds::new(at.checkpoint_id, at.ns, at.step);
+    for (index, node, arg) in pending_sends(spec, channels) {
+        let name = Arc::clone(&layout.nodes[node].name);
+        let (id, ns) = ids.push(&name, index);
+        let (path, triggers) = (TaskPath::Push(index), Arc::clone(&layout.push));
+        tasks.push(Arc::new(Task { id, name, path, triggers, input: TaskInput::Arg(arg), ns, node }));
     }
-    let candidates: Vec<&NodeSpec> = match updated.filter(|updated| !updated.is_empty()) {
-        Some(updated) => {
-            let names: BTreeSet<&String> =
-                updated.iter().filter_map(|channel| spec.trigger_to_nodes.get(channel)).flatten().collect();
-            names.into_iter().filter_map(|name| spec.node(name)).collect()
-        }
-        None if progress.versions.is_empty() => Vec::new(),
-        None => std::iter::once(&spec.start).chain(spec.nodes.values()).collect(),
-    };
-    for node in candidates.into_iter().filter(|node| is_triggered(node, channels, progress)) {
-        let id = ids::pull_task(at.checkpoint_id, at.ns, at.step, &node.name, &node.triggers);
-        let mut triggers = node.triggers.clone();
-        triggers.sort();
-        tasks.push(Task {
-            ns: ids::task_ns(at.ns, &node.name, &id),
-            id,
-            name: node.name.clone(),
-            path: TaskPath::Pull(node.name.clone()),
-            triggers,
-            input: node_input(spec, node, channels, at),
-        });
+    let mut inputs: Vec<Option<Arc<Fields>>> = vec![None; layout.inputs.len()];
+    for position in triggered(spec, channels, progress, updated) {
+        let node = &layout.nodes[position];
+        let input = if position == 0 {
+            TaskInput::Arg(channels[layout.start].get().unwrap_or_default())
+        } else {
+            let read = || Arc::new(node_input(&layout.inputs[node.input], channels, at));
+            TaskInput::State(Arc::clone(inputs[node.input].get_or_insert_with(read)))
+        };
+        let (id, ns) = ids.pull(&node.name, &node.seed);
+        let (name, path) = (Arc::clone(&node.name), TaskPath::Pull(Arc::clone(&node.name)));
+        let triggers = Arc::clone(&node.trigger_names);
+        tasks.push(Arc::new(Task { id, name, path, triggers, input, ns, node: position }));
     }
     tasks
 }
 
-fn is_triggered(node: &NodeSpec, channels: &Channels, progress: &Progress) -> bool {
-    let seen = progress.versions_seen.get(&node.name);
-    node.triggers.iter().any(|trigger| {
-        let available = channels.get(trigger).is_some_and(Channel::is_available);
-        let version = progress.versions.get(trigger).copied().unwrap_or(0);
-        available && seen.is_none_or(|seen| version > seen.get(trigger).copied().unwrap_or(0))
+/// The names of the tasks that [`prepare_next_tasks`] plans when all nodes are asked.
+pub fn next_names(spec: &GraphSpec, channels: &Channels, progress: &Progress) -> Vec<String> {
+    let sends = pending_sends(spec, channels).map(|(_, node, _)| node);
+    let nodes = sends.chain(triggered(spec, channels, progress, None));
+    nodes.map(|node| spec.layout.nodes[node].name.to_string()).collect()
+}
+
+/// Index, node and argument of every pending Send. One to a node that does not exist is dropped, as the reference does
+/// (section 1.5).
+fn pending_sends<'a>(spec: &'a GraphSpec, channels: &Channels) -> impl Iterator<Item = (usize, usize, Json)> + 'a {
+    let sends = channels[spec.layout.tasks].get().and_then(|sends| sends.items());
+    sends.into_iter().flatten().enumerate().filter_map(|(index, send)| {
+        let (name, arg) = Destination::send_from_json(&send)?;
+        Some((index, spec.nodes.get_index_of(&name)? + 1, arg))
     })
 }
 
-fn node_input(spec: &GraphSpec, node: &NodeSpec, channels: &Channels, at: At<'_>) -> TaskInput {
-    if node.name == special::START {
-        let input = channels.get(special::START).and_then(Channel::get).unwrap_or_default();
-        return TaskInput::Arg(input);
-    }
-    let mut input = Fields::new();
-    for key in &node.input {
-        let value = match spec.managed.get(key) {
-            Some(Managed::IsLastStep) => Some(Json::from(at.step == at.stop - 1)),
-            Some(Managed::RemainingSteps) => Some(Json::from(at.stop - at.step)),
-            None => channels.get(key).and_then(Channel::get),
-        };
-        if let Some(value) = value {
-            input.insert(key.clone(), value);
+/// The positions of the nodes to run: among the subscribers of `updated` by name when it is known and says anything,
+/// else all, in graph order.
+fn triggered(spec: &GraphSpec, channels: &Channels, progress: &Progress, updated: Option<&Updated>) -> Vec<usize> {
+    let layout = &spec.layout;
+    let mut candidates: Vec<usize> = match updated.filter(|updated| !updated.is_empty) {
+        Some(updated) => {
+            let mut nodes: Vec<usize> =
+                updated.positions.iter().flat_map(|channel| &layout.subscribers[*channel]).copied().collect();
+            nodes.sort_unstable_by_key(|node| layout.ranks[*node]);
+            nodes.dedup();
+            nodes
         }
+        None if progress.is_empty() => Vec::new(),
+        None => (0..layout.nodes.len()).collect(),
+    };
+    candidates.retain(|node| is_triggered(&layout.nodes[*node], channels, progress));
+    candidates
+}
+
+fn is_triggered(node: &NodeLayout, channels: &Channels, progress: &Progress) -> bool {
+    let seen = &progress.seen[node.seen..];
+    node.triggers
+        .iter()
+        .zip(seen)
+        .any(|(trigger, seen)| progress.versions[*trigger] > *seen && channels[*trigger].is_available())
+}
+
+fn node_input(slots: &[(String, Slot)], channels: &Channels, at: At<'_>) -> Fields {
+    let read = |(key, slot): &(String, Slot)| Some((key.clone(), read_slot(*slot, channels, at)?));
+    slots.iter().filter_map(read).collect()
+}
+
+fn read_slot(slot: Slot, channels: &Channels, at: At<'_>) -> Option<Json> {
+    match slot {
+        Slot::Managed(Managed::IsLastStep) => Some(Json::from(at.step == at.stop - 1)),
+        Slot::Managed(Managed::RemainingSteps) => Some(Json::from(at.stop - at.step)),
+        Slot::Channel(channel) => channels[channel].get(),
+        Slot::Missing => None,
     }
-    TaskInput::State(input)
 }
 
 /// One write of a task.
-pub type TaskWrite = (String, Json);
+pub type TaskWrite = (Arc<str>, Json);
 
 /// The writes of a finished task, for applying.
 #[derive(Debug, Clone)]
 pub struct TaskWrites<'a> {
-    pub name: &'a str,
     pub id: &'a str,
     pub path: &'a TaskPath,
-    pub triggers: &'a [String],
+    /// Control writes among them are left out.
     pub writes: &'a [TaskWrite],
+    /// The node whose triggers are consumed.
+    consumes: Option<usize>,
+    /// Part of a superstep: what nobody wrote is told so.
+    ends_superstep: bool,
 }
 
 impl<'a> TaskWrites<'a> {
     /// What a task wrote.
     pub fn of(task: &'a Task, writes: &'a [TaskWrite]) -> TaskWrites<'a> {
-        TaskWrites { name: &task.name, id: &task.id, path: &task.path, triggers: &task.triggers, writes }
+        let consumes = matches!(task.path, TaskPath::Pull(_)).then_some(task.node);
+        TaskWrites { id: &task.id, path: &task.path, writes, consumes, ends_superstep: true }
     }
 
     /// What a client wrote: an input, or a Command's updates and destinations. Belongs to no task.
     pub fn from_outside(writes: &'a [TaskWrite]) -> TaskWrites<'a> {
-        TaskWrites { name: special::INPUT, id: special::NULL_TASK, path: &TaskPath::Null, triggers: &[], writes }
+        let (id, path) = (special::NULL_TASK, &TaskPath::Null);
+        TaskWrites { id, path, writes, consumes: None, ends_superstep: false }
     }
 }
 
@@ -223,108 +397,112 @@ pub fn apply_writes(
     channels: &mut Channels,
     progress: &mut Progress,
     tasks: &[TaskWrites<'_>],
-) -> Result<BTreeSet<String>, EngineError> {
+) -> Result<Updated, EngineError> {
+    let layout = &spec.layout;
     let mut order: Vec<&TaskWrites<'_>> = tasks.iter().collect();
-    order.sort_by_cached_key(|task| task.path.sort_key());
-    let bump = order.iter().any(|task| !task.triggers.is_empty());
-    for task in &order {
-        let seen = progress.versions_seen.entry(task.name.to_owned()).or_default();
-        for trigger in task.triggers {
-            if let Some(version) = progress.versions.get(trigger) {
-                seen.insert(trigger.clone(), *version);
+    order.sort_by(|a, b| a.path.cmp_order(b.path));
+    let consumed = || order.iter().filter_map(|task| task.consumes).map(|node| &layout.nodes[node]);
+    for node in consumed() {
+        for (at, trigger) in node.triggers.iter().enumerate() {
+            if progress.versions[*trigger] > 0 {
+                progress.seen[node.seen + at] = progress.versions[*trigger];
             }
         }
     }
     let next = progress.next_version();
-    let triggers: BTreeSet<&String> = order.iter().flat_map(|task| task.triggers).collect();
-    for trigger in triggers {
-        if channels.get_mut(trigger).is_some_and(Channel::consume) {
-            progress.versions.insert(trigger.clone(), next);
+    for trigger in consumed().flat_map(|node| &node.triggers) {
+        if channels[*trigger].consume() {
+            progress.versions[*trigger] = next;
         }
     }
-    let mut by_channel: IndexMap<&str, Vec<Write<'_>>> = IndexMap::new();
-    for task in &order {
-        for (index, (channel, value)) in task.writes.iter().enumerate() {
-            // Writes to channels that do not exist are dropped: `goto` to an unknown node does nothing (section 1.5).
-            if !is_control(channel) && channels.contains_key(channel) {
-                by_channel.entry(channel).or_default().push(Write { value, task_id: task.id, index });
-            }
-        }
-    }
-    let mut updated = BTreeSet::new();
-    for (name, writes) in by_channel {
-        let Some(channel) = channels.get_mut(name) else { continue };
-        if channel.update(&writes)? {
-            progress.versions.insert(name.to_owned(), next);
+    let mut updated: Vec<usize> = Vec::new();
+    let mut is_updated = vec![false; channels.len()];
+    let (places, writes) = by_channel(spec, &order);
+    let mut rest = writes.as_slice();
+    for place in places.chunk_by(|a, b| a == b) {
+        let (writes, others) = rest.split_at(place.len());
+        rest = others;
+        let channel = &mut channels[place[0]];
+        if channel.update(writes)? {
+            progress.versions[place[0]] = next;
             if channel.is_available() {
-                updated.insert(name.to_owned());
+                is_updated[place[0]] = true;
+                updated.push(place[0]);
             }
         }
     }
-    if bump {
-        for (name, channel) in channels.iter_mut() {
-            if !updated.contains(name) && channel.is_available() && channel.update(&[])? {
-                progress.versions.insert(name.clone(), next);
+    if order.iter().any(|task| task.ends_superstep) {
+        for (position, channel) in channels.iter_mut().enumerate() {
+            if !is_updated[position] && channel.is_available() && channel.update(&[])? {
+                progress.versions[position] = next;
                 if channel.is_available() {
-                    updated.insert(name.clone());
+                    updated.push(position);
                 }
             }
         }
-        if !updated.iter().any(|channel| spec.trigger_to_nodes.contains_key(channel)) {
-            for (name, channel) in channels.iter_mut() {
+        if updated.iter().all(|position| layout.subscribers[*position].is_empty()) {
+            for (position, channel) in channels.iter_mut().enumerate() {
                 if channel.finish() {
-                    progress.versions.insert(name.clone(), next);
+                    progress.versions[position] = next;
                     if channel.is_available() {
-                        updated.insert(name.clone());
+                        updated.push(position);
                     }
                 }
             }
         }
     }
-    Ok(updated)
+    Ok(Updated::of(updated))
+}
+
+/// The writes in order, those to one channel together, channels as they are first written; and the channel of each.
+/// Writes to channels that do not exist are dropped: `goto` to an unknown node does nothing (section 1.5).
+fn by_channel<'a>(spec: &GraphSpec, order: &[&TaskWrites<'a>]) -> (Vec<usize>, Vec<Write<'a>>) {
+    let mut first_at: Vec<usize> = vec![usize::MAX; spec.channels.len()];
+    let mut writes: Vec<(usize, Write<'a>)> = Vec::new();
+    for task in order {
+        let outputs = task.writes.iter().filter(|(channel, _)| !is_control(channel));
+        for (index, (channel, value)) in outputs.enumerate() {
+            if let Some(position) = spec.channels.get_index_of(&**channel) {
+                first_at[position] = first_at[position].min(writes.len());
+                writes.push((position, Write { value, task_id: task.id, index }));
+            }
+        }
+    }
+    writes.sort_by_key(|(position, _)| first_at[*position]);
+    writes.into_iter().unzip()
 }
 
 /// The tasks a breakpoint stops before or after: none unless something changed since the last stop (section 5.1).
-pub fn should_interrupt<'a>(progress: &Progress, at: &Breakpoints, tasks: &'a [Task]) -> Vec<&'a Task> {
-    let seen = progress.versions_seen.get(special::INTERRUPT);
-    let moved = progress
-        .versions
-        .iter()
-        .any(|(channel, version)| *version > seen.and_then(|seen| seen.get(channel)).copied().unwrap_or(0));
-    if !moved {
+pub fn should_interrupt<'a>(progress: &Progress, at: &Breakpoints, tasks: &'a [Arc<Task>]) -> Vec<&'a Task> {
+    if !progress.has_moved() {
         return Vec::new();
     }
-    tasks
-        .iter()
-        .filter(|task| match at {
-            Breakpoints::All => !task.is_hidden(),
-            Breakpoints::Nodes(_) => at.contains(&task.name),
-        })
-        .collect()
+    let is_stopped = |task: &&Task| match at {
+        Breakpoints::All => !task.is_hidden(),
+        Breakpoints::Nodes(_) => at.contains(&task.name),
+    };
+    tasks.iter().map(|task| &**task).filter(is_stopped).collect()
 }
 
 /// What a node's output makes it write: state, Command gotos, static edges and joins, then the routers' decisions.
 /// `Err(Ok(command))` is a Command for the parent graph.
 pub fn writes_of(
     spec: &GraphSpec,
-    node: &NodeSpec,
     channels: &Channels,
     task: &Task,
     at: At<'_>,
     output: &Output,
 ) -> Result<Vec<TaskWrite>, WriteError> {
-    let mut writes = Vec::new();
-    state_writes(spec, node, output, &mut writes)?;
+    let node = &spec.layout.nodes[task.node];
+    let branches: &[Branch] = spec.node(&node.name).map_or(&[], |node| &node.writers.branches);
+    let mut writes = Vec::with_capacity(1 + node.edges.len() + node.joins.len());
+    state_writes(spec, task.node == 0, output, &mut writes)?;
     gotos(output, &mut writes)?;
     let own = writes.len();
     // A handler's output stands for its node's, but the node's edges do not fire (section 9).
-    for target in &node.writers.edges {
-        writes.push((branch_to(target), Json::null()));
-    }
-    for join in &node.writers.joins {
-        writes.push((join.clone(), Json::from(node.name.as_str())));
-    }
-    for branch in &node.writers.branches {
+    writes.extend(node.edges.iter().map(|edge| (Arc::clone(edge), Json::null())));
+    writes.extend(node.joins.iter().map(|join| (Arc::clone(join), node.mark.clone())));
+    for branch in branches {
         let routed = router_state(spec, node, channels, task, at, output, &writes)
             .and_then(|state| decide(branch, &state))
             .and_then(|destinations| {
@@ -363,16 +541,14 @@ fn expected_dict(value: &Json) -> EngineError {
 
 fn state_writes(
     spec: &GraphSpec,
-    node: &NodeSpec,
+    is_start: bool,
     output: &Output,
     writes: &mut Vec<TaskWrite>,
 ) -> Result<(), WriteError> {
-    let writable = |key: &str| {
-        if node.name == special::START { spec.input.iter().any(|k| k == key) } else { is_state_key(spec, key) }
-    };
     let mut push = |key: &str, value: &Json| {
-        if writable(key) {
-            writes.push((key.to_owned(), value.clone()));
+        let def = spec.channels.get_index_of(key).map(|position| &spec.layout.channels[position]);
+        if let Some(def) = def.filter(|def| if is_start { def.is_input } else { def.is_state }) {
+            writes.push((Arc::clone(&def.name), value.clone()));
         }
     };
     match output {
@@ -391,21 +567,12 @@ fn state_writes(
         }
         Output::Many(outputs) => {
             for output in outputs {
-                state_writes(spec, node, output, writes)?;
+                state_writes(spec, is_start, output, writes)?;
             }
         }
         Output::Other(value) => return Err(expected_dict(value).into()),
     }
     Ok(())
-}
-
-/// True for the keys nodes may write: everything that is not one of the engine's own channels.
-pub fn is_state_key(spec: &GraphSpec, key: &str) -> bool {
-    spec.channels.contains_key(key)
-        && key != special::START
-        && key != special::TASKS
-        && !key.starts_with("branch:to:")
-        && !(key.starts_with("join:") && spec.trigger_to_nodes.contains_key(key))
 }
 
 fn gotos(output: &Output, writes: &mut Vec<TaskWrite>) -> Result<(), WriteError> {
@@ -430,12 +597,12 @@ pub fn push_destination(
     writes: &mut Vec<TaskWrite>,
 ) -> Result<(), EngineError> {
     match destination {
-        Destination::Node(name) => writes.push((branch_to(name), value)),
+        Destination::Node(name) => writes.push((branch_to(name).into(), value)),
         Destination::Send { node, .. } if is_end(node) => {
             return Err(EngineError::invalid_update("Cannot send a packet to the END node"));
         }
         Destination::Send { node, arg } => {
-            writes.push((special::TASKS.to_owned(), Destination::send_to_json(node, arg)));
+            writes.push((special::TASKS.into(), Destination::send_to_json(node, arg)));
         }
     }
     Ok(())
@@ -445,7 +612,7 @@ pub fn push_destination(
 /// the node returned that are not part of the state (section 1.6).
 fn router_state(
     spec: &GraphSpec,
-    node: &NodeSpec,
+    node: &NodeLayout,
     channels: &Channels,
     task: &Task,
     at: At<'_>,
@@ -456,28 +623,25 @@ fn router_state(
         Output::Update(fields) => fields.clone(),
         _ => Fields::new(),
     };
-    let keys: &[String] = if node.name == special::START { &spec.stream } else { &node.input };
-    for key in keys {
-        let value = match spec.managed.get(key) {
-            Some(Managed::IsLastStep) => Some(Json::from(at.step == at.stop - 1)),
-            Some(Managed::RemainingSteps) => Some(Json::from(at.stop - at.step)),
-            None => {
+    for (key, slot) in &spec.layout.inputs[node.input] {
+        let value = match slot {
+            Slot::Channel(position) => {
+                let channel = &channels[*position];
                 let own: Vec<Write<'_>> = writes
                     .iter()
                     .enumerate()
-                    .filter(|(_, (channel, _))| channel == key)
+                    .filter(|(_, (channel, _))| **channel == **key)
                     .map(|(index, (_, value))| Write { value, task_id: &task.id, index })
                     .collect();
-                match channels.get(key) {
-                    Some(channel) if !own.is_empty() => {
-                        let mut local = channel.clone();
-                        local.update(&own)?;
-                        local.get()
-                    }
-                    Some(channel) => channel.get(),
-                    None => None,
+                if own.is_empty() {
+                    channel.get()
+                } else {
+                    let mut local = channel.clone();
+                    local.update(&own)?;
+                    local.get()
                 }
             }
+            slot => read_slot(*slot, channels, at),
         };
         match value {
             Some(value) => state.insert(key.clone(), value),

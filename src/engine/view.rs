@@ -3,10 +3,7 @@
 use super::chunk::result_of;
 use super::execution::Loaded;
 use super::record::TaskRecord;
-use super::step::{
-    At, Channels, Progress, TaskWrite, TaskWrites, apply_writes, channels_from, is_control, prepare_next_tasks,
-    read_channels,
-};
+use super::step::{At, Channels, Progress, TaskWrites, apply_writes, channels_from, prepare_next_tasks, read_channels};
 use super::{EngineError, GraphSpec};
 use crate::model::{Fields, Interrupt, Json, TaskPath, special};
 
@@ -41,30 +38,31 @@ pub struct StateView {
 pub fn state_at(spec: &GraphSpec, loaded: &Loaded, ns: &str, live: bool) -> Result<StateView, EngineError> {
     let checkpoint = &loaded.checkpoint;
     let mut channels = channels_from(spec, &checkpoint.values)?;
-    let mut progress = Progress::of(checkpoint);
+    let mut progress = Progress::of(spec, checkpoint);
     let step = loaded.metadata.step + 1;
     let at = At { checkpoint_id: &checkpoint.id, ns, step, stop: step + 1 };
     let tasks = prepare_next_tasks(spec, &channels, &progress, None, at);
-    let record_of = |id: &str| loaded.records.iter().find(|record| record.task_id == id);
+    let record_of = |id: &str| loaded.records.iter().find(|record| *record.task_id == *id);
     apply_null_writes(spec, loaded, &mut channels);
     let mut refused = None;
     if live {
         let outputs: Vec<_> = tasks
             .iter()
-            .filter_map(|task| Some((task, record_of(&task.id).filter(|record| record.is_finished())?.outputs())))
+            .filter_map(|task| Some((task, record_of(&task.id).filter(|record| record.is_finished())?)))
             .collect();
-        let writes: Vec<TaskWrites<'_>> = outputs.iter().map(|(task, writes)| TaskWrites::of(task, writes)).collect();
+        let writes: Vec<TaskWrites<'_>> =
+            outputs.iter().map(|(task, record)| TaskWrites::of(task, &record.writes)).collect();
         if !writes.is_empty() {
             let mut applied = channels.clone();
             match apply_writes(spec, &mut applied, &mut progress, &writes) {
                 Ok(_) => {
-                    for (channel, _) in outputs.iter().flat_map(|(_, writes)| writes) {
-                        if let Some(channel) = applied.get_mut(channel) {
-                            channel.preview();
+                    for (channel, _) in outputs.iter().flat_map(|(_, record)| &record.writes) {
+                        if let Some(position) = spec.channels.get_index_of(&**channel) {
+                            applied[position].preview();
                         }
                     }
                     // Values that last for one superstep belong to the one that follows: not shown.
-                    for channel in applied.values_mut().filter(|channel| channel.is_available()) {
+                    for channel in applied.iter_mut().filter(|channel| channel.is_available()) {
                         channel.update(&[])?;
                     }
                     channels = applied;
@@ -74,9 +72,9 @@ pub fn state_at(spec: &GraphSpec, loaded: &Loaded, ns: &str, live: bool) -> Resu
         }
     }
     let is_open = |id: &str| !record_of(id).is_some_and(TaskRecord::is_finished);
-    let next = tasks.iter().filter(|task| !live || is_open(&task.id)).map(|task| task.name.clone()).collect();
+    let next = tasks.iter().filter(|task| !live || is_open(&task.id)).map(|task| task.name.to_string()).collect();
     let tasks = tasks
-        .into_iter()
+        .iter()
         .map(|task| {
             let record = record_of(&task.id);
             let finished = record.filter(|record| record.is_finished());
@@ -85,31 +83,30 @@ pub fn state_at(spec: &GraphSpec, loaded: &Loaded, ns: &str, live: bool) -> Resu
                 error: record.and_then(TaskRecord::error),
                 is_asking: record.is_some_and(TaskRecord::is_asking),
                 interrupts: record.filter(|_| shows_questions).map(TaskRecord::interrupts).unwrap_or_default(),
-                result: finished.map(|record| result_of(&record.outputs(), &spec.stream)),
-                id: task.id,
-                name: task.name,
-                path: task.path,
-                ns: task.ns,
+                result: finished.map(|record| result_of(&record.writes, &spec.stream)),
+                id: task.id.to_string(),
+                name: task.name.to_string(),
+                path: task.path.clone(),
+                ns: task.ns.to_string(),
             }
         })
         .collect();
-    Ok(StateView { values: read_channels(&channels, &spec.stream), next, tasks, refused })
+    Ok(StateView { values: read_channels(&channels, &spec.layout.stream), next, tasks, refused })
 }
 
 /// The values of a checkpoint alone, under the keys streams show, with what a Command wrote on it.
 pub fn values_at(spec: &GraphSpec, loaded: &Loaded) -> Result<Fields, EngineError> {
     let mut channels = channels_from(spec, &loaded.checkpoint.values)?;
     apply_null_writes(spec, loaded, &mut channels);
-    Ok(read_channels(&channels, &spec.stream))
+    Ok(read_channels(&channels, &spec.layout.stream))
 }
 
 /// What a Command wrote; nothing if that is refused, as its run was.
 fn apply_null_writes(spec: &GraphSpec, loaded: &Loaded, channels: &mut Channels) {
-    let null = loaded.records.iter().find(|record| record.task_id == special::NULL_TASK);
+    let null = loaded.records.iter().find(|record| &*record.task_id == special::NULL_TASK);
     let Some(null) = null else { return };
-    let writes: Vec<TaskWrite> = null.writes.iter().filter(|(channel, _)| !is_control(channel)).cloned().collect();
-    let task = TaskWrites::from_outside(&writes);
-    let mut progress = Progress::of(&loaded.checkpoint);
+    let task = TaskWrites::from_outside(&null.writes);
+    let mut progress = Progress::of(spec, &loaded.checkpoint);
     let mut applied = channels.clone();
     if apply_writes(spec, &mut applied, &mut progress, &[task]).is_ok() {
         *channels = applied;

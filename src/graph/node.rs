@@ -17,7 +17,7 @@ use crate::model::{Fields, Json};
 #[derive(Debug, Clone)]
 pub enum NodeInput {
     /// The node's input keys that have a value.
-    State(Fields),
+    State(Arc<Fields>),
     /// A Send's argument, verbatim.
     Arg(Json),
 }
@@ -26,7 +26,7 @@ impl NodeInput {
     /// The input as one JSON value, as `tasks` events show it.
     pub fn to_json(&self) -> Json {
         match self {
-            NodeInput::State(fields) => Json::from(fields),
+            NodeInput::State(fields) => Json::from(&**fields),
             NodeInput::Arg(arg) => arg.clone(),
         }
     }

@@ -165,9 +165,9 @@ mod tests {
     #[test]
     fn decoding_reads_only_the_named_keys() {
         let fields: Fields = [("y".to_owned(), Json::from(1)), ("z".to_owned(), Json::from("ignored"))].into();
-        let point: Point = Keys::of::<Point>().decode(&NodeInput::State(fields.clone())).expect("decodes");
+        let point: Point = Keys::of::<Point>().decode(&NodeInput::State(fields.clone().into())).expect("decodes");
         assert_eq!((point.y, point.x), (1, None));
-        let all: Json = Keys::of::<Json>().decode(&NodeInput::State(fields)).expect("decodes");
+        let all: Json = Keys::of::<Json>().decode(&NodeInput::State(fields.into())).expect("decodes");
         assert_eq!(all.text(), r#"{"y":1,"z":"ignored"}"#);
     }
 }

@@ -22,7 +22,7 @@ fn fields(state: Value) -> Fields {
 }
 
 async fn run(probe: &Probe, graph: &Graph, node: &str, state: Value) -> Result<Value, NodeError> {
-    match probe.run(graph, node, NodeInput::State(fields(state))).await? {
+    match probe.run(graph, node, NodeInput::State(fields(state).into())).await? {
         Output::Update(update) => Ok(Json::from(&update).value().clone()),
         Output::Nothing => Ok(Value::Null),
         other => panic!("unexpected {other:?}"),
@@ -169,7 +169,7 @@ async fn invoke(graph: &Graph, probe: &Probe, input: Value) -> Result<Value, Eng
                 TaskInput::State(state) => NodeInput::State(state.clone()),
                 TaskInput::Arg(arg) => NodeInput::Arg(arg.clone()),
             };
-            let output = match graph.inner.bodies.get(&job.task.name) {
+            let output = match graph.inner.bodies.get(&*job.task.name) {
                 Some(body) => body.run(input, probe.context(&job.task.name)).await,
                 None => Ok(Execution::start_output(&job.task)),
             };

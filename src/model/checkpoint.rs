@@ -1,8 +1,10 @@
 //! Checkpoints: the state of a thread after a superstep, and the writes pending on it. The logical contents of the
 //! engine specification, section 3.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -100,11 +102,11 @@ pub struct CheckpointRef {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum TaskPath {
     /// Triggered by channels.
-    Pull(String),
+    Pull(Arc<str>),
     /// The n-th Send of the superstep.
     Push(usize),
     /// The error handler of a node's task; the handler of a Send's task carries the Send's index.
-    Handler(String, Option<usize>),
+    Handler(Arc<str>, Option<usize>),
     /// No task: the writes of a Command given as input.
     Null,
 }
@@ -121,6 +123,33 @@ impl TaskPath {
         }
     }
 
+    /// Compares by sort key, without making the keys.
+    pub fn cmp_order(&self, other: &TaskPath) -> Ordering {
+        /// How a key goes on after a name; and that handlers come after what they handle.
+        const HANDLER: &str = ", node_error_handler, 0000000000";
+        let by_kind = |path: &TaskPath| match path {
+            TaskPath::Null => 0,
+            TaskPath::Pull(_) | TaskPath::Handler(_, None) => 1,
+            TaskPath::Push(_) | TaskPath::Handler(_, Some(_)) => 2,
+        };
+        let named = |path: &TaskPath| match path {
+            TaskPath::Pull(node) => Some((Arc::clone(node), "")),
+            TaskPath::Handler(node, None) => Some((Arc::clone(node), HANDLER)),
+            _ => None,
+        };
+        let indexed = |path: &TaskPath| match path {
+            TaskPath::Push(index) => Some((*index, false)),
+            TaskPath::Handler(_, Some(index)) => Some((*index, true)),
+            _ => None,
+        };
+        by_kind(self).cmp(&by_kind(other)).then_with(|| match (named(self), named(other)) {
+            (Some((a, a_tail)), Some((b, b_tail))) => {
+                a.bytes().chain(a_tail.bytes()).cmp(b.bytes().chain(b_tail.bytes()))
+            }
+            _ => indexed(self).cmp(&indexed(other)),
+        })
+    }
+
     /// Reads a sort key back.
     pub fn parse(text: &str) -> Option<TaskPath> {
         if text.is_empty() {
@@ -130,10 +159,10 @@ impl TaskPath {
         let (kind, name, third) = (parts.next()?, parts.next()?, parts.next());
         let is_handler = third == Some("node_error_handler");
         Some(match (kind, is_handler) {
-            (special::PULL, false) => TaskPath::Pull(name.to_owned()),
-            (special::PULL, true) => TaskPath::Handler(name.to_owned(), None),
+            (special::PULL, false) => TaskPath::Pull(name.into()),
+            (special::PULL, true) => TaskPath::Handler(name.into(), None),
             (special::PUSH, false) => TaskPath::Push(name.parse().ok()?),
-            (special::PUSH, true) => TaskPath::Handler(String::new(), Some(name.parse().ok()?)),
+            (special::PUSH, true) => TaskPath::Handler("".into(), Some(name.parse().ok()?)),
             _ => return None,
         })
     }
@@ -141,9 +170,9 @@ impl TaskPath {
     /// The wire form: `["__pregel_pull", "n"]`, `["__pregel_push", 0, false]`.
     pub fn to_json(&self) -> serde_json::Value {
         match self {
-            TaskPath::Pull(node) => serde_json::json!([special::PULL, node]),
+            TaskPath::Pull(node) => serde_json::json!([special::PULL, **node]),
             TaskPath::Push(index) => serde_json::json!([special::PUSH, index, false]),
-            TaskPath::Handler(node, _) => serde_json::json!([special::PULL, node, "node_error_handler", false]),
+            TaskPath::Handler(node, _) => serde_json::json!([special::PULL, **node, "node_error_handler", false]),
             TaskPath::Null => serde_json::json!([]),
         }
     }
@@ -192,6 +221,22 @@ mod tests {
         assert_eq!(order[3], "~__pregel_push, 0000000002, 0000000000");
         for path in &paths {
             assert_eq!(TaskPath::parse(&path.sort_key()).as_ref(), Some(path));
+        }
+    }
+
+    #[test]
+    fn the_order_of_paths_is_that_of_their_keys() {
+        let mut paths = vec![TaskPath::Null];
+        for name in ["", "a", "a,", "a, b", "a, node_error_handler, 0000000000", "ab", "é", "n", "z"] {
+            paths.extend([TaskPath::Pull(name.into()), TaskPath::Handler(name.into(), None)]);
+        }
+        for index in [0, 1, 9, 10, 4_000_000_000] {
+            paths.extend([TaskPath::Push(index), TaskPath::Handler("a".into(), Some(index))]);
+        }
+        for a in &paths {
+            for b in &paths {
+                assert_eq!(a.cmp_order(b), a.sort_key().cmp(&b.sort_key()), "{a} and {b}");
+            }
         }
     }
 }

@@ -4,6 +4,7 @@
 //! most once. Lists may be held as persistent vectors of such values, so that appending to a long list costs what is
 //! appended and every checkpoint keeps its own view.
 
+use std::cell::Cell;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
@@ -27,9 +28,9 @@ pub type Fields = IndexMap<String, Json>;
 #[error("{0}")]
 pub struct JsonError(pub String);
 
-/// A JSON value: immutable, shared, compared by content.
+/// A JSON value: immutable, shared, compared by content. `None` is null: what edges write costs nothing.
 #[derive(Clone)]
-pub struct Json(Arc<Inner>);
+pub struct Json(Option<Arc<Inner>>);
 
 struct Inner {
     repr: Repr,
@@ -45,7 +46,11 @@ enum Repr {
 
 impl Json {
     fn new(repr: Repr) -> Json {
-        Json(Arc::new(Inner { repr, value: OnceLock::new(), rendered: OnceLock::new() }))
+        Json(Some(Arc::new(Inner { repr, value: OnceLock::new(), rendered: OnceLock::new() })))
+    }
+
+    fn repr(&self) -> Option<&Repr> {
+        self.0.as_deref().map(|inner| &inner.repr)
     }
 
     /// Reads a document from outside: depth at most [`MAX_DEPTH`], numbers that fit an `f64` or 64-bit integer or are
@@ -63,11 +68,11 @@ impl Json {
 
     /// Wraps raw JSON text without another pass.
     pub fn raw(text: Box<RawValue>) -> Json {
-        Json::new(Repr::Text(text))
+        if text.get() == "null" { Json(None) } else { Json::new(Repr::Text(text)) }
     }
 
-    pub fn null() -> Json {
-        Json::raw(RawValue::NULL.to_owned())
+    pub const fn null() -> Json {
+        Json(None)
     }
 
     pub fn object() -> Json {
@@ -87,26 +92,18 @@ impl Json {
 
     /// An object of the given members, in their order.
     pub fn from_fields<'a>(fields: impl IntoIterator<Item = (&'a str, &'a Json)>) -> Json {
-        let mut text = String::from("{");
-        for (index, (key, value)) in fields.into_iter().enumerate() {
-            if index > 0 {
-                text.push(',');
-            }
-            write_string(key, &mut text);
-            text.push(':');
-            value.write(&mut text);
-        }
-        text.push('}');
-        Json::from_own_text(text)
+        Json::encoded(&Members(Cell::new(Some(fields.into_iter()))))
     }
 
-    fn from_own_text(text: String) -> Json {
-        Json::raw(RawValue::from_string(text).expect("text assembled from JSON values is JSON"))
+    /// Encodes what cannot fail: strings, numbers, and collections of them and of JSON values.
+    fn encoded<T: Serialize + ?Sized>(value: &T) -> Json {
+        Json::of(value).expect("strings, numbers and JSON values can be written as JSON")
     }
 
     /// The decoded value, made at most once.
     pub fn value(&self) -> &Value {
-        self.0.value.get_or_init(|| match &self.0.repr {
+        let Some(inner) = &self.0 else { return &Value::Null };
+        inner.value.get_or_init(|| match &inner.repr {
             Repr::Text(text) => decode_lenient(text.get()),
             Repr::List(items) => Value::Array(items.iter().map(|item| item.value().clone()).collect()),
         })
@@ -119,9 +116,10 @@ impl Json {
 
     /// Appends the compact-enough text: what came in is what goes out.
     pub fn write(&self, out: &mut String) {
-        match &self.0.repr {
-            Repr::Text(text) => out.push_str(text.get()),
-            Repr::List(items) => {
+        match self.repr() {
+            None => out.push_str("null"),
+            Some(Repr::Text(text)) => out.push_str(text.get()),
+            Some(Repr::List(items)) => {
                 out.push('[');
                 for (index, item) in items.iter().enumerate() {
                     if index > 0 {
@@ -136,12 +134,12 @@ impl Json {
 
     /// The value as raw JSON; a list is rendered at most once.
     pub fn as_raw(&self) -> &RawValue {
-        match &self.0.repr {
+        let Some(inner) = &self.0 else { return RawValue::NULL };
+        match &inner.repr {
             Repr::Text(text) => text,
-            Repr::List(_) => self
-                .0
+            Repr::List(_) => inner
                 .rendered
-                .get_or_init(|| RawValue::from_string(self.text()).expect("text assembled from JSON values is JSON")),
+                .get_or_init(|| serde_json::value::to_raw_value(self).expect("JSON values can be written as JSON")),
         }
     }
 
@@ -153,9 +151,10 @@ impl Json {
     }
 
     fn first_byte(&self) -> u8 {
-        match &self.0.repr {
-            Repr::Text(text) => text.get().trim_ascii_start().as_bytes().first().copied().unwrap_or(b'n'),
-            Repr::List(_) => b'[',
+        match self.repr() {
+            None => b'n',
+            Some(Repr::Text(text)) => text.get().trim_ascii_start().as_bytes().first().copied().unwrap_or(b'n'),
+            Some(Repr::List(_)) => b'[',
         }
     }
 
@@ -173,7 +172,7 @@ impl Json {
 
     /// The items of an array, shared; `None` for anything else. One level is split, the items are not decoded.
     pub fn items(&self) -> Option<Vector<Json>> {
-        match &self.0.repr {
+        match self.repr()? {
             Repr::List(items) => Some(items.clone()),
             Repr::Text(text) if self.is_array() => {
                 let items: Vec<Box<RawValue>> = serde_json::from_str(text.get()).ok()?;
@@ -183,9 +182,17 @@ impl Json {
         }
     }
 
+    /// How many items an array has; `None` for anything else.
+    pub fn items_len(&self) -> Option<usize> {
+        match self.repr()? {
+            Repr::List(items) => Some(items.len()),
+            Repr::Text(_) => self.items().map(|items| items.len()),
+        }
+    }
+
     /// The members of an object, in order; `None` for anything else. One level is split, the values are not decoded.
     pub fn fields(&self) -> Option<Fields> {
-        match &self.0.repr {
+        match self.repr()? {
             Repr::Text(text) if self.is_object() => {
                 let members: IndexMap<String, Box<RawValue>> = serde_json::from_str(text.get()).ok()?;
                 Some(members.into_iter().map(|(key, value)| (key, Json::raw(value))).collect())
@@ -217,7 +224,22 @@ fn decode_lenient(text: &str) -> Value {
 
 /// Appends `text` as a JSON string.
 pub fn write_string(text: &str, out: &mut String) {
-    out.push_str(&Value::String(text.to_owned()).to_string());
+    if text.bytes().any(|byte| matches!(byte, b'"' | b'\\' | 0..0x20)) {
+        out.push_str(Json::encoded(text).as_raw().get());
+    } else {
+        out.push('"');
+        out.push_str(text);
+        out.push('"');
+    }
+}
+
+/// Members to be written as one object.
+struct Members<I>(Cell<Option<I>>);
+
+impl<'a, I: Iterator<Item = (&'a str, &'a Json)>> Serialize for Members<I> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.take().into_iter().flatten())
+    }
 }
 
 impl fmt::Debug for Json {
@@ -240,10 +262,12 @@ impl Default for Json {
 
 impl PartialEq for Json {
     fn eq(&self, other: &Self) -> bool {
-        if Arc::ptr_eq(&self.0, &other.0) {
-            return true;
+        match (&self.0, &other.0) {
+            (None, None) => return true,
+            (Some(a), Some(b)) if Arc::ptr_eq(a, b) => return true,
+            _ => {}
         }
-        if let (Repr::Text(a), Repr::Text(b)) = (&self.0.repr, &other.0.repr)
+        if let (Some(Repr::Text(a)), Some(Repr::Text(b))) = (self.repr(), other.repr())
             && a.get() == b.get()
         {
             return true;
@@ -254,7 +278,7 @@ impl PartialEq for Json {
 
 impl From<&Value> for Json {
     fn from(value: &Value) -> Self {
-        Json::from_own_text(value.to_string())
+        Json::encoded(value)
     }
 }
 
@@ -266,9 +290,7 @@ impl From<Value> for Json {
 
 impl From<&str> for Json {
     fn from(text: &str) -> Self {
-        let mut out = String::new();
-        write_string(text, &mut out);
-        Json::from_own_text(out)
+        Json::encoded(text)
     }
 }
 
@@ -280,7 +302,7 @@ impl From<String> for Json {
 
 impl From<i64> for Json {
     fn from(number: i64) -> Self {
-        Json::from_own_text(number.to_string())
+        Json::encoded(&number)
     }
 }
 
@@ -304,9 +326,10 @@ impl FromIterator<Json> for Json {
 
 impl Serialize for Json {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match &self.0.repr {
-            Repr::Text(text) => text.serialize(serializer),
-            Repr::List(items) => {
+        match self.repr() {
+            None => serializer.serialize_unit(),
+            Some(Repr::Text(text)) => text.serialize(serializer),
+            Some(Repr::List(items)) => {
                 let mut seq = serializer.serialize_seq(Some(items.len()))?;
                 for item in items {
                     seq.serialize_element(item)?;
@@ -328,9 +351,10 @@ impl<'de> Deserializer<'de> for &'de Json {
     type Error = serde_json::Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
-        match &self.0.repr {
-            Repr::Text(text) => text.deserialize_any(visitor),
-            Repr::List(items) => SeqDeserializer::new(items.iter()).deserialize_any(visitor),
+        match self.repr() {
+            None => RawValue::NULL.deserialize_any(visitor),
+            Some(Repr::Text(text)) => text.deserialize_any(visitor),
+            Some(Repr::List(items)) => SeqDeserializer::new(items.iter()).deserialize_any(visitor),
         }
     }
 
@@ -343,11 +367,12 @@ impl<'de> Deserializer<'de> for &'de Json {
         name: &'static str,
         visitor: V,
     ) -> Result<V::Value, Self::Error> {
-        match &self.0.repr {
-            Repr::Text(text) => text.deserialize_newtype_struct(name, visitor),
+        match self.repr() {
+            None => RawValue::NULL.deserialize_newtype_struct(name, visitor),
+            Some(Repr::Text(text)) => text.deserialize_newtype_struct(name, visitor),
             // `RawValue` asks through a newtype of a private name; a list has to be rendered for it.
-            Repr::List(_) if name.starts_with('$') => self.as_raw().deserialize_newtype_struct(name, visitor),
-            Repr::List(_) => visitor.visit_newtype_struct(self),
+            Some(Repr::List(_)) if name.starts_with('$') => self.as_raw().deserialize_newtype_struct(name, visitor),
+            Some(Repr::List(_)) => visitor.visit_newtype_struct(self),
         }
     }
 
@@ -357,9 +382,10 @@ impl<'de> Deserializer<'de> for &'de Json {
         variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Self::Error> {
-        match &self.0.repr {
-            Repr::Text(text) => text.deserialize_enum(name, variants, visitor),
-            Repr::List(_) => Err(de::Error::custom("expected a string or an object, found a list")),
+        match self.repr() {
+            None => RawValue::NULL.deserialize_enum(name, variants, visitor),
+            Some(Repr::Text(text)) => text.deserialize_enum(name, variants, visitor),
+            Some(Repr::List(_)) => Err(de::Error::custom("expected a string or an object, found a list")),
         }
     }
 

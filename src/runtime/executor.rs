@@ -42,7 +42,7 @@ pub(crate) struct GraphRun {
     pub(crate) resuming: Option<bool>,
     pub(crate) answers_by_id: Fields,
     /// The task it runs in.
-    pub(crate) inside: Option<Task>,
+    pub(crate) inside: Option<Arc<Task>>,
     pub(crate) step_around: i64,
     /// The namespace of the root graph's task that it runs in.
     pub(crate) outermost: String,
@@ -118,19 +118,20 @@ pub(crate) async fn run_root(shared: &Arc<Shared>, run: GraphRun, root: Root) ->
             let mut effects = Vec::new();
             driver.execution.suspend(&mut effects);
             driver.shared.take(&driver.run.ns, &mut effects);
-            if list.is_empty() {
-                driver.execution.last_values().map_or_else(|| Json::from(&driver.execution.output()), Json::from)
-            } else {
-                chunk::values_with_interrupts(&asked, list)
-            }
+            if list.is_empty() { shown(&driver.execution) } else { chunk::values_with_interrupts(&asked, list) }
         }
-        _ => driver.execution.last_values().map_or_else(|| Json::from(&driver.execution.output()), Json::from),
+        _ => shown(&driver.execution),
     };
     if shared.durability == Durability::Exit && !matches!(end, GraphEnd::Stopped) {
         shared.store_held("");
     }
     shared.push(false);
     RootEnd { end, values }
+}
+
+/// The values last told, or those there are.
+fn shown(execution: &Execution) -> Json {
+    Json::from(&execution.last_values().unwrap_or_else(|| execution.output()))
 }
 
 /// Runs a graph inside a task.
@@ -201,10 +202,10 @@ fn options(
         extra.insert("checkpoint_ns".into(), Json::from(run.outermost.as_str()));
         extra.insert("checkpoint_map".into(), Json::of(&run.parents).unwrap_or_default());
         extra.insert("langgraph_step".into(), Json::from(run.step_around));
-        extra.insert("langgraph_node".into(), Json::from(task.name.as_str()));
+        extra.insert("langgraph_node".into(), Json::from(&*task.name));
         extra.insert("langgraph_triggers".into(), triggers);
         extra.insert("langgraph_path".into(), Json::from(task.path.to_json()));
-        extra.insert("langgraph_checkpoint_ns".into(), Json::from(task.ns.as_str()));
+        extra.insert("langgraph_checkpoint_ns".into(), Json::from(&*task.ns));
     }
     Options {
         thread_id: shared.thread_id.as_str().to_owned(),
@@ -318,7 +319,8 @@ impl Driver {
         }
         let (values, is_pending) = self.execution.view();
         let is_special = !self.run.ns.is_empty() || self.execution.shows_more_than_stored();
-        let view = View { ns: self.run.ns.clone(), values, is_pending, is_special, interrupts: BTreeMap::new() };
+        let view =
+            View { ns: self.run.ns.clone(), values: Some(values), is_pending, is_special, interrupts: BTreeMap::new() };
         *lock(&self.shared.view) = view;
     }
 
@@ -432,7 +434,7 @@ impl Driver {
 
     /// The cache entry of a job, if its node has a cache policy, with its time to live.
     fn cache_key(&self, job: &Job) -> Option<([u8; 32], Option<Duration>)> {
-        let policy = self.run.graph.inner.policies.get(&job.task.name)?.cache.as_ref()?;
+        let policy = self.run.graph.inner.policies.get(&*job.task.name)?.cache.as_ref()?;
         let names: Vec<&str> =
             job.task.ns.split('|').map(|segment| segment.split(':').next().unwrap_or(segment)).collect();
         let version = &self.run.graph.spec().version;
@@ -464,7 +466,7 @@ impl Driver {
             messages::note_input(&self.shared, &job.task);
         }
         let work = run_job(Arc::clone(&self.shared), self.run.graph.clone(), job.clone(), Arc::clone(around));
-        let id = job.task.id.clone();
+        let id = Arc::clone(&job.task.id);
         open.push(job);
         // A panic of a node is caught here: an error of that node, not of the run.
         let work = std::panic::AssertUnwindSafe(work).catch_unwind().map(move |ended| {
@@ -514,7 +516,7 @@ impl Driver {
             Finished::Interrupted(list) => {
                 let mut view = lock(&self.shared.view);
                 if view.ns == self.run.ns && !list.is_empty() {
-                    view.interrupts.insert(job.task.id.clone(), list.clone());
+                    view.interrupts.insert(job.task.id.to_string(), list.clone());
                 }
                 drop(view);
                 outcome.interrupted = true;
@@ -561,7 +563,7 @@ impl Outcome {
 
 /// How a job ended, with the answers its questions took.
 struct JobEnd {
-    task_id: String,
+    task_id: Arc<str>,
     end: End,
     answers: Vec<Json>,
 }
@@ -575,7 +577,7 @@ enum End {
 /// Runs a job: its node's body or the graph that is the node, with the node's policies.
 async fn run_job(shared: Arc<Shared>, graph: Graph, job: Job, around: Arc<Around>) -> JobEnd {
     let task_id = job.task.id.clone();
-    let name = &job.task.name;
+    let name = &*job.task.name;
     let policies = graph.inner.policies.get(name).cloned().unwrap_or_default();
     let host = Arc::new(TaskHost::new(Arc::clone(&shared), Arc::clone(&around), job.task.clone(), job.answers.clone()));
     let mut attempt = 1;
@@ -631,7 +633,7 @@ async fn one_attempt(
     policies: &Policies,
     attempt: u32,
 ) -> Result<Output, NodeError> {
-    let name = &job.task.name;
+    let name = &*job.task.name;
     let stop = shared.stop.child_token();
     let work = async {
         if let Some(inner) = graph.inner.subgraphs.get(name) {
@@ -643,7 +645,7 @@ async fn one_attempt(
         })?;
         let context = context(shared, job, around, host, attempt, stop.clone());
         let input = match &job.task.input {
-            TaskInput::State(fields) => NodeInput::State(fields.clone()),
+            TaskInput::State(fields) => NodeInput::State(Arc::clone(fields)),
             TaskInput::Arg(arg) => NodeInput::Arg(arg.clone()),
         };
         body.run(input, context).await
@@ -697,9 +699,9 @@ fn context(
         thread_id: shared.thread_id.as_str().to_owned(),
         run_id: shared.run_id,
         graph_id: shared.graph_id.clone(),
-        node: job.task.name.clone(),
-        task_id: job.task.id.clone(),
-        checkpoint_ns: job.task.ns.clone(),
+        node: job.task.name.to_string(),
+        task_id: job.task.id.to_string(),
+        checkpoint_ns: job.task.ns.to_string(),
         step: around.step,
         attempt,
         config: shared.config.clone(),

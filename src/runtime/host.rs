@@ -21,7 +21,7 @@ use crate::storage::{ItemFilter, ItemMatch, NewItem, Page};
 pub(crate) struct TaskHost {
     pub(crate) shared: Arc<Shared>,
     pub(crate) around: Arc<Around>,
-    pub(crate) task: Task,
+    pub(crate) task: Arc<Task>,
     pub(crate) answers: Mutex<Answers>,
     /// Signs of life, for the idle timeout.
     pub(crate) alive: Notify,
@@ -40,7 +40,7 @@ pub(crate) struct Answers {
 }
 
 impl TaskHost {
-    pub(crate) fn new(shared: Arc<Shared>, around: Arc<Around>, task: Task, given: Vec<Json>) -> TaskHost {
+    pub(crate) fn new(shared: Arc<Shared>, around: Arc<Around>, task: Arc<Task>, given: Vec<Json>) -> TaskHost {
         let answers = Mutex::new(Answers { given, ..Answers::default() });
         TaskHost { shared, around, task, answers, alive: Notify::new(), calls: Mutex::new(0) }
     }

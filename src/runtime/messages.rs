@@ -113,10 +113,10 @@ fn metadata(shared: &Shared, around: &Around, task: &Task, streamed: bool) -> Js
     let mut fields = shared.task_metadata.fields().unwrap_or_default();
     fields.insert("thread_id".to_owned(), Json::from(shared.thread_id.as_str()));
     fields.insert("langgraph_step".to_owned(), Json::from(around.step));
-    fields.insert("langgraph_node".to_owned(), Json::from(task.name.as_str()));
+    fields.insert("langgraph_node".to_owned(), Json::from(&*task.name));
     fields.insert("langgraph_triggers".to_owned(), triggers);
     fields.insert("langgraph_path".to_owned(), Json::from(task.path.to_json()));
-    fields.insert("langgraph_checkpoint_ns".to_owned(), Json::from(task.ns.as_str()));
+    fields.insert("langgraph_checkpoint_ns".to_owned(), Json::from(&*task.ns));
     // Graphs inside a task, like models, get the namespace they are called from.
     if streamed || !around.ns.is_empty() {
         fields.insert("checkpoint_ns".to_owned(), Json::from(around.outermost_of(task)));

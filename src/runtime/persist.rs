@@ -8,7 +8,8 @@ use imbl::Vector;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::engine::execution::{Draft, Loaded, metadata_json};
+use crate::engine::channel::Channel;
+use crate::engine::execution::{COUNTERS, Draft, Loaded};
 use crate::engine::record::TaskRecord;
 use crate::model::checkpoint::{Checkpoint, Versions};
 use crate::model::{CheckpointMetadata, CheckpointSource, Fields, Json, RunId, Scope, TaskPath, ThreadKey};
@@ -53,7 +54,7 @@ mod hash_text {
     }
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Body {
     v: u32,
     #[serde(rename = "t")]
@@ -69,10 +70,15 @@ struct Body {
 /// What the last stored checkpoint of a namespace refers to: the base of the next one's references.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Stored {
-    versions: Versions,
-    refs: BTreeMap<String, ValueRef>,
-    /// List channels whose last branch was continued by another checkpoint: append to a new branch.
-    frozen: HashSet<String>,
+    channels: BTreeMap<String, StoredChannel>,
+}
+
+#[derive(Debug, Clone)]
+struct StoredChannel {
+    version: u64,
+    reference: ValueRef,
+    /// A list whose last branch was continued by another checkpoint: append to a new branch.
+    is_frozen: bool,
 }
 
 /// Collects rows.
@@ -108,71 +114,62 @@ impl Writer {
 
     /// Adds a checkpoint. `base` is what the last stored checkpoint of the namespace refers to, and becomes this one's.
     pub(crate) fn put_checkpoint(&mut self, draft: &Draft, base: &mut Stored) {
-        let checkpoint = &draft.checkpoint;
         let mut bytes = 0;
-        let mut refs = BTreeMap::new();
-        for (channel, value) in &checkpoint.values {
-            let unchanged = base.versions.get(channel) == checkpoint.versions.get(channel);
-            let reference = match base.refs.get(channel) {
-                Some(reference) if unchanged => reference.clone(),
-                before => {
-                    let before = before.cloned();
-                    let kept = draft.kept.get(channel).copied().unwrap_or(0);
-                    self.put_channel(draft, channel, value, before, kept, base.frozen.contains(channel), &mut bytes)
+        let mut before = std::mem::take(&mut base.channels);
+        for (channel, version) in draft.written() {
+            let name = channel.name();
+            let reference = match before.remove(name) {
+                Some(kept) if kept.version == version => Some(kept),
+                old => {
+                    let (old, is_frozen) = old.map_or((None, false), |old| (Some(old.reference), old.is_frozen));
+                    self.put_channel(draft, channel, version, old, is_frozen, &mut bytes)
                 }
             };
-            refs.insert(channel.clone(), reference);
+            if let Some(reference) = reference {
+                base.channels.insert(name.to_owned(), reference);
+            }
         }
-        base.frozen.retain(|channel| refs.get(channel) == base.refs.get(channel));
-        let body = Body {
-            v: FORMAT,
-            versions: checkpoint.versions.clone(),
-            seen: checkpoint.versions_seen.clone(),
-            updated: checkpoint.updated.clone(),
-            channels: refs.clone(),
-        };
-        let body = Json::of(&body).unwrap_or_default();
-        *base = Stored { versions: checkpoint.versions.clone(), refs, frozen: std::mem::take(&mut base.frozen) };
-        let metadata = metadata_json(&draft.metadata);
+        let body = body_of(draft, base);
+        let metadata = metadata_of(draft);
         bytes += (body.as_raw().get().len() + metadata.as_raw().get().len()) as i64;
         self.rows.checkpoints.push(CheckpointRow {
             ns: draft.ns.clone(),
-            id: checkpoint.id.clone(),
+            id: draft.id.clone(),
             parent: draft.parent.clone(),
             run_id: self.run_id,
-            step: draft.metadata.step,
-            source: draft.metadata.source,
-            at: checkpoint.at,
+            step: draft.step,
+            source: draft.source,
+            at: draft.at,
             metadata,
             next: draft.next.clone(),
             body,
             bytes,
         });
         if draft.ns.is_empty() {
-            self.rows.head = Some(checkpoint.id.clone());
+            self.rows.head = Some(draft.id.clone());
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one call site; a struct would only rename the arguments")]
+    /// Refers to a channel's content, of which `old` refers to what it was; `None` when there is nothing to keep.
     fn put_channel(
         &mut self,
         draft: &Draft,
-        channel: &str,
-        value: &Json,
-        before: Option<ValueRef>,
-        kept: usize,
-        frozen: bool,
+        channel: &Channel,
+        version: u64,
+        old: Option<ValueRef>,
+        is_frozen: bool,
         bytes: &mut i64,
-    ) -> ValueRef {
-        let is_list = draft.lists.contains(channel);
-        let items = if is_list { value.items() } else { None };
-        let Some(items) = items.filter(|items| !items.is_empty()) else { return self.put_value(value, bytes) };
-        let kept = kept.min(items.len());
+    ) -> Option<StoredChannel> {
+        let stored = |reference| Some(StoredChannel { version, reference, is_frozen: false });
+        let value = channel.persisted()?;
+        let items = if channel.is_list() { value.items() } else { None };
+        let Some(items) = items.filter(|items| !items.is_empty()) else { return stored(self.put_value(&value, bytes)) };
+        let kept = channel.kept().min(items.len()) as i64;
         // Cut inside what the branch holds: its later items belong to other checkpoints, so the rest starts a branch.
-        let was_cut = matches!(&before, Some(ValueRef::Log(s)) if s.last().is_some_and(|(_, end)| *end > kept as i64));
-        let mut segments = match before {
-            Some(ValueRef::Log(segments)) if kept > 0 => truncated(&segments, kept as i64),
-            _ if value.as_raw().get().len() <= INLINE_BYTES => return ValueRef::Inline(value.clone()),
+        let was_cut = matches!(&old, Some(ValueRef::Log(s)) if s.last().is_some_and(|(_, end)| *end > kept));
+        let mut segments = match old {
+            Some(ValueRef::Log(segments)) if kept > 0 => truncated(&segments, kept),
+            _ if is_short(&items) => return stored(ValueRef::Inline(value)),
             _ => Vec::new(),
         };
         if segments.len() >= MAX_SEGMENTS {
@@ -180,37 +177,38 @@ impl Writer {
         }
         let start = segments.last().map_or(0, |(_, end)| *end);
         let end = items.len() as i64;
+        let is_frozen = is_frozen || was_cut;
         if start == end {
-            return ValueRef::Log(segments);
+            return Some(StoredChannel { version, reference: ValueRef::Log(segments), is_frozen });
         }
         match segments.last_mut() {
-            Some(last) if !frozen && !was_cut => last.1 = end,
-            _ => segments.push((branch_of(&draft.checkpoint.id, channel), end)),
+            Some(last) if !is_frozen => last.1 = end,
+            _ => segments.push((branch_of(&draft.id, channel.name()), end)),
         }
         let branch = segments.last().map_or(0, |(branch, _)| *branch);
-        let tail: Json = items.skip(start as usize).into_iter().collect();
+        let tail = Json::list(items.skip(start as usize));
         *bytes += tail.as_raw().get().len() as i64;
         self.rows.log.push(LogRow {
             ns: draft.ns.clone(),
-            channel: channel.to_owned(),
+            channel: channel.name().to_owned(),
             branch,
             start,
             count: end - start,
             run_id: self.run_id,
             items: tail,
         });
-        ValueRef::Log(segments)
+        stored(ValueRef::Log(segments))
     }
 
     /// Adds (or replaces) the writes of a task on a checkpoint.
     pub(crate) fn put_record(&mut self, ns: &str, checkpoint_id: &str, record: &TaskRecord) {
         let mut bytes = 0;
-        let writes: Vec<(&String, ValueRef)> =
-            record.writes.iter().map(|(channel, value)| (channel, self.put_value(value, &mut bytes))).collect();
+        let writes: Vec<(&str, ValueRef)> =
+            record.writes.iter().map(|(channel, value)| (&**channel, self.put_value(value, &mut bytes))).collect();
         let row = TaskWritesRow {
             ns: ns.to_owned(),
             checkpoint_id: checkpoint_id.to_owned(),
-            task_id: record.task_id.clone(),
+            task_id: record.task_id.to_string(),
             run_id: self.run_id,
             path: record.path.sort_key(),
             body: Json::of(&writes).unwrap_or_default(),
@@ -221,6 +219,62 @@ impl Writer {
         self.rows.task_writes.retain(|other| !same(other));
         self.rows.task_writes.push(row);
     }
+}
+
+/// The body of a checkpoint whose channels are stored as `stored` says.
+fn body_of(draft: &Draft, stored: &Stored) -> Json {
+    #[derive(Serialize)]
+    struct Written<'a> {
+        v: u32,
+        t: Pairs<&'a str, u64>,
+        s: Pairs<&'a str, Pairs<&'a str, u64>>,
+        u: Option<Vec<&'a str>>,
+        c: Pairs<&'a str, &'a ValueRef>,
+    }
+    let mut seen: Vec<(&str, Pairs<&str, u64>)> = Vec::new();
+    for (node, channel, version) in draft.progress.seen(&draft.spec) {
+        match seen.last_mut() {
+            Some((last, versions)) if *last == node => versions.0.push((channel, version)),
+            _ => seen.push((node, Pairs(vec![(channel, version)]))),
+        }
+    }
+    let body = Written {
+        v: FORMAT,
+        t: Pairs(draft.progress.versions(&draft.spec).collect()),
+        s: Pairs(seen),
+        u: draft.updated.as_ref().map(|updated| updated.names(&draft.spec)),
+        c: Pairs(stored.channels.iter().map(|(name, stored)| (name.as_str(), &stored.reference)).collect()),
+    };
+    Json::of(&body).unwrap_or_default()
+}
+
+/// Written as an object.
+struct Pairs<K, V>(Vec<(K, V)>);
+
+impl<K: Serialize, V: Serialize> Serialize for Pairs<K, V> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(key, value)| (key, value)))
+    }
+}
+
+/// [`metadata_json`] of a draft, without the copies.
+fn metadata_of(draft: &Draft) -> Json {
+    const OWN: [&str; 3] = ["source", "step", "parents"];
+    let (source, step) = (Json::from(draft.source.as_str()), Json::from(draft.step));
+    let parents = Json::of(&*draft.parents).unwrap_or_default();
+    let extra = draft.extra.iter().map(|(key, value)| (key.as_str(), value));
+    let counters = draft.counters.iter().map(|counters| (COUNTERS, counters));
+    let rest = OWN.into_iter().zip([&source, &step, &parents]);
+    Json::from_fields(extra.filter(|(key, _)| !OWN.contains(key) && *key != COUNTERS).chain(counters).chain(rest))
+}
+
+/// Whether a list stands in the row itself; of a long one only the beginning is looked at.
+fn is_short(items: &Vector<Json>) -> bool {
+    let mut bytes = 1 + items.len();
+    items.iter().all(|item| {
+        bytes += item.as_raw().get().len();
+        bytes <= INLINE_BYTES
+    })
 }
 
 fn branch_of(checkpoint_id: &str, channel: &str) -> i64 {
@@ -264,9 +318,9 @@ impl Reader<'_> {
     /// Finds out which lists of a checkpoint must not be appended to in place, because another branch did.
     pub(crate) async fn freeze(&self, ns: &str, stored: &mut Stored) -> Result<(), StorageError> {
         let ends: Vec<(String, String, i64, i64)> = stored
-            .refs
+            .channels
             .iter()
-            .filter_map(|(channel, reference)| match reference {
+            .filter_map(|(channel, stored)| match &stored.reference {
                 ValueRef::Log(segments) => {
                     segments.last().map(|(branch, end)| (ns.to_owned(), channel.clone(), *branch, *end))
                 }
@@ -275,7 +329,11 @@ impl Reader<'_> {
             .collect();
         if !ends.is_empty() {
             let continued = self.storage.continued_branches(self.scope, self.thread, &ends).await?;
-            stored.frozen = continued.into_iter().map(|(_, channel, _)| channel).collect();
+            for (_, channel, _) in continued {
+                if let Some(channel) = stored.channels.get_mut(&channel) {
+                    channel.is_frozen = true;
+                }
+            }
         }
         Ok(())
     }
@@ -384,10 +442,10 @@ impl Values {
             .map(|(task_id, path, refs)| {
                 let path = TaskPath::parse(&path)
                     .ok_or_else(|| corrupt("task_writes", "path", &task_id, format!("unknown path {path:?}")))?;
-                let mut record = TaskRecord::new(&task_id, path);
+                let mut record = TaskRecord::new(task_id.as_str(), path);
                 for (channel, reference) in refs {
                     let value = self.value(&reference, &row.ns, &channel, &task_id)?;
-                    record.writes.push((channel, value));
+                    record.writes.push((channel.into(), value));
                 }
                 Ok(record)
             })
@@ -400,7 +458,12 @@ impl Values {
             versions_seen: body.seen,
             updated: body.updated,
         };
-        let stored = Stored { versions: body.versions, refs: body.channels, frozen: HashSet::new() };
+        let version_of = |channel: &String| body.versions.get(channel).copied().unwrap_or(0);
+        let channels = body.channels.into_iter().map(|(name, reference)| {
+            let version = version_of(&name);
+            (name, StoredChannel { version, reference, is_frozen: false })
+        });
+        let stored = Stored { channels: channels.collect() };
         Ok((Loaded { checkpoint, metadata, parent: row.parent, records, is_head: true }, stored))
     }
 

@@ -11,7 +11,7 @@ use super::commit::Committer;
 use super::events::Events;
 use super::persist::{Stored, Writer};
 use crate::engine::chunk::{Chunk, Wanted};
-use crate::engine::execution::{Draft, Effect};
+use crate::engine::execution::{Draft, Effect, Snapshot};
 use crate::engine::record::TaskRecord;
 use crate::model::{
     CheckpointId, Durability, Fields, Interrupt, Json, RunId, Scope, StreamMode, ThreadId, ThreadKey, Timestamp,
@@ -72,7 +72,7 @@ pub(crate) struct Shared {
 pub(crate) struct View {
     /// Whose state: `""` is the root graph's.
     pub(crate) ns: String,
-    pub(crate) values: Fields,
+    pub(crate) values: Option<Snapshot>,
     /// Nodes are left to run.
     pub(crate) is_pending: bool,
     /// It shows something that the stored checkpoint does not.
@@ -83,9 +83,12 @@ pub(crate) struct View {
 impl View {
     /// `{values, interrupts}` when the head alone would show something else.
     pub(crate) fn document(&self) -> Option<Json> {
-        let values = Json::from(&self.values);
+        if !self.is_special {
+            return None;
+        }
+        let values = self.values.as_ref().map(Snapshot::values).unwrap_or_default();
         let interrupts = Json::of(&self.interrupts).ok()?;
-        self.is_special.then(|| Json::from_fields([("values", &values), ("interrupts", &interrupts)]))
+        Some(Json::from_fields([("values", &Json::from(&values)), ("interrupts", &interrupts)]))
     }
 }
 
@@ -112,7 +115,7 @@ struct Held {
     /// The checkpoint the namespace was at when the run began.
     parent: Option<CheckpointId>,
     draft: Option<Box<Draft>>,
-    records: BTreeMap<(CheckpointId, String), TaskRecord>,
+    records: BTreeMap<(CheckpointId, Arc<str>), Arc<TaskRecord>>,
 }
 
 impl Outgoing {
@@ -198,13 +201,13 @@ impl Shared {
         if let Some(mut draft) = held.draft {
             draft.parent = held.parent;
             if let Some(at_exit) = draft.at_exit.take() {
-                at_exit.apply(&mut draft.metadata);
+                at_exit.apply(&mut draft);
                 if let Some(nothing) = at_exit.base {
-                    draft.parent = Some(nothing.checkpoint.id.clone());
+                    draft.parent = Some(nothing.id.clone());
                     store.writer.put_checkpoint(&nothing, &mut Stored::default());
                 }
             }
-            at = Some(draft.checkpoint.id.clone());
+            at = Some(draft.id.clone());
             let base = store.bases.entry(ns.to_owned()).or_default();
             store.writer.put_checkpoint(&draft, base);
         }

@@ -60,7 +60,7 @@ fn fields(state: Value) -> Fields {
 }
 
 async fn run(probe: &Probe, graph: &Graph, node: &str, messages: &Value) -> Result<Value, NodeError> {
-    let input = NodeInput::State(fields(json!({"messages": messages})));
+    let input = NodeInput::State(fields(json!({"messages": messages})).into());
     let Output::Update(update) = probe.run(graph, node, input).await? else { panic!("an update") };
     Ok(update["messages"].value().clone())
 }

@@ -1,12 +1,14 @@
 //! A channel at work: its value, and how each kind takes in the writes of a superstep.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use imbl::Vector;
 
 use super::{Change, ChannelKind, ReduceContext};
 use crate::engine::EngineError;
 use crate::engine::command::as_overwrite;
+use crate::engine::spec::ChannelDef;
 use crate::model::Json;
 
 /// One write to a channel, with where it came from.
@@ -21,8 +23,7 @@ pub struct Write<'a> {
 /// A channel with its current content. Cheap to clone: values are shared.
 #[derive(Debug, Clone)]
 pub struct Channel {
-    name: String,
-    kind: ChannelKind,
+    def: Arc<ChannelDef>,
     value: Option<Json>,
     /// Barriers: the names seen so far.
     seen: BTreeSet<String>,
@@ -34,23 +35,16 @@ pub struct Channel {
 
 impl Channel {
     /// An empty channel.
-    pub fn new(name: &str, kind: &ChannelKind) -> Channel {
-        Channel {
-            name: name.to_owned(),
-            kind: kind.clone(),
-            value: None,
-            seen: BTreeSet::new(),
-            finished: false,
-            kept: 0,
-        }
+    pub fn new(def: &Arc<ChannelDef>) -> Channel {
+        Channel { def: Arc::clone(def), value: None, seen: BTreeSet::new(), finished: false, kept: 0 }
     }
 
     /// A channel with the content a checkpoint holds ([`Channel::persisted`]); content of the wrong shape is refused.
-    pub fn restore(name: &str, kind: &ChannelKind, stored: Option<&Json>) -> Result<Channel, EngineError> {
-        let mut channel = Channel::new(name, kind);
+    pub fn restore(def: &Arc<ChannelDef>, stored: Option<&Json>) -> Result<Channel, EngineError> {
+        let mut channel = Channel::new(def);
         let Some(stored) = stored else { return Ok(channel) };
-        let damaged = || EngineError::new("CorruptCheckpoint", format!("channel '{name}' holds {stored}"));
-        match kind {
+        let damaged = || EngineError::new("CorruptCheckpoint", format!("channel '{}' holds {stored}", def.name));
+        match &def.kind {
             ChannelKind::AfterFinish => {
                 let pair = stored.items().filter(|pair| pair.len() == 2).ok_or_else(damaged)?;
                 channel.value = Some(pair[0].clone());
@@ -65,7 +59,7 @@ impl Channel {
                 }
                 channel.seen = names.decode().map_err(|_| damaged())?;
             }
-            ChannelKind::Reducer(_) | ChannelKind::DeltaAppend { .. } => {
+            ChannelKind::Reducer(_) | ChannelKind::DeltaAppend { .. } | ChannelKind::Topic { .. } => {
                 // Held as a list from here on, so that appending shares what is there.
                 channel.value = Some(match stored.items() {
                     Some(items) => {
@@ -81,15 +75,19 @@ impl Channel {
     }
 
     pub fn kind(&self) -> &ChannelKind {
-        &self.kind
+        &self.def.kind
+    }
+
+    pub fn name(&self) -> &str {
+        &self.def.name
     }
 
     /// What readers see, if there is anything to see.
     pub fn get(&self) -> Option<Json> {
-        match &self.kind {
+        match &self.def.kind {
             ChannelKind::Reducer(reducer) => self.value.clone().or_else(|| reducer.initial()),
             ChannelKind::DeltaAppend { .. } => Some(self.value.clone().unwrap_or_else(|| Json::list(Vector::new()))),
-            ChannelKind::Topic { .. } => self.value.clone().filter(|list| list.items().is_some_and(|l| !l.is_empty())),
+            ChannelKind::Topic { .. } => self.value.clone().filter(|list| list.items_len() > Some(0)),
             ChannelKind::AfterFinish => self.value.clone().filter(|_| self.finished),
             ChannelKind::Barrier { deferred, .. } => {
                 (self.is_complete() && (self.finished || !deferred)).then(Json::null)
@@ -99,10 +97,10 @@ impl Channel {
     }
 
     pub fn is_available(&self) -> bool {
-        match &self.kind {
+        match &self.def.kind {
             ChannelKind::Reducer(reducer) => self.value.is_some() || reducer.initial().is_some(),
             ChannelKind::DeltaAppend { .. } => true,
-            ChannelKind::Topic { .. } => self.get().is_some(),
+            ChannelKind::Topic { .. } => self.value.as_ref().is_some_and(|list| list.items_len() > Some(0)),
             ChannelKind::AfterFinish => self.value.is_some() && self.finished,
             ChannelKind::Barrier { deferred, .. } => self.is_complete() && (self.finished || !deferred),
             _ => self.value.is_some(),
@@ -111,7 +109,7 @@ impl Channel {
 
     /// Turns the content into what a live view shows after folding in writes that are not applied yet.
     pub fn preview(&mut self) {
-        if let ChannelKind::Reducer(reducer) = &self.kind {
+        if let ChannelKind::Reducer(reducer) = &self.def.kind {
             self.value = self.value.take().map(|value| reducer.preview(value));
         }
     }
@@ -119,7 +117,7 @@ impl Channel {
     /// What a checkpoint keeps of it.
     pub fn persisted(&self) -> Option<Json> {
         let pair = |value: Json| [value, Json::from(self.finished)].into_iter().collect::<Json>();
-        match &self.kind {
+        match &self.def.kind {
             ChannelKind::Untracked { .. } => None,
             ChannelKind::AfterFinish => self.value.clone().map(pair),
             ChannelKind::Barrier { deferred, .. } => {
@@ -139,38 +137,42 @@ impl Channel {
 
     /// Whether it is a list that reducers extend.
     pub fn is_list(&self) -> bool {
-        matches!(self.kind, ChannelKind::Reducer(_) | ChannelKind::DeltaAppend { .. })
+        matches!(
+            self.def.kind,
+            ChannelKind::Reducer(_) | ChannelKind::DeltaAppend { .. } | ChannelKind::Topic { accumulate: true }
+        )
     }
 
     /// The content is stored now: from here on, what is appended is new.
     pub fn mark_stored(&mut self) {
         if self.is_list() {
-            self.kept = self.value.as_ref().filter(|v| v.is_array()).and_then(Json::items).map_or(0, |l| l.len());
+            self.kept = self.value.as_ref().and_then(Json::items_len).unwrap_or(0);
         }
     }
 
     fn is_complete(&self) -> bool {
-        matches!(&self.kind, ChannelKind::Barrier { names, .. } if names.iter().all(|name| self.seen.contains(name)))
+        matches!(&self.def.kind, ChannelKind::Barrier { names, .. } if names.iter().all(|name| self.seen.contains(name)))
     }
 
     /// Takes in the writes of a superstep, in order; none is a superstep that did not write it. True when it changed.
     pub fn update(&mut self, writes: &[Write<'_>]) -> Result<bool, EngineError> {
-        match self.kind.clone() {
+        let def = Arc::clone(&self.def);
+        match &def.kind {
             ChannelKind::LastValue => match writes {
                 [] => Ok(false),
                 [write] => self.set(write.value),
                 _ => Err(EngineError::invalid_update(format!(
                     "At key '{}': Can receive only one value per step. Use an Annotated key to handle multiple values.",
-                    self.name
+                    self.def.name
                 ))),
             },
             ChannelKind::Any => self.set_or_clear(writes),
             ChannelKind::Ephemeral { guard } => {
-                self.check_guard("EphemeralValue", guard, writes)?;
+                self.check_guard("EphemeralValue", *guard, writes)?;
                 self.set_or_clear(writes)
             }
             ChannelKind::Untracked { guard } => {
-                self.check_guard("UntrackedValue", guard, writes)?;
+                self.check_guard("UntrackedValue", *guard, writes)?;
                 writes.last().map_or(Ok(false), |write| self.set(write.value))
             }
             ChannelKind::AfterFinish => match writes.last() {
@@ -180,8 +182,8 @@ impl Channel {
                     self.set(write.value)
                 }
             },
-            ChannelKind::Topic { accumulate } => Ok(self.update_topic(accumulate, writes)),
-            ChannelKind::Barrier { names, .. } => self.update_barrier(&names, writes),
+            ChannelKind::Topic { accumulate } => Ok(self.update_topic(*accumulate, writes)),
+            ChannelKind::Barrier { names, .. } => self.update_barrier(names, writes),
             ChannelKind::Reducer(reducer) => self
                 .fold(writes, |current, write, context| EngineError::guard(|| reducer.reduce(current, write, context))),
             ChannelKind::DeltaAppend { .. } => {
@@ -213,7 +215,7 @@ impl Channel {
             return Err(EngineError::invalid_update(format!(
                 "At key '{}': {class}(guard=True) can receive only one value per step. Use guard=False if you want to \
                  store any one of multiple values.",
-                self.name
+                self.def.name
             )));
         }
         Ok(())
@@ -242,7 +244,7 @@ impl Channel {
             if !names.iter().any(|known| known == name) {
                 return Err(EngineError::invalid_update(format!(
                     "At key '{}': Value {} not in {names:?}",
-                    self.name, write.value
+                    self.def.name, write.value
                 )));
             }
             changed |= self.seen.insert(name.to_owned());
@@ -304,7 +306,7 @@ impl Channel {
 
     /// Its node has read it. Barriers and deferred triggers reset; true when that changed anything.
     pub fn consume(&mut self) -> bool {
-        match &self.kind {
+        match &self.def.kind {
             ChannelKind::AfterFinish if self.finished => {
                 self.finished = false;
                 self.value = None;
@@ -321,7 +323,7 @@ impl Channel {
 
     /// Nothing else is triggered: releases deferred triggers; true when that changed anything.
     pub fn finish(&mut self) -> bool {
-        let ready = match &self.kind {
+        let ready = match &self.def.kind {
             ChannelKind::AfterFinish => self.value.is_some(),
             ChannelKind::Barrier { deferred: true, .. } => self.is_complete(),
             _ => false,
@@ -336,6 +338,10 @@ impl Channel {
 mod tests {
     use super::*;
 
+    fn channel(kind: ChannelKind) -> Channel {
+        Channel::new(&Arc::new(ChannelDef::new("k", kind)))
+    }
+
     fn write(channel: &mut Channel, values: &[Json]) -> Result<bool, EngineError> {
         let writes: Vec<Write<'_>> =
             values.iter().enumerate().map(|(index, value)| Write { value, task_id: "t", index }).collect();
@@ -344,7 +350,7 @@ mod tests {
 
     #[test]
     fn last_value_takes_one_write_and_keeps_it() {
-        let mut channel = Channel::new("k", &ChannelKind::LastValue);
+        let mut channel = channel(ChannelKind::LastValue);
         assert!(write(&mut channel, &[Json::from(1)]).expect("one write"));
         assert!(!write(&mut channel, &[]).expect("no write"));
         assert_eq!(channel.get(), Some(Json::from(1)));
@@ -354,7 +360,7 @@ mod tests {
 
     #[test]
     fn ephemeral_is_cleared_by_a_step_without_writes() {
-        let mut channel = Channel::new("k", &ChannelKind::Ephemeral { guard: true });
+        let mut channel = channel(ChannelKind::Ephemeral { guard: true });
         write(&mut channel, &[Json::null()]).expect("one write");
         assert!(channel.is_available());
         assert!(write(&mut channel, &[]).expect("cleared"));
@@ -365,10 +371,10 @@ mod tests {
     #[test]
     fn a_deferred_barrier_waits_for_all_and_for_the_end() {
         let kind = ChannelKind::Barrier { names: vec!["p".into(), "q".into()], deferred: true };
-        let mut channel = Channel::new("join", &kind);
+        let mut channel = channel(kind);
         write(&mut channel, &[Json::from("p")]).expect("known");
         assert!(!channel.finish());
-        let mut channel = Channel::restore("join", &kind, channel.persisted().as_ref()).expect("restores");
+        let mut channel = Channel::restore(&channel.def, channel.persisted().as_ref()).expect("restores");
         write(&mut channel, &[Json::from("q")]).expect("known");
         assert!(!channel.is_available());
         assert!(channel.finish());
@@ -380,7 +386,7 @@ mod tests {
 
     #[test]
     fn topics_flatten_and_forget() {
-        let mut channel = Channel::new("t", &ChannelKind::Topic { accumulate: false });
+        let mut channel = channel(ChannelKind::Topic { accumulate: false });
         write(&mut channel, &[Json::from("a"), Json::parse(r#"["b","c"]"#).expect("json")]).expect("ok");
         assert_eq!(channel.get().map(|v| v.text()), Some(r#"["a","b","c"]"#.to_owned()));
         assert!(write(&mut channel, &[]).expect("cleared"));
@@ -390,7 +396,7 @@ mod tests {
 
     #[test]
     fn an_appended_list_knows_what_is_stored_already() {
-        let mut channel = Channel::new("l", &ChannelKind::DeltaAppend { snapshot_frequency: 100 });
+        let mut channel = channel(ChannelKind::DeltaAppend { snapshot_frequency: 100 });
         write(&mut channel, &[Json::parse("[1,2]").expect("json")]).expect("ok");
         assert_eq!(channel.kept(), 0);
         channel.mark_stored();

@@ -2,18 +2,19 @@
 //! hangs their writes on (section 2.2). Storage keeps every list as deltas whatever they say.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::start::NOTHING;
 use super::{Draft, Execution, Json, NewId};
 use crate::engine::channel::ChannelKind;
 use crate::engine::command::as_overwrite;
 use crate::engine::record::TaskRecord;
-use crate::engine::step::{TaskWrite, TaskWrites};
-use crate::model::checkpoint::Checkpoint;
-use crate::model::{CheckpointId, CheckpointMetadata, CheckpointSource, Fields, STEP_OF_NOTHING, TaskPath, Timestamp};
+use crate::engine::step::{Progress, TaskWrite, TaskWrites};
+use crate::model::{CheckpointId, CheckpointMetadata, CheckpointSource, STEP_OF_NOTHING, TaskPath, Timestamp};
 
 const MAX_SUPERSTEPS: u64 = 5000;
-pub(super) const COUNTERS: &str = "counters_since_delta_snapshot";
+/// The metadata key of the counters of delta channels.
+pub const COUNTERS: &str = "counters_since_delta_snapshot";
 
 /// Where the delta channels of an execution stand.
 #[derive(Debug, Default)]
@@ -39,12 +40,9 @@ pub struct AtExit {
 }
 
 impl AtExit {
-    /// Brings the metadata of the last checkpoint to what is stored.
-    pub fn apply(&self, metadata: &mut CheckpointMetadata) {
-        match &self.counters {
-            Some(counters) => metadata.extra.insert(COUNTERS.to_owned(), counters.clone()),
-            None => metadata.extra.shift_remove(COUNTERS),
-        };
+    /// Brings the last checkpoint to what is stored.
+    pub fn apply(&self, draft: &mut Draft) {
+        draft.counters.clone_from(&self.counters);
     }
 }
 
@@ -64,7 +62,7 @@ impl Execution {
     /// The channels among these writes that are delta channels.
     fn deltas_in<'a>(&'a self, writes: impl IntoIterator<Item = &'a TaskWrite>) -> BTreeSet<String> {
         let names = writes.into_iter().map(|(channel, _)| channel);
-        names.filter(|channel| self.delta_frequency(channel).is_some()).cloned().collect()
+        names.filter(|channel| self.delta_frequency(channel).is_some()).map(|channel| channel.to_string()).collect()
     }
 
     /// Takes over what the loaded checkpoint's metadata says; on an empty thread, names the row durability `exit` needs.
@@ -81,6 +79,9 @@ impl Execution {
     }
 
     pub(super) fn note_delta_writes(&mut self, tasks: &[TaskWrites<'_>]) {
+        if !self.spec.layout.has_delta {
+            return;
+        }
         let writes = || tasks.iter().flat_map(|task| task.writes);
         let written = self.deltas_in(writes());
         let overwritten = self.deltas_in(writes().filter(|(_, value)| as_overwrite(value).is_some()));
@@ -97,7 +98,12 @@ impl Execution {
 
     /// An edit builds on the thread's latest checkpoint, whose other children read the writes that are kept on it; or on
     /// one that has children already, or on none: then it is shown as a snapshot. Returns the record to keep.
-    pub(super) fn note_edit(&mut self, edit: usize, writes: &[TaskWrite], is_superseded: bool) -> Option<TaskRecord> {
+    pub(super) fn note_edit(
+        &mut self,
+        edit: usize,
+        writes: &[TaskWrite],
+        is_superseded: bool,
+    ) -> Option<Arc<TaskRecord>> {
         let written = self.deltas_in(writes);
         if is_superseded {
             self.deltas.forced.extend(written);
@@ -106,9 +112,10 @@ impl Execution {
         if written.is_empty() || self.checkpoint_id == NOTHING {
             return None;
         }
-        let mut record = TaskRecord::new(&crate::engine::ids::derived(&self.checkpoint_id, &[edit]), TaskPath::Null);
-        record.writes = writes.iter().filter(|(channel, _)| written.contains(channel)).cloned().collect();
-        Some(record)
+        let id = crate::engine::ids::derived(&self.checkpoint_id, &[edit]);
+        let mut record = TaskRecord::new(id, TaskPath::Null);
+        record.writes = writes.iter().filter(|(channel, _)| written.contains(&**channel)).cloned().collect();
+        Some(Arc::new(record))
     }
 
     /// The first checkpoint of a thread, when it is an edit, is a snapshot throughout.
@@ -125,7 +132,8 @@ impl Execution {
         let is_copy = source == CheckpointSource::Fork && self.is_copying;
         let names: Vec<String> = self.delta_names().filter(|_| !is_copy).cloned().collect();
         for name in names {
-            let written = self.updated.as_ref().is_some_and(|updated| updated.contains(&name));
+            let position = self.spec.channels.get_index_of(&name);
+            let written = self.updated.as_ref().zip(position).is_some_and(|(updated, at)| updated.contains(at));
             let (updates, supersteps) = self.deltas.counters.get(&name).copied().unwrap_or((0, 0));
             let (updates, supersteps) = (updates + u64::from(written), supersteps + 1);
             self.deltas.counters.insert(name, (updates, supersteps));
@@ -170,26 +178,20 @@ impl Execution {
         let counters = self.shown_counters(&snapshots);
         let is_needed = self.deltas.written.iter().any(|name| !snapshots.contains(name));
         let base = self.deltas.base.clone().filter(|_| is_needed).map(|(id, at)| {
-            let checkpoint = Checkpoint {
-                id,
-                at,
-                values: Fields::new(),
-                versions: BTreeMap::new(),
-                versions_seen: BTreeMap::new(),
-                updated: None,
-            };
             Box::new(Draft {
                 ns: self.options.ns.clone(),
-                checkpoint,
-                metadata: CheckpointMetadata {
-                    source: CheckpointSource::Input,
-                    step: STEP_OF_NOTHING,
-                    parents: BTreeMap::new(),
-                    extra: Fields::new(),
-                },
+                id,
+                at,
                 parent: None,
-                kept: BTreeMap::new(),
-                lists: BTreeSet::new(),
+                source: CheckpointSource::Input,
+                step: STEP_OF_NOTHING,
+                parents: Arc::default(),
+                extra: Arc::default(),
+                counters: None,
+                spec: Arc::clone(&self.spec),
+                channels: Arc::default(),
+                progress: Arc::new(Progress::new(&self.spec)),
+                updated: None,
                 next: Vec::new(),
                 at_exit: None,
             })

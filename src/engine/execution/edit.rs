@@ -8,9 +8,9 @@ use super::{Effect, Execution, Loaded, NewId, Options};
 use crate::engine::command::Output;
 use crate::engine::record::TaskRecord;
 use crate::engine::spec::GraphSpec;
-use crate::engine::step::{Task, TaskInput, TaskWrite, TaskWrites, WriteError, apply_writes, writes_of};
+use crate::engine::step::{Task, TaskInput, TaskWrite, TaskWrites, WriteError, writes_of};
 use crate::engine::{EngineError, ids};
-use crate::model::{CheckpointSource, Fields, Json, TaskPath, special};
+use crate::model::{CheckpointSource, Json, TaskPath, special};
 
 /// One change, as if a node had returned it.
 #[derive(Debug, Clone)]
@@ -53,7 +53,7 @@ impl Execution {
         for (index, edits) in supersteps.iter().enumerate() {
             if index > 0 {
                 let before = Json::from(execution.checkpoint_id.as_str());
-                execution.options.extra.insert("checkpoint_id".to_owned(), before);
+                Arc::make_mut(&mut execution.extra).insert("checkpoint_id".to_owned(), before);
             }
             execution.edit_superstep(edits, index == 0 && !is_head, new_id, effects)?;
             execution.records.clear();
@@ -100,14 +100,10 @@ impl Execution {
             self.tasks = self.plan();
             self.apply_null_writes()?;
             let tasks = std::mem::take(&mut self.tasks);
-            let outputs: Vec<Vec<TaskWrite>> = tasks
-                .iter()
-                .map(|task| self.records.get(&task.id).map(TaskRecord::outputs).unwrap_or_default())
-                .collect();
-            let writes: Vec<TaskWrites<'_>> =
-                tasks.iter().zip(&outputs).map(|(task, writes)| TaskWrites::of(task, writes)).collect();
-            let updated = apply_writes(&self.spec, &mut self.channels, &mut self.progress, &writes)?;
-            self.updated = Some(updated);
+            let records = self.records.clone();
+            let outputs = |task: &Arc<Task>| records.get(&task.id).map_or(&[][..], |record| &record.writes);
+            let writes: Vec<TaskWrites<'_>> = tasks.iter().map(|task| TaskWrites::of(task, outputs(task))).collect();
+            self.updated = Some(Arc::new(self.apply(&writes)?));
         }
         self.put_update(new_id, effects);
         Ok(())
@@ -127,10 +123,8 @@ impl Execution {
             Output::Other(value) => value.clone(),
             _ => return Err(EngineError::invalid_update("Received no input for __start__")),
         };
-        let writes = [(special::START.to_owned(), input)];
-        let task = TaskWrites::from_outside(&writes);
-        let updated = apply_writes(&self.spec, &mut self.channels, &mut self.progress, &[task])?;
-        self.updated = Some(updated);
+        let writes = [(special::START.into(), input)];
+        self.updated = Some(Arc::new(self.apply(&[TaskWrites::from_outside(&writes)])?));
         self.note_first_edit();
         self.put_checkpoint(CheckpointSource::Input, new_id, effects);
         self.updated = None;
@@ -146,7 +140,7 @@ impl Execution {
         self.updated = None;
         self.records.clear();
         // A copy is nobody's edit: it carries no metadata of its own.
-        self.options.extra.clear();
+        self.extra = Arc::default();
         self.is_copying = true;
         self.put_checkpoint(CheckpointSource::Fork, new_id, effects);
         self.is_copying = false;
@@ -177,9 +171,9 @@ impl Execution {
     ) -> Result<(), EngineError> {
         self.updated = None;
         // The ids of the tasks that would run now: an edit as one of their nodes is recorded as that task's result.
-        let mut planned: BTreeMap<String, Vec<Task>> = BTreeMap::new();
+        let mut planned: BTreeMap<usize, Vec<Arc<Task>>> = BTreeMap::new();
         for task in self.plan().into_iter().rev() {
-            planned.entry(task.name.clone()).or_default().push(task);
+            planned.entry(task.node).or_default().push(task);
         }
         let mut done: Vec<(Task, Vec<TaskWrite>)> = Vec::new();
         for (index, edit) in edits.iter().enumerate() {
@@ -194,20 +188,20 @@ impl Execution {
             };
             let node = self
                 .spec
-                .node(&name)
-                .cloned()
+                .node_position(&name)
                 .ok_or_else(|| EngineError::invalid_update(format!("Node {name} does not exist")))?;
-            let reused = planned.get_mut(&name).and_then(Vec::pop);
+            let reused = planned.get_mut(&node).and_then(Vec::pop);
             let is_planned = reused.is_some();
-            let mut task = reused.unwrap_or_else(|| Task {
-                id: ids::derived(&self.checkpoint_id, &[index]),
-                name: name.clone(),
+            let mut task = reused.map(Arc::unwrap_or_clone).unwrap_or_else(|| Task {
+                id: ids::derived(&self.checkpoint_id, &[index]).into(),
+                name: Arc::clone(&self.spec.layout.nodes[node].name),
                 path: TaskPath::Null,
-                triggers: Vec::new(),
-                input: TaskInput::State(Fields::new()),
-                ns: String::new(),
+                triggers: Arc::default(),
+                input: TaskInput::State(Arc::default()),
+                ns: Arc::default(),
+                node,
             });
-            let writes = match writes_of(&self.spec, &node, &self.channels, &task, self.at(), &edit.values) {
+            let writes = match writes_of(&self.spec, &self.channels, &task, self.at(), &edit.values) {
                 Ok(writes) => writes,
                 Err(WriteError::Failed(error) | WriteError::Router { error, .. }) => return Err(error),
                 Err(WriteError::Parent(_)) => {
@@ -221,13 +215,11 @@ impl Execution {
             }
             // Applied in the given order, and as a superstep: all other pending triggers and Sends are dropped.
             task.path = TaskPath::Null;
-            task.triggers = vec![special::INTERRUPT.to_owned()];
             done.push((task, writes));
         }
         let writes: Vec<TaskWrites<'_>> = done.iter().map(|(task, writes)| TaskWrites::of(task, writes)).collect();
         self.note_delta_writes(&writes);
-        let updated = apply_writes(&self.spec, &mut self.channels, &mut self.progress, &writes)?;
-        self.updated = Some(updated);
+        self.updated = Some(Arc::new(self.apply(&writes)?));
         self.put_update(new_id, effects);
         Ok(())
     }
@@ -235,8 +227,11 @@ impl Execution {
     /// An edit as the node of a task that is planned: what it writes is recorded as the task's result. Where the task has
     /// a result, writes keep the positions they were first made at, the answers it took among them: the edit's fill only
     /// those that are free.
-    fn keep_as_result(&mut self, task: &Task, writes: &[TaskWrite]) -> Option<TaskRecord> {
-        let mut record = self.records.remove(&task.id).unwrap_or_else(|| TaskRecord::new(&task.id, task.path.clone()));
+    fn keep_as_result(&mut self, task: &Task, writes: &[TaskWrite]) -> Option<Arc<TaskRecord>> {
+        let mut record = match self.records.remove(&task.id) {
+            Some(record) => Arc::unwrap_or_clone(record),
+            None => TaskRecord::new(Arc::clone(&task.id), task.path.clone()),
+        };
         if record.is_finished() {
             let (first, results) = (record.answers().len(), record.outputs());
             if first == 0 && writes.len() <= results.len() {
@@ -249,26 +244,25 @@ impl Execution {
         } else {
             record.set_outputs(writes.to_vec());
         }
-        Some(self.storable(&record))
+        Some(self.storable(&Arc::new(record)))
     }
 
     /// The node that updated the state last: START while no node has read anything, else the one that saw the greatest
     /// version, unless two did.
     fn last_node(&self) -> Option<String> {
-        let seen = &self.progress.versions_seen;
-        if seen.values().all(|versions| versions.is_empty()) {
+        let mut seen = self.progress.seen(&self.spec).peekable();
+        if seen.peek().is_none() {
             return Some(special::START.to_owned());
         }
-        let mut last: Vec<(u64, &String)> = seen
-            .iter()
-            .filter(|(name, _)| self.spec.node(name).is_some())
-            .flat_map(|(name, versions)| versions.values().map(move |version| (*version, name)))
+        let mut last: Vec<(u64, &str)> = seen
+            .filter(|(name, ..)| self.spec.node_position(name).is_some())
+            .map(|(name, _, version)| (version, name))
             .collect();
         last.sort();
         match last.as_slice() {
             [] => None,
-            [(_, only)] => Some((*only).clone()),
-            [.., (before, _), (version, name)] => (before != version).then(|| (*name).clone()),
+            [(_, only)] => Some((*only).to_owned()),
+            [.., (before, _), (version, name)] => (before != version).then(|| (*name).to_owned()),
         }
     }
 }

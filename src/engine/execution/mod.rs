@@ -9,27 +9,27 @@ mod delta;
 mod edit;
 mod start;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::channel::ChannelKind;
+use super::channel::{Channel, ChannelKind};
 use super::chunk::{self, Chunk, Wanted};
 use super::command::{Destination, Output};
 use super::record::TaskRecord;
 use super::spec::GraphSpec;
 use super::step::{
-    At, Channels, Progress, Task, TaskInput, TaskWrites, WriteError, apply_writes, prepare_next_tasks, read_channels,
-    should_interrupt, writes_of,
+    At, Channels, Progress, Task, TaskInput, TaskWrite, TaskWrites, Updated, WriteError, apply_writes, is_control,
+    next_names, prepare_next_tasks, read_channels, should_interrupt, writes_of,
 };
 use super::{Command, EngineError, ids};
-use crate::model::checkpoint::Checkpoint;
+use crate::model::checkpoint::{Checkpoint, Versions};
 use crate::model::{
     Breakpoints, CheckpointId, CheckpointMetadata, CheckpointSource, Fields, Interrupt, Json, TaskPath, Timestamp,
     special,
 };
 
-pub use delta::AtExit;
 use delta::Deltas;
+pub use delta::{AtExit, COUNTERS};
 pub use edit::Edit;
 pub use start::{Input, metadata_json};
 
@@ -76,21 +76,66 @@ pub struct Options {
     pub wanted: Wanted,
 }
 
-/// A new checkpoint, and how much of each list is already stored with the previous one.
+/// A new checkpoint: what the execution holds at this moment, shared with it.
 #[derive(Debug, Clone)]
 pub struct Draft {
     pub ns: String,
-    pub checkpoint: Checkpoint,
-    pub metadata: CheckpointMetadata,
+    pub id: CheckpointId,
+    pub at: Timestamp,
     pub parent: Option<CheckpointId>,
-    /// Leading items shared with the last stored checkpoint, by list channel.
-    pub kept: BTreeMap<String, usize>,
-    /// The channels that are lists growing at their end.
-    pub lists: BTreeSet<String>,
+    pub source: CheckpointSource,
+    pub step: i64,
+    /// For a subgraph: the checkpoint id of every ancestor namespace.
+    pub parents: Arc<BTreeMap<String, CheckpointId>>,
+    /// See [`Options::extra`].
+    pub extra: Arc<Fields>,
+    /// The counters of delta channels, if there are any to show: one more key of the metadata.
+    pub counters: Option<Json>,
+    pub spec: Arc<GraphSpec>,
+    /// The channels; those that are lists know how much of them is stored with the checkpoint before.
+    pub channels: Arc<Channels>,
+    pub progress: Arc<Progress>,
+    /// The channels the superstep updated; `None` (update, fork) means "plan every node".
+    pub updated: Option<Arc<Updated>>,
     /// The nodes that run next, as record views show them.
     pub next: Vec<String>,
     /// What is different if durability `exit` stores this one.
     pub at_exit: Option<AtExit>,
+}
+
+impl Draft {
+    /// What is known about it besides its state.
+    pub fn metadata(&self) -> CheckpointMetadata {
+        let mut extra = Fields::clone(&self.extra);
+        if let Some(counters) = &self.counters {
+            extra.insert(COUNTERS.to_owned(), counters.clone());
+        }
+        CheckpointMetadata { source: self.source, step: self.step, parents: BTreeMap::clone(&self.parents), extra }
+    }
+
+    /// The channels that have a version, with it: those whose content the checkpoint keeps.
+    pub fn written(&self) -> impl Iterator<Item = (&Channel, u64)> {
+        let versions = (0..).map(|position| self.progress.version(position));
+        self.channels.iter().zip(versions).filter(|(_, version)| *version > 0)
+    }
+
+    /// As it will be loaded.
+    pub fn checkpoint(&self) -> Checkpoint {
+        let mut versions_seen: BTreeMap<String, Versions> = BTreeMap::new();
+        for (node, channel, version) in self.progress.seen(&self.spec) {
+            versions_seen.entry(node.to_owned()).or_default().insert(channel.to_owned(), version);
+        }
+        let values = self.written().filter_map(|(channel, _)| Some((channel.name().to_owned(), channel.persisted()?)));
+        let updated = self.updated.as_ref();
+        Checkpoint {
+            id: self.id.clone(),
+            at: self.at,
+            values: values.collect(),
+            versions: self.progress.versions(&self.spec).map(|(name, version)| (name.to_owned(), version)).collect(),
+            versions_seen,
+            updated: updated.map(|updated| updated.names(&self.spec).into_iter().map(str::to_owned).collect()),
+        }
+    }
 }
 
 /// Something to store or to tell, in order.
@@ -101,14 +146,14 @@ pub enum Effect {
     /// The writes of a task on a checkpoint of this graph: all of them, replacing what was stored for the task.
     Writes {
         checkpoint_id: CheckpointId,
-        record: TaskRecord,
+        record: Arc<TaskRecord>,
     },
 }
 
 /// A task to run.
 #[derive(Debug, Clone)]
 pub struct Job {
-    pub task: Task,
+    pub task: Arc<Task>,
     /// Answers to the task's questions so far, in order.
     pub answers: Vec<Json>,
     /// Set for an error handler: the failed node and its failure.
@@ -154,26 +199,58 @@ pub enum Finished {
 /// Gives new checkpoint ids: `(step) -> (id, time)`, later than every id of the thread.
 pub type NewId<'a> = &'a mut dyn FnMut(i64) -> (CheckpointId, Timestamp);
 
+/// What checkpoint events show as metadata.
+#[derive(Debug)]
+enum Shown {
+    /// Of the checkpoint that was loaded.
+    Loaded(CheckpointMetadata),
+    /// Of one this execution made.
+    Made {
+        source: CheckpointSource,
+        step: i64,
+        counters: Option<Json>,
+    },
+    Nothing,
+}
+
+/// Values at one moment, shared with the execution.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    spec: Arc<GraphSpec>,
+    channels: Arc<Channels>,
+}
+
+impl Snapshot {
+    /// What state reads show.
+    pub fn values(&self) -> Fields {
+        read_channels(&self.channels, &self.spec.layout.stream)
+    }
+}
+
 /// One graph in execution.
 #[derive(Debug)]
 pub struct Execution {
     spec: Arc<GraphSpec>,
     options: Options,
-    channels: Channels,
-    progress: Progress,
+    /// What the options say of these, in the form that drafts share.
+    parents: Arc<BTreeMap<String, CheckpointId>>,
+    extra: Arc<Fields>,
+    channels: Arc<Channels>,
+    /// The channels are in a stored checkpoint as they are: lists must know before they change.
+    is_stored: bool,
+    progress: Arc<Progress>,
     /// Channels updated by the last superstep; `None`: unknown, plan every node.
-    updated: Option<BTreeSet<String>>,
+    updated: Option<Arc<Updated>>,
     checkpoint_id: CheckpointId,
     parent: Option<CheckpointId>,
-    /// The values last told: what `wait` answers with.
-    last_values: Option<Fields>,
-    /// What checkpoint events show as metadata.
-    shown_metadata: Json,
-    shown_parents: BTreeMap<String, CheckpointId>,
+    /// The channels when values were last told: what `wait` answers with.
+    last_values: Option<Arc<Channels>>,
+    shown: Shown,
+    shown_parents: Arc<BTreeMap<String, CheckpointId>>,
     step: i64,
     stop: i64,
-    records: BTreeMap<String, TaskRecord>,
-    tasks: Vec<Task>,
+    records: BTreeMap<Arc<str>, Arc<TaskRecord>>,
+    tasks: Vec<Arc<Task>>,
     answers_by_id: Fields,
     /// Answers that tasks of a fork take over from the tasks they repeat.
     answers_by_path: BTreeMap<String, Vec<Json>>,
@@ -187,7 +264,7 @@ pub struct Execution {
 impl Execution {
     /// The channels' values under the graph's output keys: its result, and what `values` events show.
     pub fn output(&self) -> Fields {
-        read_channels(&self.channels, self.output_keys())
+        read_channels(&self.channels, &self.spec.layout.output)
     }
 
     fn output_keys(&self) -> &[String] {
@@ -205,7 +282,8 @@ impl Execution {
 
     /// A question took the plain answer: it answers one question only, so it is not offered again.
     pub fn spend_plain_answer(&mut self, effects: &mut Vec<Effect>) {
-        if let Some(mut null) = self.records.remove(special::NULL_TASK) {
+        if let Some(null) = self.records.remove(special::NULL_TASK) {
+            let mut null = Arc::unwrap_or_clone(null);
             null.remove(special::RESUME);
             self.store_record(null, effects);
         }
@@ -230,15 +308,28 @@ impl Execution {
     }
 
     fn is_finished(&self, task_id: &str) -> bool {
-        self.records.get(task_id).is_some_and(TaskRecord::is_done)
+        self.records.get(task_id).is_some_and(|record| record.is_done())
     }
 
     fn at(&self) -> At<'_> {
         At { checkpoint_id: &self.checkpoint_id, ns: &self.options.ns, step: self.step, stop: self.stop }
     }
 
-    fn plan(&self) -> Vec<Task> {
-        prepare_next_tasks(&self.spec, &self.channels, &self.progress, self.updated.as_ref(), self.at())
+    fn plan(&self) -> Vec<Arc<Task>> {
+        prepare_next_tasks(&self.spec, &self.channels, &self.progress, self.updated.as_deref(), self.at())
+    }
+
+    /// Applies writes to the state. On an error it is half-way.
+    fn apply(&mut self, writes: &[TaskWrites<'_>]) -> Result<Updated, EngineError> {
+        let channels = Arc::make_mut(&mut self.channels);
+        if std::mem::take(&mut self.is_stored) {
+            channels.iter_mut().for_each(Channel::mark_stored);
+        }
+        apply_writes(&self.spec, channels, Arc::make_mut(&mut self.progress), writes)
+    }
+
+    fn pass_breakpoints(&mut self) {
+        Arc::make_mut(&mut self.progress).pass_breakpoints();
     }
 
     /// Plans the superstep and says what to do.
@@ -263,12 +354,12 @@ impl Execution {
                 effects.push(Effect::Chunk(Chunk::TaskStart { step: self.step, payload }));
             }
         }
-        let mut jobs = Vec::new();
+        let mut jobs = Vec::with_capacity(self.tasks.len());
         for task in self.tasks.clone() {
             match self.records.get(&task.id) {
                 Some(record) if record.is_done() => {
                     if !task.is_hidden() && self.options.wanted.updates {
-                        let payload = chunk::updates(&task, &record.outputs(), self.output_keys(), true);
+                        let payload = chunk::updates(&task, &record.writes, self.output_keys(), true);
                         effects.push(Effect::Chunk(Chunk::Updates(payload)));
                     }
                 }
@@ -287,9 +378,14 @@ impl Execution {
 
     /// The answers a task starts with: recorded ones, and one given by id for its current question.
     fn answers_of(&mut self, task: &Task) -> Vec<Json> {
-        let mut answers = self.records.get(&task.id).map(TaskRecord::answers).unwrap_or_default();
-        if let Some(carried) = self.answers_by_path.get(&task.path.sort_key()) {
+        let mut answers = self.records.get(&task.id).map(|record| record.answers()).unwrap_or_default();
+        if !self.answers_by_path.is_empty()
+            && let Some(carried) = self.answers_by_path.get(&task.path.sort_key())
+        {
             answers.extend(carried.iter().cloned());
+        }
+        if self.answers_by_id.is_empty() {
+            return answers;
         }
         let current = ids::interrupt(&task.ns, answers.len());
         let mut answer = self.answers_by_id.get(&current);
@@ -303,41 +399,41 @@ impl Execution {
     }
 
     fn handler_job(&mut self, failed: &Task, error: EngineError) -> Option<Job> {
-        let name = self.spec.nodes.get(&failed.name)?.error_handler.clone()?;
-        let id = ids::handler_task(&self.checkpoint_id, &self.options.ns, self.step, &name, &failed.id);
+        let handler = self.spec.nodes.get(&*failed.name)?.error_handler.as_ref()?;
+        let node = self.spec.node_position(handler)?;
+        let name = Arc::clone(&self.spec.layout.nodes[node].name);
+        let mut ids = ids::TaskIds::new(&self.checkpoint_id, &self.options.ns, self.step);
+        let (id, ns) = ids.handler(&name, &failed.id);
         let path = match &failed.path {
-            TaskPath::Push(index) => TaskPath::Handler(failed.name.clone(), Some(*index)),
-            _ => TaskPath::Handler(failed.name.clone(), None),
+            TaskPath::Push(index) => TaskPath::Handler(Arc::clone(&failed.name), Some(*index)),
+            _ => TaskPath::Handler(Arc::clone(&failed.name), None),
         };
-        let task = Task {
-            ns: ids::task_ns(&self.options.ns, &name, &id),
-            id,
-            name,
-            path,
-            triggers: vec![special::PUSH.to_owned()],
-            input: failed.input.clone(),
-        };
+        let (triggers, input) = (Arc::clone(&self.spec.layout.push), failed.input.clone());
+        let task = Arc::new(Task { id, name, path, triggers, input, ns, node });
         // Also a handler that has finished is a task of this superstep: its writes are applied with the others.
-        self.tasks.push(task.clone());
+        self.tasks.push(Arc::clone(&task));
         if self.is_finished(&task.id) {
             return None;
         }
         let answers = self.answers_of(&task);
-        Some(Job { task, answers, handles: Some((failed.name.clone(), error)) })
+        Some(Job { task, answers, handles: Some((failed.name.to_string(), error)) })
     }
 
     /// What the hidden start node returns.
     pub fn start_output(task: &Task) -> Output {
         match &task.input {
             TaskInput::Arg(input) => input.fields().map_or_else(|| Output::Other(input.clone()), Output::Update),
-            TaskInput::State(fields) => Output::Update(fields.clone()),
+            TaskInput::State(fields) => Output::Update(Fields::clone(fields)),
         }
     }
 
     /// Records a job's end. `answers`: all answers its questions took, in order.
     pub fn finish_task(&mut self, job: &Job, end: TaskEnd, answers: &[Json], effects: &mut Vec<Effect>) -> Finished {
         let task = &job.task;
-        let mut record = self.records.remove(&task.id).unwrap_or_else(|| TaskRecord::new(&task.id, task.path.clone()));
+        let mut record = match self.records.remove(&task.id) {
+            Some(record) => Arc::unwrap_or_clone(record),
+            None => TaskRecord::new(Arc::clone(&task.id), task.path.clone()),
+        };
         if !answers.is_empty() {
             record.set(special::RESUME, answers.iter().cloned().collect());
         }
@@ -371,10 +467,7 @@ impl Execution {
     /// The output cannot be turned into writes; the task should run instead.
     pub fn finish_cached(&mut self, job: &Job, output: &Output, effects: &mut Vec<Effect>) -> Result<(), EngineError> {
         let task = &job.task;
-        let Some(node) = self.spec.node(&task.name) else {
-            return Err(EngineError::new("GraphVersionError", format!("node '{}' is gone", task.name)));
-        };
-        let outputs = match writes_of(&self.spec, node, &self.channels, task, self.at(), output) {
+        let outputs = match writes_of(&self.spec, &self.channels, task, self.at(), output) {
             Ok(outputs) => outputs,
             Err(WriteError::Failed(error) | WriteError::Router { error, .. }) => return Err(error),
             Err(WriteError::Parent(_)) => return Err(EngineError::value("a cached Command for a parent graph")),
@@ -383,30 +476,31 @@ impl Execution {
             let payload = chunk::updates(task, &outputs, self.output_keys(), true);
             effects.push(Effect::Chunk(Chunk::Updates(payload)));
         }
-        let mut record = TaskRecord::new(&task.id, task.path.clone());
+        let mut record = TaskRecord::new(Arc::clone(&task.id), task.path.clone());
         record.set_outputs(outputs);
-        self.records.insert(record.task_id.clone(), record);
+        self.records.insert(Arc::clone(&record.task_id), Arc::new(record));
         Ok(())
     }
 
     fn store_record(&mut self, record: TaskRecord, effects: &mut Vec<Effect>) {
+        let record = Arc::new(record);
         let stored = self.storable(&record);
-        if !stored.writes.is_empty() || record.task_id == special::NULL_TASK {
+        if !stored.writes.is_empty() || &*record.task_id == special::NULL_TASK {
             effects.push(Effect::Writes { checkpoint_id: self.checkpoint_id.clone(), record: stored });
         }
-        self.records.insert(record.task_id.clone(), record);
+        self.records.insert(Arc::clone(&record.task_id), record);
     }
 
     /// The record without what is never stored: writes to untracked channels, also inside the arguments of Sends.
-    fn storable(&self, record: &TaskRecord) -> TaskRecord {
-        let untracked = |key: &str| matches!(self.spec.channels.get(key), Some(ChannelKind::Untracked { .. }));
-        if !self.spec.channels.values().any(|kind| matches!(kind, ChannelKind::Untracked { .. })) {
-            return record.clone();
+    fn storable(&self, record: &Arc<TaskRecord>) -> Arc<TaskRecord> {
+        if !self.spec.layout.has_untracked {
+            return Arc::clone(record);
         }
-        let mut stored = record.clone();
+        let untracked = |key: &str| matches!(self.spec.channels.get(key), Some(ChannelKind::Untracked { .. }));
+        let mut stored = TaskRecord::clone(record);
         stored.writes.retain(|(channel, _)| !untracked(channel));
         for (channel, value) in &mut stored.writes {
-            if channel == special::TASKS
+            if &**channel == special::TASKS
                 && let Some((node, arg)) = Destination::send_from_json(value)
                 && let Some(mut fields) = arg.fields()
             {
@@ -414,7 +508,7 @@ impl Execution {
                 *value = Destination::send_to_json(&node, &Json::from(&fields));
             }
         }
-        stored
+        Arc::new(stored)
     }
 
     fn record_output(
@@ -425,19 +519,15 @@ impl Execution {
         effects: &mut Vec<Effect>,
     ) -> Finished {
         let task = &job.task;
-        let Some(node) = self.spec.node(&task.name) else {
-            return Finished::Failed(EngineError::new("GraphVersionError", format!("node '{}' is gone", task.name)));
-        };
-        match writes_of(&self.spec, node, &self.channels, task, self.at(), output) {
+        match writes_of(&self.spec, &self.channels, task, self.at(), output) {
             Ok(outputs) => {
                 record.set_outputs(outputs);
-                let outputs = record.outputs();
                 if !task.is_hidden() {
                     if self.options.wanted.updates {
-                        let payload = chunk::updates(task, &outputs, self.output_keys(), false);
+                        let payload = chunk::updates(task, &record.writes, self.output_keys(), false);
                         effects.push(Effect::Chunk(Chunk::Updates(payload)));
                     }
-                    self.emit_task_end(task, None, &outputs, &[], effects);
+                    self.emit_task_end(task, None, &record.writes, &[], effects);
                 }
                 Finished::Done
             }
@@ -464,9 +554,9 @@ impl Execution {
         if !task.is_hidden() {
             self.emit_task_end(task, Some(&error), &[], &[], effects);
         }
-        let handler = self.spec.nodes.get(&task.name).and_then(|node| node.error_handler.as_ref());
+        let handler = self.spec.nodes.get(&*task.name).and_then(|node| node.error_handler.as_ref());
         if handler.is_some() && job.handles.is_none() {
-            record.set(special::ERROR_SOURCE_NODE, Json::from(task.name.as_str()));
+            record.set(special::ERROR_SOURCE_NODE, Json::from(&*task.name));
             if let Some(job) = self.handler_job(task, error.clone()) {
                 return Finished::Handle(Box::new(job));
             }
@@ -478,7 +568,7 @@ impl Execution {
         &self,
         task: &Task,
         error: Option<&EngineError>,
-        outputs: &[super::step::TaskWrite],
+        outputs: &[TaskWrite],
         questions: &[Interrupt],
         effects: &mut Vec<Effect>,
     ) {
@@ -495,7 +585,7 @@ impl Execution {
             effects.push(Effect::Chunk(Chunk::Updates(payload)));
         }
         if self.options.wanted.values {
-            let values = read_channels(&self.channels, self.output_keys());
+            let values = self.output();
             effects.push(Effect::Chunk(Chunk::Values(chunk::values_with_interrupts(&values, list))));
         }
         self.emit_task_end(task, None, &[], list, effects);
@@ -506,19 +596,24 @@ impl Execution {
     /// # Errors
     /// A channel refused its writes. The superstep is not applied; the execution must not be used further.
     pub fn after_tick(&mut self, new_id: NewId<'_>, effects: &mut Vec<Effect>) -> Result<bool, EngineError> {
-        let ran = std::mem::take(&mut self.tasks);
-        let outputs: Vec<(&Task, Vec<super::step::TaskWrite>)> = ran
-            .iter()
-            .map(|task| (task, self.records.get(&task.id).map(TaskRecord::outputs).unwrap_or_default()))
-            .collect();
-        let writes: Vec<TaskWrites<'_>> = outputs.iter().map(|(task, writes)| TaskWrites::of(task, writes)).collect();
+        let (ran, records) = (std::mem::take(&mut self.tasks), std::mem::take(&mut self.records));
+        let outputs = |task: &Arc<Task>| records.get(&task.id).map_or(&[][..], |record| &record.writes);
+        let writes: Vec<TaskWrites<'_>> = ran.iter().map(|task| TaskWrites::of(task, outputs(task))).collect();
         self.note_delta_writes(&writes);
-        let mut channels = self.channels.clone();
-        let updated = apply_writes(&self.spec, &mut channels, &mut self.progress, &writes)?;
-        self.channels = channels;
+        // What is told of a run whose superstep was refused is the state before it.
+        let before = Arc::clone(&self.channels);
+        let applied = self.apply(&writes);
+        drop(writes);
+        let updated = match applied {
+            Ok(updated) => updated,
+            Err(error) => {
+                self.channels = before;
+                self.records = records;
+                return Err(error);
+            }
+        };
         self.emit_values_if(&updated, effects);
-        self.updated = Some(updated);
-        self.records.clear();
+        self.updated = Some(Arc::new(updated));
         self.answers_by_path.clear();
         self.put_checkpoint(CheckpointSource::Loop, new_id, effects);
         let after = self.options.interrupt_after.as_ref().unwrap_or(&self.spec.interrupt_after);
@@ -533,28 +628,28 @@ impl Execution {
         Ok(false)
     }
 
-    fn emit_values_if(&mut self, updated: &BTreeSet<String>, effects: &mut Vec<Effect>) {
-        if self.output_keys().iter().any(|key| updated.contains(key)) {
+    fn emit_values_if(&mut self, updated: &Updated, effects: &mut Vec<Effect>) {
+        if updated.contains_any(&self.spec.layout.output) {
             self.emit_values(effects);
         }
     }
 
     fn emit_values(&mut self, effects: &mut Vec<Effect>) {
-        let values = self.output();
         if self.options.wanted.values {
-            effects.push(Effect::Chunk(Chunk::Values(Json::from(&values))));
+            effects.push(Effect::Chunk(Chunk::Values(Json::from(&self.output()))));
         }
-        self.last_values = Some(values);
+        self.last_values = Some(Arc::clone(&self.channels));
     }
 
     /// The last `values` payload, if there was one.
-    pub fn last_values(&self) -> Option<&Fields> {
-        self.last_values.as_ref()
+    pub fn last_values(&self) -> Option<Fields> {
+        self.last_values.as_ref().map(|channels| read_channels(channels, &self.spec.layout.output))
     }
 
     /// What a thread's document shows of the graph: its values now, and whether nodes are left to run.
-    pub fn view(&self) -> (Fields, bool) {
-        (read_channels(&self.channels, &self.spec.stream), !self.tasks.is_empty())
+    pub fn view(&self) -> (Snapshot, bool) {
+        let (spec, channels) = (Arc::clone(&self.spec), Arc::clone(&self.channels));
+        (Snapshot { spec, channels }, !self.tasks.is_empty())
     }
 
     /// True when the state holds something that reading the stored checkpoint does not show: values that are never
@@ -562,26 +657,25 @@ impl Execution {
     pub fn shows_more_than_stored(&self) -> bool {
         let null = self.records.get(special::NULL_TASK);
         let starts = |channel: &str| channel == special::TASKS || self.spec.trigger_to_nodes.contains_key(channel);
+        let is_unstored =
+            |channel: &Channel| matches!(channel.kind(), ChannelKind::Untracked { .. }) && channel.is_available();
         null.is_some_and(|null| null.writes.iter().any(|(channel, _)| starts(channel)))
-            || self
-                .channels
-                .values()
-                .any(|channel| matches!(channel.kind(), ChannelKind::Untracked { .. }) && channel.is_available())
+            || (self.spec.layout.has_untracked && self.channels.iter().any(is_unstored))
     }
 
     /// The run stops at a breakpoint or at questions: what is told last. Outputs of finished siblings are applied to the
     /// values shown, in memory only (section 5.2).
     pub fn suspend(&mut self, effects: &mut Vec<Effect>) {
-        let outputs: Vec<(Task, Vec<super::step::TaskWrite>)> = self
+        let outputs: Vec<(Arc<Task>, Arc<TaskRecord>)> = self
             .tasks
             .iter()
-            .map(|task| (task.clone(), self.records.get(&task.id).map(TaskRecord::outputs).unwrap_or_default()))
-            .filter(|(_, writes)| !writes.is_empty())
+            .filter_map(|task| Some((Arc::clone(task), Arc::clone(self.records.get(&task.id)?))))
+            .filter(|(_, record)| record.writes.iter().any(|(channel, _)| !is_control(channel)))
             .collect();
         if !outputs.is_empty() {
             let writes: Vec<TaskWrites<'_>> =
-                outputs.iter().map(|(task, writes)| TaskWrites::of(task, writes)).collect();
-            if let Ok(updated) = apply_writes(&self.spec, &mut self.channels, &mut self.progress, &writes) {
+                outputs.iter().map(|(task, record)| TaskWrites::of(task, &record.writes)).collect();
+            if let Ok(updated) = self.apply(&writes) {
                 self.emit_values_if(&updated, effects);
             }
         }
@@ -595,70 +689,54 @@ impl Execution {
         let (id, at) = new_id(self.step);
         let counters = self.count_deltas(source);
         let parent = (!self.checkpoint_id.is_empty() && self.parent_exists()).then(|| self.checkpoint_id.clone());
-        let mut values = Fields::new();
-        for (name, channel) in &self.channels {
-            if self.progress.versions.contains_key(name)
-                && let Some(value) = channel.persisted()
-            {
-                values.insert(name.clone(), value);
-            }
-        }
-        let mut extra = self.options.extra.clone();
-        let mut shown = serde_json::json!({
-            "source": source.as_str(), "step": self.step, "parents": self.options.parents,
-        });
-        if let Some(counters) = counters {
-            shown[delta::COUNTERS] = counters.value().clone();
-            extra.insert(delta::COUNTERS.to_owned(), counters);
-        }
-        self.shown_metadata = Json::from(shown);
-        self.shown_parents = self.options.parents.clone();
-        let metadata = CheckpointMetadata { source, step: self.step, parents: self.options.parents.clone(), extra };
-        let lists: BTreeSet<String> = self
-            .channels
-            .iter()
-            .filter(|(name, channel)| channel.is_list() && values.contains_key(*name))
-            .map(|(name, _)| name.clone())
-            .collect();
-        let kept = lists.iter().map(|name| (name.clone(), self.channels[name].kept())).collect();
+        let step = self.step;
+        self.shown = Shown::Made { source, step, counters: counters.clone() };
+        self.shown_parents = Arc::clone(&self.parents);
         // With durability `exit` the steps between are not stored: the parent shown is the last one that is.
         if !self.options.exit {
             self.parent = parent.clone();
         }
         self.checkpoint_id = id.clone();
         self.step += 1;
-        let updated = match source {
-            CheckpointSource::Input | CheckpointSource::Loop => {
-                self.updated.as_ref().map(|updated| updated.iter().cloned().collect())
-            }
-            CheckpointSource::Update | CheckpointSource::Fork => None,
-        };
-        let next = prepare_next_tasks(&self.spec, &self.channels, &self.progress, None, self.at())
-            .into_iter()
-            .map(|task| task.name)
-            .collect();
-        let checkpoint = Checkpoint {
-            id,
-            at,
-            values,
-            versions: self.progress.versions.clone(),
-            versions_seen: self.progress.versions_seen.clone(),
-            updated,
-        };
         if self.options.has_storage {
-            let ns = self.options.ns.clone();
-            let at_exit = self.at_exit();
-            let draft = Draft { ns, checkpoint, metadata, parent, kept, lists, next, at_exit };
-            effects.push(Effect::Checkpoint(Box::new(draft)));
+            let is_superstep = matches!(source, CheckpointSource::Input | CheckpointSource::Loop);
+            effects.push(Effect::Checkpoint(Box::new(Draft {
+                ns: self.options.ns.clone(),
+                id,
+                at,
+                parent,
+                source,
+                step,
+                parents: Arc::clone(&self.parents),
+                extra: Arc::clone(&self.extra),
+                counters,
+                spec: Arc::clone(&self.spec),
+                channels: Arc::clone(&self.channels),
+                progress: Arc::clone(&self.progress),
+                updated: self.updated.clone().filter(|_| is_superstep),
+                next: next_names(&self.spec, &self.channels, &self.progress),
+                at_exit: self.at_exit(),
+            })));
         }
-        if !self.options.exit {
-            self.channels.values_mut().for_each(super::channel::Channel::mark_stored);
-        }
+        self.is_stored |= !self.options.exit;
     }
 
     /// False while the execution stands on the empty checkpoint before the first one.
     fn parent_exists(&self) -> bool {
         self.checkpoint_id != start::NOTHING
+    }
+
+    fn shown_metadata(&self) -> Json {
+        match &self.shown {
+            Shown::Nothing => Json::null(),
+            Shown::Loaded(metadata) => metadata_json(metadata),
+            Shown::Made { source, step, counters } => {
+                let (source, step) = (Json::from(source.as_str()), Json::from(*step));
+                let parents = Json::of(&*self.shown_parents).unwrap_or_default();
+                let fields = [("source", &source), ("step", &step), ("parents", &parents)];
+                Json::from_fields(fields.into_iter().chain(counters.iter().map(|counters| (COUNTERS, counters))))
+            }
+        }
     }
 
     fn checkpoint_chunk(&self) -> Chunk {
@@ -667,14 +745,15 @@ impl Execution {
         let config = chunk::config(thread, ns, Some(&self.checkpoint_id), parents);
         let parent_config =
             self.parent.as_ref().map_or_else(Json::null, |id| chunk::config(thread, ns, Some(id), parents));
-        let values = Json::from(&read_channels(&self.channels, &self.spec.stream));
-        let next: Json = self.tasks.iter().map(|task| Json::from(task.name.as_str())).collect();
-        let tasks = chunk::checkpoint_tasks(&self.spec, thread, ns, &self.tasks, |id| self.records.get(id).cloned());
+        let values = Json::from(&read_channels(&self.channels, &self.spec.layout.stream));
+        let metadata = self.shown_metadata();
+        let next: Json = self.tasks.iter().map(|task| Json::from(&*task.name)).collect();
+        let tasks = chunk::checkpoint_tasks(&self.spec, thread, &self.tasks, |id| self.records.get(id).cloned());
         let payload = Json::from_fields([
             ("config", &config),
             ("parent_config", &parent_config),
             ("values", &values),
-            ("metadata", &self.shown_metadata),
+            ("metadata", &metadata),
             ("next", &next),
             ("tasks", &tasks),
         ]);

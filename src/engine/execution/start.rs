@@ -5,13 +5,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::delta::Deltas;
-use super::{Effect, Execution, Loaded, NewId, Options};
+use super::{Effect, Execution, Loaded, NewId, Options, Shown};
 use crate::engine::command::{CommandUpdate, Destination};
 use crate::engine::record::TaskRecord;
 use crate::engine::spec::{GraphSpec, branch_to};
-use crate::engine::step::{
-    Progress, TaskWrite, TaskWrites, apply_writes, channels_from, is_control, prepare_next_tasks,
-};
+use crate::engine::step::{Progress, TaskWrite, TaskWrites, Updated, channels_from, is_control, prepare_next_tasks};
 use crate::engine::{Command, EngineError, ids};
 use crate::model::{CheckpointSource, Fields, Json, STEP_OF_NOTHING, special};
 
@@ -44,7 +42,7 @@ impl Execution {
             return Err(EngineError::value("recursion_limit must be at least 1"));
         }
         let (mut execution, is_head) = Execution::load(spec, loaded, options, new_id)?;
-        let is_fresh = execution.progress.versions.is_empty();
+        let is_fresh = execution.progress.is_empty();
         let resuming = !is_fresh && execution.options.resuming.unwrap_or(!matches!(input, Input::Value(_)));
         let input = match input {
             Input::Command(command) if is_fresh => execution.command_on_nothing(command)?,
@@ -63,7 +61,7 @@ impl Execution {
         }
         execution.apply_null_writes()?;
         if resuming {
-            execution.progress.pass_breakpoints();
+            execution.pass_breakpoints();
             execution.emit_values(effects);
         } else {
             match input {
@@ -85,14 +83,17 @@ impl Execution {
         let answers_by_id = options.answers_by_id.clone();
         let mut execution = Execution {
             spec: Arc::clone(spec),
-            channels: channels_from(spec, &Fields::new())?,
-            progress: Progress::default(),
+            parents: Arc::new(options.parents.clone()),
+            extra: Arc::new(options.extra.clone()),
+            channels: Arc::new(channels_from(spec, &Fields::new())?),
+            is_stored: false,
+            progress: Arc::new(Progress::new(spec)),
             updated: None,
             checkpoint_id: NOTHING.to_owned(),
             parent: None,
             last_values: None,
-            shown_metadata: Json::null(),
-            shown_parents: BTreeMap::new(),
+            shown: Shown::Nothing,
+            shown_parents: Arc::default(),
             step: -1,
             stop: options.recursion_limit,
             records: BTreeMap::new(),
@@ -107,16 +108,17 @@ impl Execution {
         };
         execution.load_deltas(loaded.as_ref().map(|loaded| &loaded.metadata), new_id);
         let Some(loaded) = loaded else { return Ok((execution, true)) };
-        execution.channels = channels_from(spec, &loaded.checkpoint.values)?;
-        execution.progress = Progress::of(&loaded.checkpoint);
-        execution.updated = loaded.checkpoint.updated.map(|names| names.into_iter().collect());
+        execution.channels = Arc::new(channels_from(spec, &loaded.checkpoint.values)?);
+        execution.progress = Arc::new(Progress::of(spec, &loaded.checkpoint));
+        execution.updated = loaded.checkpoint.updated.map(|names| Arc::new(Updated::load(spec, &names)));
         execution.checkpoint_id = loaded.checkpoint.id;
         execution.parent = loaded.parent;
         execution.step = loaded.metadata.step + 1;
         execution.stop = execution.step + execution.options.recursion_limit + 1;
-        execution.records = loaded.records.into_iter().map(|record| (record.task_id.clone(), record)).collect();
-        execution.shown_metadata = metadata_json(&loaded.metadata);
-        execution.shown_parents = loaded.metadata.parents;
+        execution.records =
+            loaded.records.into_iter().map(|record| (Arc::clone(&record.task_id), Arc::new(record))).collect();
+        execution.shown_parents = Arc::new(loaded.metadata.parents.clone());
+        execution.shown = Shown::Loaded(loaded.metadata);
         Ok((execution, loaded.is_head))
     }
 
@@ -135,7 +137,7 @@ impl Execution {
         let mut null = TaskRecord::null();
         goto_writes(&command.goto, &mut null.writes)?;
         if !null.writes.is_empty() {
-            self.records.insert(null.task_id.clone(), null);
+            self.records.insert(Arc::clone(&null.task_id), Arc::new(null));
         }
         Ok(Input::Value(update))
     }
@@ -175,9 +177,11 @@ impl Execution {
         match &command.update {
             None => {}
             Some(CommandUpdate::Fields(fields)) => {
-                writes.extend(fields.iter().map(|(key, value)| (key.clone(), value.clone())));
+                writes.extend(fields.iter().map(|(key, value)| (key.as_str().into(), value.clone())));
             }
-            Some(CommandUpdate::Pairs(pairs)) => writes.extend(pairs.iter().cloned()),
+            Some(CommandUpdate::Pairs(pairs)) => {
+                writes.extend(pairs.iter().map(|(key, value)| (key.as_str().into(), value.clone())));
+            }
             Some(CommandUpdate::Other(value)) => {
                 return Err(EngineError::invalid_update(format!("Expected dict, got {value}")));
             }
@@ -185,14 +189,15 @@ impl Execution {
         if writes.is_empty() && plain.is_none() {
             return Ok(());
         }
-        let mut null = self.records.remove(special::NULL_TASK).unwrap_or_else(TaskRecord::null);
-        null.writes.retain(|(channel, _)| plain.is_none() || channel != special::RESUME);
+        let mut null = self.records.remove(special::NULL_TASK).map_or_else(TaskRecord::null, Arc::unwrap_or_clone);
+        null.writes.retain(|(channel, _)| plain.is_none() || &**channel != special::RESUME);
         null.writes.extend(writes);
         if let Some(plain) = plain {
-            null.writes.push((special::RESUME.to_owned(), plain));
+            null.writes.push((special::RESUME.into(), plain));
         }
-        effects.push(Effect::Writes { checkpoint_id: self.checkpoint_id.clone(), record: null.clone() });
-        self.records.insert(null.task_id.clone(), null);
+        let null = Arc::new(null);
+        effects.push(Effect::Writes { checkpoint_id: self.checkpoint_id.clone(), record: Arc::clone(&null) });
+        self.records.insert(Arc::clone(&null.task_id), null);
         Ok(())
     }
 
@@ -201,7 +206,7 @@ impl Execution {
         self.records
             .values()
             .filter(|record| !record.is_finished())
-            .flat_map(TaskRecord::interrupts)
+            .flat_map(|record| record.interrupts())
             .map(|interrupt| interrupt.id)
             .collect()
     }
@@ -274,11 +279,15 @@ impl Execution {
     /// Null input at a checkpoint the caller named: everything from there runs again, on a branch of its own, unless the
     /// checkpoint is itself an edit or a fork that nothing followed (section 6.3).
     fn replay(&mut self, is_head: bool, new_id: NewId<'_>, effects: &mut Vec<Effect>) -> Result<(), EngineError> {
-        let source = self.shown_metadata.get("source");
-        let is_branch = matches!(source.as_ref().and_then(Json::as_str), Some("update" | "fork"));
+        let source = match &self.shown {
+            Shown::Loaded(metadata) => Some(metadata.source),
+            Shown::Made { source, .. } => Some(*source),
+            Shown::Nothing => None,
+        };
+        let is_branch = matches!(source, Some(CheckpointSource::Update | CheckpointSource::Fork));
         if is_branch && is_head {
             for record in self.records.values_mut() {
-                record.remove(special::RESUME);
+                Arc::make_mut(record).remove(special::RESUME);
             }
             return Ok(());
         }
@@ -287,10 +296,10 @@ impl Execution {
 
     fn fork(&mut self, new_id: NewId<'_>, effects: &mut Vec<Effect>) -> Result<(), EngineError> {
         if let Some(null) = self.records.get_mut(special::NULL_TASK) {
-            null.remove(special::RESUME);
+            Arc::make_mut(null).remove(special::RESUME);
         }
         self.apply_null_writes()?;
-        self.progress.pass_breakpoints();
+        self.pass_breakpoints();
         self.note_branch();
         self.records.clear();
         self.put_checkpoint(CheckpointSource::Fork, new_id, effects);
@@ -300,36 +309,33 @@ impl Execution {
     /// Applies what a Command wrote; its answer is left for the questions.
     pub(super) fn apply_null_writes(&mut self) -> Result<(), EngineError> {
         let Some(null) = self.records.get(special::NULL_TASK) else { return Ok(()) };
-        let writes: Vec<TaskWrite> = null.writes.iter().filter(|(channel, _)| !is_control(channel)).cloned().collect();
-        if writes.is_empty() {
+        if null.writes.iter().all(|(channel, _)| is_control(channel)) {
             return Ok(());
         }
-        let task = TaskWrites::from_outside(&writes);
-        let updated = apply_writes(&self.spec, &mut self.channels, &mut self.progress, &[task])?;
+        let null = Arc::clone(null);
+        let updated = self.apply(&[TaskWrites::from_outside(&null.writes)])?;
         if let Some(known) = &mut self.updated {
-            known.extend(updated);
+            Arc::make_mut(known).merge(&updated);
         }
         Ok(())
     }
 
     /// A new input: what was pending is dropped, the input becomes a checkpoint of its own.
     fn accept_input(&mut self, input: Json, new_id: NewId<'_>, effects: &mut Vec<Effect>) -> Result<(), EngineError> {
-        let goto: Vec<TaskWrite> = Vec::new();
         let dropped = prepare_next_tasks(&self.spec, &self.channels, &self.progress, None, self.at());
-        let mut tasks: Vec<TaskWrites<'_>> = dropped.iter().map(|task| TaskWrites::of(task, &goto)).collect();
+        let mut tasks: Vec<TaskWrites<'_>> = dropped.iter().map(|task| TaskWrites::of(task, &[])).collect();
         let is_fresh = self.checkpoint_id == NOTHING;
-        let writes = [(special::START.to_owned(), input)];
+        let writes = [(special::START.into(), input)];
         // On an empty thread nothing was pending: what a Command started there must not be dropped.
         if is_fresh {
             tasks.clear();
         }
         tasks.push(TaskWrites::from_outside(&writes));
-        let mut updated = apply_writes(&self.spec, &mut self.channels, &mut self.progress, &tasks)?;
+        let mut updated = self.apply(&tasks)?;
         if is_fresh && let Some(null) = self.records.get(special::NULL_TASK) {
-            let started = null.writes.iter().map(|(channel, _)| channel.clone());
-            updated.extend(started.filter(|channel| self.channels.contains_key(channel)));
+            updated.extend(null.writes.iter().filter_map(|(channel, _)| self.spec.channels.get_index_of(&**channel)));
         }
-        self.updated = Some(updated);
+        self.updated = Some(Arc::new(updated));
         self.records.clear();
         self.put_checkpoint(CheckpointSource::Input, new_id, effects);
         Ok(())
@@ -357,7 +363,7 @@ fn resume_map(resume: &Json) -> Option<Fields> {
 fn goto_writes(goto: &[Destination], writes: &mut Vec<TaskWrite>) -> Result<(), EngineError> {
     for destination in goto {
         match destination {
-            Destination::Node(name) => writes.push((branch_to(name), Json::from(special::START))),
+            Destination::Node(name) => writes.push((branch_to(name).into(), Json::from(special::START))),
             send => crate::engine::step::push_destination(send, Json::null(), writes)?,
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 
 use super::{BuildError, BuildErrors, Key, Selection, Slot, StateGraph};
-use crate::engine::spec::{branch_to, join_channel};
+use crate::engine::spec::{Layout, branch_to, join_channel};
 use crate::engine::{ChannelKind, GraphSpec, Managed, NodeSpec, Writers};
 use crate::graph::body::{Node, Reads, Work};
 use crate::graph::node::{Graph, GraphInner, Schemas};
@@ -239,6 +239,7 @@ impl<S> StateGraph<S> {
             interrupt_before: self.interrupt_before,
             interrupt_after: self.interrupt_after,
             trigger_to_nodes: IndexMap::new(),
+            layout: Layout::default(),
         };
         let inner = GraphInner {
             spec: Arc::new(spec.finish()),

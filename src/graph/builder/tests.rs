@@ -250,7 +250,7 @@ async fn closures_can_capture_in_three_ways() {
         .expect("builds");
     for name in ["block", "resource", "copied"] {
         let state = json!({"n": 1, "l": [], "left": 1});
-        let input = NodeInput::State(Json::from(state).fields().expect("an object"));
+        let input = NodeInput::State(Json::from(state).fields().expect("an object").into());
         let output = Probe::new().run(&graph, name, input).await.expect("runs");
         assert_eq!(output, Output::Update([("n".to_owned(), Json::from(3))].into()));
     }
