@@ -13,7 +13,7 @@ mod lifecycle;
 mod live;
 mod messages;
 mod nodes;
-mod persist;
+pub mod persist;
 pub mod protocol;
 pub mod request;
 mod runs;

@@ -297,10 +297,22 @@ impl Channel {
                 list.extend(tail);
                 Json::list(list)
             }
-            Change::Replace(value) => {
-                self.kept = 0;
-                value.items().map_or(value, Json::list)
-            }
+            Change::Replace(value) => match value.items() {
+                // What a list begins with as before is stored already, whether or not its reducer says so.
+                Some(new) => {
+                    let mut list = current();
+                    let same = |(old, new): &(&Json, &Json)| old.as_raw().get() == new.as_raw().get();
+                    let same = list.iter().zip(&new).take_while(same).count();
+                    list.truncate(same);
+                    self.kept = self.kept.min(same);
+                    list.append(new.skip(same));
+                    Json::list(list)
+                }
+                None => {
+                    self.kept = 0;
+                    value
+                }
+            },
         });
     }
 

@@ -18,6 +18,9 @@ use crate::storage::{
     TaskWritesRow, Which,
 };
 
+#[cfg(test)]
+mod tests;
+
 /// Values up to this many bytes stand in the row itself.
 const INLINE_BYTES: usize = 64;
 /// A list scattered over more branches than this is written anew.
@@ -39,12 +42,16 @@ enum ValueRef {
 
 mod hash_text {
     use base64::Engine as _;
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use serde::de::Error as _;
+    use serde::ser::Error as _;
+    use serde::{Deserialize, Deserializer, Serializer};
 
     use super::{BASE64, PayloadHash};
 
     pub(super) fn serialize<S: Serializer>(hash: &PayloadHash, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&BASE64.encode(hash))
+        let mut text = [0; 22];
+        let written = BASE64.encode_slice(hash, &mut text).map_err(S::Error::custom)?;
+        serializer.serialize_str(std::str::from_utf8(&text[..written]).map_err(S::Error::custom)?)
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PayloadHash, D::Error> {
@@ -69,7 +76,7 @@ struct Body {
 
 /// What the last stored checkpoint of a namespace refers to: the base of the next one's references.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Stored {
+pub struct Stored {
     channels: BTreeMap<String, StoredChannel>,
 }
 
@@ -81,20 +88,42 @@ struct StoredChannel {
     is_frozen: bool,
 }
 
+impl Stored {
+    /// Where its lists end: namespace, channel, branch and length.
+    fn ends(&self, ns: &str) -> Vec<(String, String, i64, i64)> {
+        let end = |(channel, stored): (&String, &StoredChannel)| match &stored.reference {
+            ValueRef::Log(segments) => {
+                segments.last().map(|(branch, end)| (ns.to_owned(), channel.clone(), *branch, *end))
+            }
+            _ => None,
+        };
+        self.channels.iter().filter_map(end).collect()
+    }
+
+    fn freeze(&mut self, channels: impl IntoIterator<Item = String>) {
+        for channel in channels {
+            if let Some(channel) = self.channels.get_mut(&channel) {
+                channel.is_frozen = true;
+            }
+        }
+    }
+}
+
 /// Collects rows.
-pub(crate) struct Writer {
+#[derive(Debug)]
+pub struct Writer {
     pub(crate) rows: StepRows,
     run_id: Option<RunId>,
     known: HashSet<PayloadHash>,
 }
 
 impl Writer {
-    pub(crate) fn new(run_id: Option<RunId>) -> Writer {
+    pub fn new(run_id: Option<RunId>) -> Writer {
         Writer { rows: StepRows::default(), run_id, known: HashSet::new() }
     }
 
     /// Takes the rows collected so far.
-    pub(crate) fn take(&mut self) -> StepRows {
+    pub fn take(&mut self) -> StepRows {
         std::mem::take(&mut self.rows)
     }
 
@@ -113,7 +142,7 @@ impl Writer {
     }
 
     /// Adds a checkpoint. `base` is what the last stored checkpoint of the namespace refers to, and becomes this one's.
-    pub(crate) fn put_checkpoint(&mut self, draft: &Draft, base: &mut Stored) {
+    pub fn put_checkpoint(&mut self, draft: &Draft, base: &mut Stored) {
         let mut bytes = 0;
         let mut before = std::mem::take(&mut base.channels);
         for (channel, version) in draft.written() {
@@ -201,7 +230,7 @@ impl Writer {
     }
 
     /// Adds (or replaces) the writes of a task on a checkpoint.
-    pub(crate) fn put_record(&mut self, ns: &str, checkpoint_id: &str, record: &TaskRecord) {
+    pub fn put_record(&mut self, ns: &str, checkpoint_id: &str, record: &TaskRecord) {
         let mut bytes = 0;
         let writes: Vec<(&str, ValueRef)> =
             record.writes.iter().map(|(channel, value)| (&**channel, self.put_value(value, &mut bytes))).collect();
@@ -317,29 +346,50 @@ impl Reader<'_> {
 
     /// Finds out which lists of a checkpoint must not be appended to in place, because another branch did.
     pub(crate) async fn freeze(&self, ns: &str, stored: &mut Stored) -> Result<(), StorageError> {
-        let ends: Vec<(String, String, i64, i64)> = stored
-            .channels
-            .iter()
-            .filter_map(|(channel, stored)| match &stored.reference {
-                ValueRef::Log(segments) => {
-                    segments.last().map(|(branch, end)| (ns.to_owned(), channel.clone(), *branch, *end))
-                }
-                _ => None,
-            })
-            .collect();
+        let ends = stored.ends(ns);
         if !ends.is_empty() {
             let continued = self.storage.continued_branches(self.scope, self.thread, &ends).await?;
-            for (_, channel, _) in continued {
-                if let Some(channel) = stored.channels.get_mut(&channel) {
-                    channel.is_frozen = true;
-                }
-            }
+            stored.freeze(continued.into_iter().map(|(_, channel, _)| channel));
         }
         Ok(())
     }
 
     /// Resolves rows: two more reads at most, however many rows.
     pub(crate) async fn resolve(&self, rows: Vec<StoredCheckpoint>) -> Result<Vec<(Loaded, Stored)>, StorageError> {
+        let mut wanted = Wanted::of(rows)?;
+        let values = self.fetch(std::mem::take(&mut wanted.hashes), std::mem::take(&mut wanted.ranges)).await?;
+        wanted.assemble(&values)
+    }
+
+    async fn fetch(&self, hashes: HashSet<PayloadHash>, mut ranges: Vec<LogRange>) -> Result<Values, StorageError> {
+        let mut values = Values::default();
+        if !hashes.is_empty() {
+            let hashes: Vec<PayloadHash> = hashes.into_iter().collect();
+            let payloads = self.storage.load_payloads(self.scope, self.thread, &hashes).await?;
+            values.payloads = payloads.into_iter().map(|payload| (payload.hash, payload.value)).collect();
+        }
+        if !ranges.is_empty() {
+            ranges.sort_by(|a, b| {
+                (&a.ns, &a.channel, a.branch, a.start, a.end).cmp(&(&b.ns, &b.channel, b.branch, b.start, b.end))
+            });
+            ranges.dedup();
+            for row in self.storage.load_log(self.scope, self.thread, &ranges).await? {
+                values.add_log(row)?;
+            }
+        }
+        Ok(values)
+    }
+}
+
+/// Rows that were read, and what they refer to.
+struct Wanted {
+    parsed: Vec<(CheckpointRow, Body, Vec<StoredRecord>)>,
+    hashes: HashSet<PayloadHash>,
+    ranges: Vec<LogRange>,
+}
+
+impl Wanted {
+    fn of(rows: Vec<StoredCheckpoint>) -> Result<Wanted, StorageError> {
         let mut parsed = Vec::with_capacity(rows.len());
         let (mut hashes, mut ranges) = (HashSet::new(), Vec::new());
         for stored in rows {
@@ -362,31 +412,11 @@ impl Reader<'_> {
             }
             parsed.push((row, body, records));
         }
-        let values = self.fetch(hashes, ranges).await?;
-        parsed.into_iter().map(|(row, body, records)| values.assemble(row, body, records)).collect()
+        Ok(Wanted { parsed, hashes, ranges })
     }
 
-    async fn fetch(&self, hashes: HashSet<PayloadHash>, mut ranges: Vec<LogRange>) -> Result<Values, StorageError> {
-        let mut values = Values::default();
-        if !hashes.is_empty() {
-            let hashes: Vec<PayloadHash> = hashes.into_iter().collect();
-            let payloads = self.storage.load_payloads(self.scope, self.thread, &hashes).await?;
-            values.payloads = payloads.into_iter().map(|payload| (payload.hash, payload.value)).collect();
-        }
-        if !ranges.is_empty() {
-            ranges.sort_by(|a, b| {
-                (&a.ns, &a.channel, a.branch, a.start, a.end).cmp(&(&b.ns, &b.channel, b.branch, b.start, b.end))
-            });
-            ranges.dedup();
-            for row in self.storage.load_log(self.scope, self.thread, &ranges).await? {
-                let items =
-                    row.items.items().filter(|items| items.len() as i64 == row.count).ok_or_else(|| {
-                        corrupt("channel_log", "items", &row.channel, "not a list of the stated length")
-                    })?;
-                values.log.entry((row.ns, row.channel, row.branch)).or_default().insert(row.start, items);
-            }
-        }
-        Ok(values)
+    fn assemble(self, values: &Values) -> Result<Vec<(Loaded, Stored)>, StorageError> {
+        self.parsed.into_iter().map(|(row, body, records)| values.assemble(row, body, records)).collect()
     }
 }
 
@@ -426,6 +456,14 @@ struct Values {
 }
 
 impl Values {
+    fn add_log(&mut self, row: LogRow) -> Result<(), StorageError> {
+        let items = row.items.items().filter(|items| items.len() as i64 == row.count);
+        let items =
+            items.ok_or_else(|| corrupt("channel_log", "items", &row.channel, "not a list of the stated length"))?;
+        self.log.entry((row.ns, row.channel, row.branch)).or_default().insert(row.start, items);
+        Ok(())
+    }
+
     fn assemble(
         &self,
         row: CheckpointRow,
