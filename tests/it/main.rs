@@ -8,6 +8,8 @@ mod compose;
 mod cost;
 mod crash;
 mod crons;
+mod engine;
+mod growth;
 mod handlers;
 mod panics;
 mod queue;
