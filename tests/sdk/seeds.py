@@ -4,26 +4,11 @@ Expected values are what those programs print. Every check makes its own thread,
 documents use themselves, which their first run creates. Exit status 1 when any check fails.
 """
 
-import asyncio
-import os
-import sys
-import traceback
 import uuid
 
-from langgraph_sdk import get_client
+from checks import check, equal, run
 
-BASE = os.environ["BASE_URL"]
 HELLO = "Hello from the agent"
-CHECKS = []
-
-
-def check(function):
-    CHECKS.append(function)
-    return function
-
-
-def equal(got, want, what=""):
-    assert got == want, f"{what}: got {got!r}, want {want!r}"
 
 
 @check
@@ -192,21 +177,4 @@ async def stateless_runs(client):
     equal(await client.runs.wait(None, "counter", input={"counter": 0}), {"counter": 3})
 
 
-async def main():
-    client = get_client(url=BASE)
-    failed = 0
-    for function in CHECKS:
-        try:
-            await asyncio.wait_for(function(client), 60)
-            print(f"ok      {function.__name__}")
-        except Exception:
-            failed += 1
-            print(f"FAILED  {function.__name__}")
-            traceback.print_exc(file=sys.stdout)
-    if failed:
-        print(f"{failed} of {len(CHECKS)} checks failed")
-        sys.exit(1)
-    print(f"{len(CHECKS)} checks passed")
-
-
-asyncio.run(main())
+run()
