@@ -21,6 +21,7 @@ use crate::clock::Clock;
 use crate::config::{Config, DatabaseConfig, DatabaseUrl, Role, SqliteSynchronous, seconds};
 use crate::graph::Graph;
 use crate::http::{ApiKey, HttpSettings, router};
+use crate::model::Ttl;
 use crate::runtime::{CronSettings, Runtime, Settings};
 use crate::storage::connect::{ConnectOptions, connect};
 use crate::storage::{Description, SharedStorage};
@@ -220,6 +221,9 @@ fn runtime_settings(config: &Config) -> Settings {
         run_timeout: seconds(runtime.run_timeout_secs),
         recursion_limit: runtime.recursion_limit,
         durability: runtime.durability,
+        default_ttl: (config.threads.default_ttl_minutes > 0.0)
+            .then(|| Ttl::of_minutes(config.threads.default_ttl_strategy, config.threads.default_ttl_minutes)),
+        sweep_every: seconds(config.threads.sweep_secs),
         claims: runtime.role != Role::Api,
         crons: CronSettings {
             poll_every: seconds(config.crons.poll_secs),

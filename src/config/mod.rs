@@ -11,7 +11,7 @@ use config::{Environment, File, FileFormat, Map, Source, Value, ValueKind};
 use serde::de::IntoDeserializer as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::model::Durability;
+use crate::model::{Durability, TtlStrategy};
 
 #[cfg(test)]
 mod tests;
@@ -30,6 +30,7 @@ pub struct Config {
     pub auth: AuthConfig,
     pub runtime: RuntimeConfig,
     pub crons: CronsConfig,
+    pub threads: ThreadsConfig,
     pub log: LogConfig,
 }
 
@@ -82,6 +83,15 @@ pub struct RuntimeConfig {
 pub struct CronsConfig {
     pub poll_secs: f64,
     pub catch_up_secs: f64,
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ThreadsConfig {
+    pub default_ttl_minutes: f64,
+    #[serde(deserialize_with = "word")]
+    pub default_ttl_strategy: TtlStrategy,
+    pub sweep_secs: f64,
 }
 
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -402,6 +412,15 @@ impl Config {
             (60.0..=31_536_000.0).contains(&crons.catch_up_secs) && crons.catch_up_secs > crons.poll_secs,
             "must be seconds between 60 and 31536000 (a year), and more than crons.poll_secs: every tick is a little late",
         );
+
+        let threads = &self.threads;
+        rule(
+            "threads.default_ttl_minutes",
+            &threads.default_ttl_minutes,
+            threads.default_ttl_minutes.is_finite() && (0.0..=1e9).contains(&threads.default_ttl_minutes),
+            "must be minutes between 0 (threads are kept) and 1e9",
+        );
+        rule("threads.sweep_secs", &threads.sweep_secs, duration(threads.sweep_secs), DURATION);
 
         let filter = tracing_subscriber::EnvFilter::try_new(&self.log.filter);
         rule(

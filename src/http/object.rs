@@ -12,7 +12,7 @@ use crate::model::{Fields, Json};
 pub(crate) const MAX_TEXT: usize = 4096;
 
 /// A JSON object being read.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Object {
     fields: Fields,
     /// Where the object is in the request: empty for the body itself, else ending in a dot.

@@ -1,6 +1,6 @@
 //! Threads: one conversation or task, and everything tied to it.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{CheckpointId, ErrorInfo, Json, ThreadId, ThreadKey, Timestamp};
 
@@ -58,3 +58,58 @@ pub struct Thread {
     pub updated_at: Timestamp,
     pub state_updated_at: Timestamp,
 }
+
+/// What happens to a thread that nobody has used for its time to live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TtlStrategy {
+    /// It is deleted.
+    #[default]
+    Delete,
+    /// All but its latest state is.
+    KeepLatest,
+}
+
+impl TtlStrategy {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            TtlStrategy::Delete => "delete",
+            TtlStrategy::KeepLatest => "keep_latest",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<TtlStrategy> {
+        [TtlStrategy::Delete, TtlStrategy::KeepLatest].into_iter().find(|strategy| strategy.as_str() == text)
+    }
+}
+
+/// How long to keep a thread after it was last used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ttl {
+    pub strategy: TtlStrategy,
+    pub micros: i64,
+}
+
+impl Ttl {
+    /// Of a number of minutes, fractions allowed.
+    pub fn of_minutes(strategy: TtlStrategy, minutes: f64) -> Ttl {
+        Ttl { strategy, micros: (minutes * MICROS_PER_MINUTE) as i64 }
+    }
+}
+
+/// How long a thread is kept, and until when that is as of now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ThreadTtl {
+    pub strategy: TtlStrategy,
+    pub ttl_micros: i64,
+    /// Moves whenever the thread is used.
+    pub expires_at: Timestamp,
+}
+
+impl ThreadTtl {
+    pub fn minutes(&self) -> f64 {
+        self.ttl_micros as f64 / MICROS_PER_MINUTE
+    }
+}
+
+const MICROS_PER_MINUTE: f64 = 60_000_000.0;

@@ -16,6 +16,7 @@ mod nodes;
 pub mod persist;
 pub mod protocol;
 pub mod request;
+pub mod retention;
 mod runs;
 mod schedule;
 mod settle;
@@ -36,13 +37,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::graph::Graph;
-use crate::model::{Durability, Event, RunId, Timestamp};
+use crate::model::{Durability, Event, RunId, Timestamp, Ttl};
 use crate::storage::SharedStorage;
 
 pub use crons::{CronRequest, CronSettings};
 pub use error::RuntimeError;
 pub use events::Outcome;
 pub use request::{AssistantName, HistoryQuery, RunRequest, StateUpdate, Submitted};
+pub use retention::StorageReport;
 pub use tail::ProtocolStream;
 
 /// Settings of the runtime; the defaults are those of `config.toml`.
@@ -62,6 +64,10 @@ pub struct Settings {
     pub run_timeout: Duration,
     pub recursion_limit: i64,
     pub durability: Durability,
+    /// Of threads that do not say how long they are kept.
+    pub default_ttl: Option<Ttl>,
+    /// How often what has expired is removed.
+    pub sweep_every: Duration,
     /// Take runs from the queue (`serve --role api` does not).
     pub claims: bool,
     pub crons: CronSettings,

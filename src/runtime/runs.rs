@@ -102,6 +102,7 @@ impl Runtime {
             graph_id: assistant.graph_id.clone(),
             metadata: merged([&given, &request.metadata, &Json::from(&ids)]),
             assistant_metadata: assistant.metadata.clone(),
+            thread_ttl: self.inner.settings.default_ttl.filter(|_| !kwargs.temporary),
             temporary: kwargs.temporary,
             kwargs: Json::of(&kwargs).map_err(|error| RuntimeError::Invalid(error.to_string()))?,
             multitask_strategy: request.multitask_strategy,
@@ -237,6 +238,28 @@ impl Runtime {
         let Some(cancelled) = cancelled.first() else { return Err(RuntimeError::RunNotFound(run_id)) };
         if cancelled.running && wait {
             self.wait_for_end(scope, thread, run_id).await?;
+        }
+        Ok(())
+    }
+
+    /// [`Runtime::cancel`] for every active run of a thread, known or not. No active run is fine.
+    pub async fn cancel_thread(
+        &self,
+        scope: &Scope,
+        thread: &ThreadId,
+        request: CancelRequest,
+        wait: bool,
+    ) -> Result<(), RuntimeError> {
+        let cancelled = self.storage().cancel_runs(scope, &CancelTarget::Thread(thread.clone()), &request).await?;
+        if cancelled.is_empty() && self.storage().find_thread(scope, thread).await?.is_none() {
+            return Err(RuntimeError::ThreadNotFound(thread.to_string()));
+        }
+        for run in cancelled.iter().filter(|run| run.running && wait) {
+            match self.wait_for_end(scope, thread, run.run_id).await {
+                // It ended, or was rolled back, between the two.
+                Ok(_) | Err(RuntimeError::RunNotFound(_)) => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
     }

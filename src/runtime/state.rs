@@ -257,6 +257,7 @@ impl Runtime {
             (Some(_), Some(loaded)) => Some(base_view(&graph, loaded, &ns)?),
             _ => None,
         };
+        let base_id = loaded.as_ref().map(|loaded| (ns.clone(), loaded.checkpoint.id.clone()));
         let mut options = edit_options(&thread, graph_id, at, &ns, parents.clone());
         if is_bulk {
             options.extra.retain(|key, _| key == "thread_id");
@@ -291,6 +292,7 @@ impl Runtime {
         let change = StateCommit {
             thread_id: thread.id.clone(),
             expected_head: thread.head.clone(),
+            base: base_id,
             rows: writer.take(),
             thread_status,
             view: shown.as_ref().map(|(view, _)| view.clone()),

@@ -66,6 +66,7 @@ impl Runtime {
         if self.inner.settings.claims {
             tokio::spawn(self.clone().claim_loop());
             tokio::spawn(self.clone().cron_loop());
+            tokio::spawn(self.clone().sweep_loop());
         }
         tokio::spawn(self.clone().lease_loop());
         tokio::spawn(self.clone().notice_loop());

@@ -24,6 +24,7 @@ pub mod checkpoints;
 pub mod connect;
 pub mod crons;
 pub mod items;
+pub mod retention;
 pub mod runs;
 pub mod threads;
 
@@ -43,6 +44,7 @@ pub use checkpoints::{
 };
 pub use crons::{CronFilter, CronFired, CronReplaced, CronSort, CronTick, Crons, DueCron, DueCrons};
 pub use items::{ItemFilter, ItemMatch, Items, NamespaceFilter, NewItem};
+pub use retention::{ExpiredThread, Kept, Pruned, Retention, STEP_ROWS, Size, ThreadSizes};
 pub use runs::{
     CancelRequest, CancelTarget, Cancelled, Claim, ClaimedRun, CommitOutcome, Lease, LeaseState, NewRun, RunCreated,
     RunEnd, RunFilter, Runs, StateCommit, StateOutcome, StepCommit, StepRows, StoredEvent,
@@ -102,7 +104,7 @@ pub struct Description {
 /// A backend: all nouns, and the few things that concern the whole database.
 #[async_trait]
 pub trait Storage:
-    Assistants + Threads + Runs + Checkpoints + Items + Crons + std::fmt::Debug + Send + Sync + 'static
+    Assistants + Threads + Retention + Runs + Checkpoints + Items + Crons + std::fmt::Debug + Send + Sync + 'static
 {
     fn describe(&self) -> Description;
 

@@ -9,7 +9,7 @@ use super::checkpoints::{CheckpointRow, LogRow, Payload, TaskWritesRow};
 use super::{Page, Result};
 use crate::model::{
     CancelAction, CheckpointId, ErrorInfo, EventId, Json, MultitaskStrategy, Run, RunId, RunStatus, Scope, Thread,
-    ThreadId, ThreadKey, ThreadStatus, Timestamp,
+    ThreadId, ThreadKey, ThreadStatus, Timestamp, Ttl,
 };
 
 /// The right to execute a run: valid while the run row is `running` with this epoch. The epoch grows by one per claim.
@@ -51,6 +51,8 @@ pub struct NewRun {
     pub after: Duration,
     /// Merged shallowly into the thread's metadata.
     pub thread_metadata: Json,
+    /// How long to keep the thread, if this makes it.
+    pub thread_ttl: Option<Ttl>,
     /// The thread goes when the run ends.
     pub temporary: bool,
     /// Claim the run in the inserting operation if nothing else is active on the thread and `after` is zero.
@@ -109,6 +111,8 @@ pub enum CancelTarget {
         thread_id: ThreadId,
         run_ids: Vec<RunId>,
     },
+    /// Every active run of a thread.
+    Thread(ThreadId),
     /// Every active run of an assistant.
     Assistant(Uuid),
     /// Every active run of the scope with one of the statuses (`pending`, `running`).
@@ -198,6 +202,8 @@ pub struct StateCommit {
     pub thread_id: ThreadId,
     /// The head the change was computed from; a different one now is [`StateOutcome::HeadMoved`].
     pub expected_head: Option<CheckpointId>,
+    /// The namespace and checkpoint whose values the change refers to; that it was pruned is [`StateOutcome::HeadMoved`].
+    pub base: Option<(String, CheckpointId)>,
     pub rows: StepRows,
     /// What the thread rests at afterwards: `idle` or `interrupted`.
     pub thread_status: ThreadStatus,

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 
 use super::Result;
-use crate::model::{Json, RunId, Scope, Thread, ThreadId, ThreadStatus};
+use crate::model::{CheckpointId, Json, RunId, Scope, Thread, ThreadId, ThreadStatus, Ttl};
 
 /// A thread to insert.
 #[derive(Debug, Clone)]
@@ -14,6 +14,8 @@ pub struct NewThread {
     pub metadata: Json,
     /// An object.
     pub config: Json,
+    /// How long to keep it; `None`: for ever.
+    pub ttl: Option<Ttl>,
 }
 
 /// What [`Threads::create_thread`] did.
@@ -31,6 +33,8 @@ pub struct ThreadPatch {
     pub metadata: Option<Json>,
     /// Replaces the thread's graph.
     pub graph_id: Option<String>,
+    /// Replaces how long it is kept.
+    pub ttl: Option<Ttl>,
 }
 
 /// Which threads a list shows. All conditions must hold.
@@ -78,10 +82,19 @@ pub trait Threads {
     /// Applies a patch and moves `updated_at`. `None` when the thread is missing.
     async fn update_thread(&self, scope: &Scope, id: &ThreadId, patch: ThreadPatch) -> Result<Option<Thread>>;
 
-    /// Deletes the thread with all its runs, checkpoints, writes, payloads, logs, events and crons. Returns the runs that were
-    /// active (their workers find their lease gone), or `None` when the thread is missing. Final: no late write of a
-    /// run brings anything back.
+    /// Deletes the thread with all its runs, checkpoints, writes, payloads, logs, events and crons; of a large one the rest goes
+    /// by [`super::Retention::reclaim`]. Returns the runs that were active (their workers find their lease gone), or
+    /// `None` when the thread is missing. Final: no late write of a run brings anything back.
     async fn delete_thread(&self, scope: &Scope, id: &ThreadId) -> Result<Option<Vec<RunId>>>;
+
+    /// Merges keys into the metadata of the thread's latest checkpoint. `None` when the thread is missing, `Some(None)` when
+    /// it has no checkpoint.
+    async fn update_head_metadata(
+        &self,
+        scope: &Scope,
+        id: &ThreadId,
+        metadata: &Json,
+    ) -> Result<Option<Option<CheckpointId>>>;
 
     /// Copies the thread, all its checkpoints, writes, payloads and logs under a new id; not its runs or events. The
     /// copy is idle, and its view says that it shows no values, until something runs on it. `None` when the

@@ -3,6 +3,7 @@
 mod assistants;
 mod checkpoints;
 mod crons;
+mod retention;
 mod runs;
 mod stateless_runs;
 mod store;
@@ -67,8 +68,13 @@ fn thread_routes() -> Router<AppState> {
         .route("/threads/search", post(thread_search::search))
         .route("/threads/count", post(thread_search::count))
         .route("/threads/{thread_id}", get(threads::find).patch(threads::update).delete(threads::delete))
+        .route("/threads/prune", post(retention::prune))
         .route("/threads/{thread_id}/copy", post(threads::copy))
-        .route("/threads/{thread_id}/state", get(thread_state::latest).post(thread_state::update))
+        .route("/threads/{thread_id}/storage", get(retention::storage))
+        .route(
+            "/threads/{thread_id}/state",
+            get(thread_state::latest).post(thread_state::update).patch(thread_state::patch),
+        )
         .route("/threads/{thread_id}/state/checkpoint", post(thread_state::at_cursor))
         .route("/threads/{thread_id}/state/{checkpoint_id}", get(thread_state::at_checkpoint))
         .route("/threads/{thread_id}/history", get(thread_state::recent_history).post(thread_state::history))
@@ -92,6 +98,7 @@ fn run_routes() -> Router<AppState> {
         .route("/threads/{thread_id}/runs", post(runs::create).get(runs::list))
         .route("/threads/{thread_id}/runs/stream", post(runs::stream))
         .route("/threads/{thread_id}/runs/wait", post(runs::wait))
+        .route("/threads/{thread_id}/runs/cancel", post(runs::cancel_all))
         .route("/threads/{thread_id}/runs/{run_id}", get(runs::find).delete(runs::delete))
         .route("/threads/{thread_id}/runs/{run_id}/join", get(runs::join))
         .route("/threads/{thread_id}/runs/{run_id}/stream", get(runs::join_stream))

@@ -16,7 +16,7 @@ use crate::http::sse::{self, ModeFilter, last_event_id};
 use crate::http::{AppState, keepalive, page, run_request};
 use crate::model::{CancelAction, EventId, Fields, Json, Run, RunId, RunStatus, ThreadId};
 use crate::runtime::{Runtime, RuntimeError, Submitted};
-use crate::storage::RunFilter;
+use crate::storage::{CancelRequest, RunFilter};
 
 const STATUSES: [&str; 6] = ["pending", "running", "error", "success", "timeout", "interrupted"];
 
@@ -139,6 +139,31 @@ pub(super) async fn cancel(State(state): State<AppState>, caller: Caller, path: 
     };
     let response = keepalive::respond(&state, query.flag("pretty"), answer);
     Ok(located(response, &[(header::LOCATION, place)]))
+}
+
+/// `POST /threads/{thread_id}/runs/cancel`: whatever is active on the thread, for who does not know the run yet. Nothing
+/// active is fine.
+pub(super) async fn cancel_all(
+    State(state): State<AppState>,
+    caller: Caller,
+    path: PathIds,
+    query: Query,
+) -> ApiResult {
+    let thread = path.thread()?;
+    let wait = query.bool("wait")?.unwrap_or(false);
+    let action = cancel_action(&query)?;
+    let reason = query.one("reason")?.map(str::to_owned);
+    let request = CancelRequest { action, actor: caller.actor.clone(), reason };
+    state.runtime.cancel_thread(&caller.scope, &thread, request.clone(), false).await?;
+    if !wait {
+        return Ok(StatusCode::ACCEPTED.into_response());
+    }
+    let runtime = state.runtime.clone();
+    let answer = async move {
+        runtime.cancel_thread(&caller.scope, &thread, request, true).await?;
+        Ok(Json::object())
+    };
+    Ok(keepalive::respond(&state, query.flag("pretty"), answer))
 }
 
 /// `action`: `interrupt` unless it says `rollback`.

@@ -5,7 +5,6 @@ use axum::extract::State;
 use axum::response::IntoResponse;
 use serde_json::json;
 
-use crate::http::AppState;
 use crate::http::auth::Caller;
 use crate::http::cursor;
 use crate::http::error::{ApiError, ApiResult};
@@ -14,7 +13,8 @@ use crate::http::object::{Object, kind};
 use crate::http::page::{DEFAULT_LIMIT, LIMITS};
 use crate::http::query::Query;
 use crate::http::select::StateParts;
-use crate::model::{CheckpointRef, Json, ThreadId};
+use crate::http::{AppState, run_request};
+use crate::model::{CheckpointRef, Cursor, Json, ThreadId};
 use crate::runtime::{HistoryQuery, StateUpdate};
 
 /// `GET /threads/{thread_id}/state`.
@@ -77,6 +77,28 @@ pub(super) async fn update(
     }
     let update = StateUpdate { values, command: None, as_node, at, actor: caller.actor.clone() };
     let cursor = state.runtime.update_state(&caller.scope, &thread, update).await?;
+    Ok(Reply(json!({"checkpoint": cursor, "configurable": cursor, "checkpoint_id": cursor.at.id})).into_response())
+}
+
+/// Keys of a checkpoint's metadata that say where it came from.
+const OWN_METADATA: [&str; 4] = ["source", "step", "parents", "graph_id"];
+
+/// `PATCH /threads/{thread_id}/state`: merges metadata into that of the latest checkpoint.
+pub(super) async fn patch(
+    State(state): State<AppState>,
+    caller: Caller,
+    path: PathIds,
+    Body(mut body): Body,
+) -> ApiResult {
+    let thread = path.thread()?;
+    let given = run_request::metadata(&mut body, "metadata")?.ok_or_else(|| body.missing("metadata"))?;
+    let mut fields = given.fields().unwrap_or_default();
+    fields.retain(|key, _| !OWN_METADATA.contains(&key.as_str()));
+    let merged = state.runtime.storage().update_head_metadata(&caller.scope, &thread, &Json::from(&fields)).await?;
+    let id = merged.ok_or_else(|| ApiError::thread_not_found(thread.as_str()))?;
+    let id =
+        id.ok_or_else(|| ApiError::BadRequest(format!("Thread {thread} has no checkpoint yet: run something on it")))?;
+    let cursor = Cursor { thread_id: thread, at: CheckpointRef { id: Some(id), ..CheckpointRef::default() } };
     Ok(Reply(json!({"checkpoint": cursor, "configurable": cursor, "checkpoint_id": cursor.at.id})).into_response())
 }
 

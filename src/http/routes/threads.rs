@@ -4,7 +4,7 @@ use axum::Json as Reply;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::IntoResponse;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::http::AppState;
 use crate::http::auth::Caller;
@@ -12,8 +12,9 @@ use crate::http::document;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::{Body, PathIds, thread_id};
 use crate::http::object::{Object, check_text};
+use crate::http::query::Query;
 use crate::http::run_request::metadata;
-use crate::model::{CheckpointRef, Json, ThreadId};
+use crate::model::{CheckpointRef, Fields, Json, ThreadId, ThreadTtl, Ttl, TtlStrategy};
 use crate::runtime::StateUpdate;
 use crate::storage::{NewThread, ThreadCreated, ThreadPatch};
 
@@ -34,14 +35,14 @@ pub(super) async fn create(State(state): State<AppState>, caller: Caller, Body(m
             _ => None,
         })?
         .unwrap_or(false);
-    check_ttl(&mut body)?;
+    let ttl = ttl(&mut body)?.or(state.runtime.settings().default_ttl);
     let metadata = metadata(&mut body, "metadata")?.unwrap_or_else(Json::object);
     let graph_id = graph_id(&metadata)?;
     let updates = supersteps(&mut body, &caller)?;
     if !updates.is_empty() && graph_id.is_none() {
         return Err(ApiError::invalid("supersteps: metadata.graph_id must name the graph"));
     }
-    let new = NewThread { id: id.clone(), graph_id, metadata, config: Json::object() };
+    let new = NewThread { id: id.clone(), graph_id, metadata, config: Json::object(), ttl };
     let thread = match state.runtime.storage().create_thread(&caller.scope, new).await? {
         ThreadCreated::New(thread) => thread,
         ThreadCreated::Existing(thread) if keep_existing => {
@@ -64,9 +65,29 @@ pub(super) async fn create(State(state): State<AppState>, caller: Caller, Body(m
     reply(&state, &caller, &id).await
 }
 
-/// `GET /threads/{thread_id}`.
-pub(super) async fn find(State(state): State<AppState>, caller: Caller, path: PathIds) -> ApiResult {
-    reply(&state, &caller, &path.thread()?).await
+/// `GET /threads/{thread_id}`, with `?include=ttl` also how long it is kept.
+pub(super) async fn find(State(state): State<AppState>, caller: Caller, path: PathIds, query: Query) -> ApiResult {
+    let id = path.thread()?;
+    let include = query.all("include")?.unwrap_or_default();
+    if let Some(other) = include.iter().find(|part| *part != "ttl") {
+        let got: String = other.chars().take(64).collect();
+        return Err(ApiError::invalid(format!("include: expected ttl, got '{got}'")));
+    }
+    if include.is_empty() {
+        return reply(&state, &caller, &id).await;
+    }
+    let ttl = state.runtime.storage().thread_ttl(&caller.scope, &id).await?;
+    let mut document = read(&state, &caller, &id).await?;
+    let shown =
+        ttl.map(|ttl| json!({"strategy": ttl.strategy, "ttl_minutes": minutes(&ttl), "expires_at": ttl.expires_at}));
+    document.insert("ttl".to_owned(), document::json(&shown)?);
+    Ok(Reply(document).into_response())
+}
+
+/// Whole minutes without a fraction.
+fn minutes(ttl: &ThreadTtl) -> Value {
+    let minutes = ttl.minutes();
+    if minutes.fract() == 0.0 { json!(minutes as i64) } else { json!(minutes) }
 }
 
 /// `PATCH /threads/{thread_id}`.
@@ -78,10 +99,10 @@ pub(super) async fn update(
     Body(mut body): Body,
 ) -> ApiResult {
     let id = path.thread()?;
-    check_ttl(&mut body)?;
+    let ttl = ttl(&mut body)?;
     let metadata = metadata(&mut body, "metadata")?;
     let graph_id = metadata.as_ref().map(graph_id).transpose()?.flatten();
-    let patch = ThreadPatch { metadata, graph_id };
+    let patch = ThreadPatch { metadata, graph_id, ttl };
     let thread = state.runtime.storage().update_thread(&caller.scope, &id, patch).await?;
     let thread = thread.ok_or_else(|| ApiError::thread_not_found(id.as_str()))?;
     if headers.get("prefer").is_some_and(|value| value.as_bytes().starts_with(b"return=minimal")) {
@@ -109,10 +130,14 @@ pub(super) async fn copy(State(state): State<AppState>, caller: Caller, path: Pa
     Ok(Reply(document::fresh_thread(&copied)?).into_response())
 }
 
-async fn reply(state: &AppState, caller: &Caller, id: &ThreadId) -> ApiResult {
+async fn read(state: &AppState, caller: &Caller, id: &ThreadId) -> ApiResult<Fields> {
     let thread = state.runtime.storage().find_thread(&caller.scope, id).await?;
     let thread = thread.ok_or_else(|| ApiError::thread_not_found(id.as_str()))?;
-    Ok(Reply(document::one_thread(&state.runtime, caller, thread).await?).into_response())
+    document::one_thread(&state.runtime, caller, thread).await
+}
+
+async fn reply(state: &AppState, caller: &Caller, id: &ThreadId) -> ApiResult {
+    Ok(Reply(read(state, caller, id).await?).into_response())
 }
 
 /// The graph a client names in a thread's metadata.
@@ -123,19 +148,18 @@ fn graph_id(metadata: &Json) -> ApiResult<Option<String>> {
     Ok(Some(graph_id.to_owned()))
 }
 
-/// `ttl` is checked and otherwise ignored: threads do not expire yet.
-fn check_ttl(body: &mut Object) -> ApiResult<()> {
-    let minutes = match body.json("ttl") {
+/// `ttl`: `{strategy, ttl}` or a number of minutes.
+fn ttl(body: &mut Object) -> ApiResult<Option<Ttl>> {
+    let (strategy, minutes) = match body.json("ttl") {
         Some(ttl) if ttl.is_object() => {
-            let mut ttl = Object::body(&ttl)?;
-            let strategies = ["delete", "keep_latest"];
-            ttl.choice("strategy", &strategies, |word| strategies.contains(&word).then_some(()))?;
-            ttl.number("ttl", 0.0..=MAX_TTL_MINUTES)
+            let mut ttl = Object::body(&Json::from_fields([("ttl", &ttl)]))?.nested("ttl")?.unwrap_or_default();
+            let strategy = ttl.choice("strategy", &["delete", "keep_latest"], TtlStrategy::parse)?;
+            (strategy, Some(ttl.number("ttl", 0.0..=MAX_TTL_MINUTES)?.ok_or_else(|| ttl.missing("ttl"))?))
         }
-        Some(ttl) => Object::body(&Json::from_fields([("ttl", &ttl)]))?.number("ttl", 0.0..=MAX_TTL_MINUTES),
-        None => Ok(None),
+        Some(ttl) => (None, Object::body(&Json::from_fields([("ttl", &ttl)]))?.number("ttl", 0.0..=MAX_TTL_MINUTES)?),
+        None => (None, None),
     };
-    minutes.map(|_| ())
+    Ok(minutes.map(|minutes| Ttl::of_minutes(strategy.unwrap_or_default(), minutes)))
 }
 
 /// The state updates of `supersteps`: a list per superstep, in order.

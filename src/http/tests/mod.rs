@@ -35,6 +35,8 @@ fn runtime() -> Runtime {
         durability: Durability::Sync,
         claims: false,
         crons: crate::runtime::CronSettings::default(),
+        default_ttl: None,
+        sweep_every: Duration::from_secs(60),
     };
     Runtime::new(Arc::new(nowhere::Nowhere), Vec::new(), Clock::default(), settings)
 }

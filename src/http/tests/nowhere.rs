@@ -98,6 +98,9 @@ impl Threads for Nowhere {
         assert_ne!(id.as_str(), "panic", "a secret detail");
         Ok(None)
     }
+    async fn update_head_metadata(&self, _: &Scope, _: &ThreadId, _: &Json) -> Result<Option<Option<CheckpointId>>> {
+        gone()
+    }
     async fn copy_thread(&self, _: &Scope, _: &ThreadId, _: &ThreadId) -> Result<Option<Thread>> {
         Ok(None)
     }
@@ -112,6 +115,31 @@ impl Threads for Nowhere {
         Ok(Vec::new())
     }
     async fn count_threads(&self, _: &Scope, _: &ThreadFilter) -> Result<i64> {
+        gone()
+    }
+}
+
+#[async_trait]
+impl Retention for Nowhere {
+    async fn thread_ttl(&self, _: &Scope, _: &ThreadId) -> Result<Option<ThreadTtl>> {
+        gone()
+    }
+    async fn expired_threads(&self, _: &Scope, _: i64) -> Result<Vec<ExpiredThread>> {
+        gone()
+    }
+    async fn expire_thread(&self, _: &Scope, _: &ThreadId) -> Result<bool> {
+        gone()
+    }
+    async fn prune_thread(&self, _: &Scope, _: &ThreadId, _: &Kept) -> Result<Pruned> {
+        gone()
+    }
+    async fn reclaim(&self, _: &Scope) -> Result<bool> {
+        gone()
+    }
+    async fn thread_sizes(&self, _: &Scope, _: &ThreadId) -> Result<Option<ThreadSizes>> {
+        gone()
+    }
+    async fn payload_sizes(&self, _: &Scope, _: ThreadKey, _: &[PayloadHash]) -> Result<Vec<(PayloadHash, i64)>> {
         gone()
     }
 }

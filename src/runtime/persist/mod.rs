@@ -420,6 +420,44 @@ impl Wanted {
     }
 }
 
+/// What stored checkpoints, and the writes on them, refer to.
+#[derive(Debug, Default)]
+pub(crate) struct References {
+    /// With a channel that holds it.
+    pub(crate) payloads: HashMap<PayloadHash, String>,
+    pub(crate) ranges: Vec<LogRange>,
+}
+
+/// Reads references without what they refer to.
+pub(crate) fn references(rows: &[StoredCheckpoint]) -> Result<References, StorageError> {
+    let mut found = References::default();
+    let mut add = |reference: &ValueRef, ns: &str, channel: &str| {
+        let mut hashes = HashSet::new();
+        collect(reference, ns, channel, &mut hashes, &mut found.ranges);
+        for hash in hashes {
+            found.payloads.entry(hash).or_insert_with(|| channel.to_owned());
+        }
+    };
+    for stored in rows {
+        let row = &stored.row;
+        let body: Body = row.body.decode().map_err(|error| corrupt("checkpoints", "body", &row.id, error))?;
+        if body.v != FORMAT {
+            return Err(corrupt("checkpoints", "body", &row.id, format!("format {}", body.v)));
+        }
+        for (channel, reference) in &body.channels {
+            add(reference, &row.ns, channel);
+        }
+        for writes in &stored.writes {
+            let refs: Vec<(String, ValueRef)> =
+                writes.body.decode().map_err(|error| corrupt("task_writes", "body", &writes.task_id, error))?;
+            for (channel, reference) in &refs {
+                add(reference, &row.ns, channel);
+            }
+        }
+    }
+    Ok(found)
+}
+
 fn collect(
     reference: &ValueRef,
     ns: &str,

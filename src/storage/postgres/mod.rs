@@ -34,6 +34,7 @@ mod checkpoints;
 mod crons;
 mod items;
 mod listen;
+mod retention;
 mod runs;
 mod threads;
 
@@ -51,6 +52,7 @@ const MIGRATIONS: &[Migration] = &[
         name: "0006_assistants",
         sql: include_str!("../../../migrations/postgres/0006_assistants.sql"),
     },
+    Migration { version: 7, name: "0007_threads", sql: include_str!("../../../migrations/postgres/0007_threads.sql") },
     Migration { version: 8, name: "0008_crons", sql: include_str!("../../../migrations/postgres/0008_crons.sql") },
 ];
 

@@ -5,9 +5,10 @@ use sqlx::postgres::PgConnection;
 use sqlx::{Postgres, QueryBuilder};
 use uuid::Uuid;
 
+use super::retention::remove_rows;
 use super::rows::{get, thread_from};
 use super::{PostgresStorage, notify, now, read};
-use crate::model::{RunId, Scope, Thread, ThreadId, ThreadKey};
+use crate::model::{CheckpointId, Json, RunId, Scope, Thread, ThreadId, ThreadKey};
 use crate::storage::encoding::{self, PLAIN, Place};
 use crate::storage::rows::driver_error;
 use crate::storage::{
@@ -69,7 +70,7 @@ pub(super) async fn lock_thread(conn: &mut PgConnection, key: ThreadKey) -> Resu
     Ok(row.is_some())
 }
 
-/// Deletes a locked thread with everything on it.
+/// Deletes a locked thread with everything on it: temporary threads, of one run each.
 pub(super) async fn delete_thread_rows(conn: &mut PgConnection, key: ThreadKey) -> Result<()> {
     sqlx::query(
         "WITH drop_threads AS (DELETE FROM threads WHERE thread_key = $1),
@@ -113,9 +114,14 @@ const CREATE: &str = concat!(
     " AS now),
     t AS (
         INSERT INTO threads AS t (thread_key, tenant, name, graph_id, metadata, codec, config, rest_status, last_event,
-                                  revision, created_at, updated_at, state_updated_at)
+                                  revision, created_at, updated_at, state_updated_at, ttl, ttl_strategy)
         -- The first revision is a time, so that a thread deleted and made again is never mistaken for itself.
-        SELECT $1, $2, $3, $4, $5::jsonb, $6, $7, 'idle', 0, clock.now, clock.now, clock.now, clock.now FROM clock
+        SELECT $1, $2, $3, $4, $5::jsonb, $6, $7, 'idle', 0, clock.now, clock.now, clock.now, clock.now, $8, $9
+        FROM clock
+        -- Asked besides ON CONFLICT: what is deleted while this waits for it may leave rows that this snapshot shows no
+        -- sign of.
+        WHERE NOT EXISTS (SELECT 1 FROM threads WHERE thread_key = $1)
+          AND NOT EXISTS (SELECT 1 FROM dead_threads WHERE thread_key = $1)
         ON CONFLICT (thread_key) DO NOTHING
         RETURNING t.thread_key, t.tenant, t.name, t.graph_id, t.metadata, t.codec, t.config, t.rest_status, t.error,
                   t.head, t.view, t.last_event, t.created_at, t.updated_at, t.state_updated_at
@@ -155,9 +161,9 @@ async fn copy_thread(conn: &mut PgConnection, scope: &Scope, from: &ThreadId, to
     }
     sqlx::query(concat!(
         "INSERT INTO threads (thread_key, tenant, name, graph_id, metadata, codec, config, rest_status, head, view,
-                              last_event, revision, created_at, updated_at, state_updated_at)
+                              last_event, revision, created_at, updated_at, state_updated_at, ttl, ttl_strategy)
          SELECT $2, t.tenant, $3, t.graph_id, t.metadata, t.codec, t.config, 'idle', t.head, $4, 0, clock.now,
-                clock.now, clock.now, clock.now
+                clock.now, clock.now, clock.now, t.ttl, t.ttl_strategy
          FROM threads t, (SELECT ",
         now!(),
         " AS now) AS clock WHERE t.thread_key = $1"
@@ -173,10 +179,15 @@ async fn copy_thread(conn: &mut PgConnection, scope: &Scope, from: &ThreadId, to
     thread_by_key(conn, scope, target).await
 }
 
-async fn delete_thread(conn: &mut PgConnection, key: ThreadKey) -> Result<Option<Vec<RunId>>> {
+async fn delete_thread(conn: &mut PgConnection, tenant: Uuid, key: ThreadKey) -> Result<Option<Vec<RunId>>> {
     if !lock_thread(conn, key).await? {
         return Ok(None);
     }
+    bury_thread(conn, tenant, key).await.map(Some)
+}
+
+/// Takes a locked thread out of sight, and removes a first part of its rows. Returns the runs that were active.
+pub(super) async fn bury_thread(conn: &mut PgConnection, tenant: Uuid, key: ThreadKey) -> Result<Vec<RunId>> {
     let active: Vec<(Uuid,)> = sqlx::query_as(
         "SELECT run_id FROM runs WHERE thread_key = $1 AND status IN ('pending', 'running') ORDER BY created_at, run_id",
     )
@@ -184,11 +195,31 @@ async fn delete_thread(conn: &mut PgConnection, key: ThreadKey) -> Result<Option
     .fetch_all(&mut *conn)
     .await
     .map_err(driver_error)?;
-    delete_thread_rows(conn, key).await?;
+    sqlx::query(
+        "WITH drop_threads AS (DELETE FROM threads WHERE thread_key = $1),
+         drop_active AS (
+             DELETE FROM runs WHERE thread_key = $1 AND status IN ('pending', 'running') RETURNING run_id
+         ),
+         drop_ticks AS (DELETE FROM cron_ticks WHERE cron_id IN (SELECT cron_id FROM crons WHERE thread_key = $1)),
+         drop_crons AS (DELETE FROM crons WHERE thread_key = $1)
+         DELETE FROM run_lookup WHERE run_id IN (SELECT run_id FROM drop_active)",
+    )
+    .bind(key.0)
+    .execute(&mut *conn)
+    .await
+    .map_err(driver_error)?;
+    if !remove_rows(conn, key).await? {
+        sqlx::query(concat!("INSERT INTO dead_threads (thread_key, tenant, deleted_at) VALUES ($1, $2, ", now!(), ")"))
+            .bind(key.0)
+            .bind(tenant)
+            .execute(&mut *conn)
+            .await
+            .map_err(driver_error)?;
+    }
     let active: Vec<RunId> = active.into_iter().map(|(run_id,)| run_id).collect();
     let notices: Vec<Notice> = active.iter().map(|run_id| Notice::RunEnded(*run_id)).collect();
     notify(conn, &notices).await?;
-    Ok(Some(active))
+    Ok(active)
 }
 
 fn push_conditions(query: &mut QueryBuilder<Postgres>, scope: &Scope, filter: &ThreadFilter) {
@@ -213,8 +244,8 @@ impl Threads for PostgresStorage {
     async fn create_thread(&self, scope: &Scope, new: NewThread) -> Result<ThreadCreated> {
         let tenant = scope.tenant();
         let key = new.id.key(tenant);
-        // Twice, since a thread that is in the way may be deleted before it is read.
-        for _ in 0..2 {
+        // More than once, since a thread that is in the way may be deleted before it is read.
+        for _ in 0..3 {
             let mut session = self.session().await?;
             let row = sqlx::query(CREATE)
                 .bind(key.0)
@@ -224,6 +255,8 @@ impl Threads for PostgresStorage {
                 .bind(encoding::metadata_text(&new.metadata))
                 .bind(PLAIN)
                 .bind(encoding::bytes(&new.config))
+                .bind(new.ttl.map(|ttl| ttl.micros))
+                .bind(new.ttl.map(|ttl| ttl.strategy.as_str()))
                 .fetch_optional(session.conn())
                 .await
                 .map_err(driver_error)?;
@@ -236,6 +269,7 @@ impl Threads for PostgresStorage {
             if let Some(thread) = found {
                 return Ok(ThreadCreated::Existing(thread));
             }
+            self.reclaim_thread(key).await?;
         }
         Err(StorageError::Unavailable(format!("thread {} is being created and deleted", new.id)))
     }
@@ -253,6 +287,7 @@ impl Threads for PostgresStorage {
             "WITH t AS (
                 UPDATE threads AS t SET
                     metadata = t.metadata || COALESCE($3, '{}')::jsonb, graph_id = COALESCE($4, t.graph_id),
+                    ttl = COALESCE($5, t.ttl), ttl_strategy = COALESCE($6, t.ttl_strategy),
                     updated_at = ",
             now!(),
             "   WHERE t.thread_key = $1 AND ($2::uuid IS NULL OR t.tenant = $2)
@@ -267,6 +302,8 @@ impl Threads for PostgresStorage {
         .bind(scope.filter())
         .bind(patch.metadata.as_ref().map(encoding::metadata_text))
         .bind(patch.graph_id)
+        .bind(patch.ttl.map(|ttl| ttl.micros))
+        .bind(patch.ttl.map(|ttl| ttl.strategy.as_str()))
         .fetch_optional(session.conn())
         .await
         .map_err(driver_error)?;
@@ -276,10 +313,39 @@ impl Threads for PostgresStorage {
 
     async fn delete_thread(&self, scope: &Scope, id: &ThreadId) -> Result<Option<Vec<RunId>>> {
         let mut transaction = self.begin().await?;
-        let Some(active) = delete_thread(&mut transaction, id.key(scope.tenant())).await? else { return Ok(None) };
+        let deleted = delete_thread(&mut transaction, scope.tenant(), id.key(scope.tenant())).await?;
+        let Some(active) = deleted else { return Ok(None) };
         self.commit(transaction).await?;
         self.tell(active.iter().map(|run_id| Notice::RunEnded(*run_id)));
         Ok(Some(active))
+    }
+
+    async fn update_head_metadata(
+        &self,
+        scope: &Scope,
+        id: &ThreadId,
+        metadata: &Json,
+    ) -> Result<Option<Option<CheckpointId>>> {
+        let mut session = self.session().await?;
+        let row = sqlx::query(
+            "WITH t AS MATERIALIZED (
+                 SELECT thread_key, head FROM threads WHERE thread_key = $1 AND ($2::uuid IS NULL OR tenant = $2)
+             ),
+             merged AS (
+                 UPDATE checkpoints c SET metadata = c.metadata || $3::jsonb
+                 FROM t WHERE c.thread_key = t.thread_key AND c.ns = '' AND c.checkpoint_id = t.head
+                 RETURNING c.checkpoint_id
+             )
+             SELECT (SELECT merged.checkpoint_id FROM merged) AS checkpoint_id FROM t",
+        )
+        .bind(id.key(scope.tenant()).0)
+        .bind(scope.filter())
+        .bind(encoding::metadata_text(metadata))
+        .fetch_optional(session.conn())
+        .await
+        .map_err(driver_error)?;
+        self.wrote(session).await?;
+        row.map(|row| get(&row, "checkpoint_id")).transpose()
     }
 
     async fn copy_thread(&self, scope: &Scope, from: &ThreadId, to: &ThreadId) -> Result<Option<Thread>> {

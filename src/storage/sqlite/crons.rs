@@ -220,7 +220,8 @@ async fn fire(write: &mut Write, scope: Scope, tick: CronTick) -> Result<CronFir
         .await
         .map_err(driver_error)?;
         if recorded.rows_affected() == 1 {
-            let created = create_run(write, Scope::Tenant(scope.tenant()), run).await?;
+            let in_the_way = || StorageError::Unavailable("a thread of this name is still being removed".into());
+            let created = create_run(write, Scope::Tenant(scope.tenant()), run).await?.ok_or_else(in_the_way)?;
             match &created {
                 RunCreated::Created { .. } => {}
                 RunCreated::ThreadMissing => {

@@ -31,6 +31,7 @@ mod assistants;
 mod checkpoints;
 mod crons;
 mod items;
+mod retention;
 mod runs;
 mod threads;
 
@@ -48,6 +49,7 @@ const MIGRATIONS: &[Migration] = &[
         name: "0006_assistants",
         sql: include_str!("../../../migrations/sqlite/0006_assistants.sql"),
     },
+    Migration { version: 7, name: "0007_threads", sql: include_str!("../../../migrations/sqlite/0007_threads.sql") },
     Migration { version: 8, name: "0008_crons", sql: include_str!("../../../migrations/sqlite/0008_crons.sql") },
 ];
 

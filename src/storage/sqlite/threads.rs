@@ -6,9 +6,10 @@ use sqlx::sqlite::SqliteConnection;
 use sqlx::{QueryBuilder, Sqlite};
 use uuid::Uuid;
 
+use super::retention::{is_dead, remove_rows};
 use super::rows::{get, thread_from};
 use super::{SqliteStorage, Write};
-use crate::model::{Fields, Json, RunId, Scope, Thread, ThreadId, ThreadKey};
+use crate::model::{CheckpointId, Fields, Json, RunId, Scope, Thread, ThreadId, ThreadKey};
 use crate::storage::encoding::{self, PLAIN, Place};
 use crate::storage::rows::driver_error;
 use crate::storage::{
@@ -50,8 +51,8 @@ pub(super) async fn thread_by_key(
 pub(super) async fn insert_thread(write: &mut Write, tenant: Uuid, new: &NewThread) -> Result<bool> {
     let done = sqlx::query(
         "INSERT INTO threads (thread_key, tenant, name, graph_id, metadata, codec, config, rest_status, last_event,
-                              revision, created_at, updated_at, state_updated_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, 'idle', 0, 1, $8, $8, $8)
+                              revision, created_at, updated_at, state_updated_at, ttl, ttl_strategy)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, 'idle', 0, 1, $8, $8, $8, $9, $10)
          ON CONFLICT (thread_key) DO NOTHING",
     )
     .bind(new.id.key(tenant).0)
@@ -62,6 +63,8 @@ pub(super) async fn insert_thread(write: &mut Write, tenant: Uuid, new: &NewThre
     .bind(PLAIN)
     .bind(encoding::bytes(&new.config))
     .bind(write.now)
+    .bind(new.ttl.map(|ttl| ttl.micros))
+    .bind(new.ttl.map(|ttl| ttl.strategy.as_str()))
     .execute(&mut write.conn)
     .await
     .map_err(driver_error)?;
@@ -75,7 +78,7 @@ pub(super) fn merge(below: &Json, over: &Json) -> Json {
     Json::from(&fields)
 }
 
-/// Deletes a thread with everything on it.
+/// Deletes a thread with everything on it: temporary threads, of one run each.
 pub(super) async fn delete_thread_rows(conn: &mut SqliteConnection, key: ThreadKey) -> Result<()> {
     for statement in [
         "DELETE FROM threads WHERE thread_key = $1",
@@ -111,12 +114,16 @@ pub(super) async fn head_status(conn: &mut SqliteConnection, key: ThreadKey) -> 
     Ok(if next.items().is_some_and(|next| !next.is_empty()) { "interrupted" } else { "idle" })
 }
 
-async fn create_thread(write: &mut Write, scope: Scope, new: NewThread) -> Result<ThreadCreated> {
+/// `None`: rows of a deleted thread are in the way.
+async fn create_thread(write: &mut Write, scope: Scope, new: NewThread) -> Result<Option<ThreadCreated>> {
+    if is_dead(&mut write.conn, new.id.key(scope.tenant())).await? {
+        return Ok(None);
+    }
     let inserted = insert_thread(write, scope.tenant(), &new).await?;
     let thread = thread_by_key(&mut write.conn, &scope, new.id.key(scope.tenant())).await?;
     let thread =
         thread.ok_or_else(|| StorageError::Other(format!("thread {} is not there after its insert", new.id)))?;
-    Ok(if inserted { ThreadCreated::New(thread) } else { ThreadCreated::Existing(thread) })
+    Ok(Some(if inserted { ThreadCreated::New(thread) } else { ThreadCreated::Existing(thread) }))
 }
 
 async fn update_thread(write: &mut Write, scope: Scope, id: ThreadId, patch: ThreadPatch) -> Result<Option<Thread>> {
@@ -124,12 +131,16 @@ async fn update_thread(write: &mut Write, scope: Scope, id: ThreadId, patch: Thr
     let Some(thread) = thread_by_key(&mut write.conn, &scope, key).await? else { return Ok(None) };
     let metadata = patch.metadata.map_or_else(|| thread.metadata.clone(), |over| merge(&thread.metadata, &over));
     sqlx::query(
-        "UPDATE threads SET metadata = $2, graph_id = COALESCE($3, graph_id), updated_at = $4 WHERE thread_key = $1",
+        "UPDATE threads SET metadata = $2, graph_id = COALESCE($3, graph_id), updated_at = $4, ttl = COALESCE($5, ttl),
+                            ttl_strategy = COALESCE($6, ttl_strategy)
+         WHERE thread_key = $1",
     )
     .bind(key.0)
     .bind(encoding::metadata_text(&metadata))
     .bind(patch.graph_id)
     .bind(write.now)
+    .bind(patch.ttl.map(|ttl| ttl.micros))
+    .bind(patch.ttl.map(|ttl| ttl.strategy.as_str()))
     .execute(&mut write.conn)
     .await
     .map_err(driver_error)?;
@@ -141,6 +152,11 @@ async fn delete_thread(write: &mut Write, scope: Scope, id: ThreadId) -> Result<
     if thread_by_key(&mut write.conn, &scope, key).await?.is_none() {
         return Ok(None);
     }
+    bury_thread(write, scope.tenant(), key).await.map(Some)
+}
+
+/// Takes a thread out of sight, and removes a first part of its rows. Returns the runs that were active.
+pub(super) async fn bury_thread(write: &mut Write, tenant: Uuid, key: ThreadKey) -> Result<Vec<RunId>> {
     let active: Vec<(Uuid,)> = sqlx::query_as(
         "SELECT run_id FROM runs WHERE thread_key = $1 AND status IN ('pending', 'running') ORDER BY created_at, run_id",
     )
@@ -148,10 +164,59 @@ async fn delete_thread(write: &mut Write, scope: Scope, id: ThreadId) -> Result<
     .fetch_all(&mut write.conn)
     .await
     .map_err(driver_error)?;
-    delete_thread_rows(&mut write.conn, key).await?;
+    for statement in [
+        "DELETE FROM threads WHERE thread_key = $1",
+        "DELETE FROM run_lookup WHERE run_id IN
+             (SELECT run_id FROM runs WHERE thread_key = $1 AND status IN ('pending', 'running'))",
+        "DELETE FROM runs WHERE thread_key = $1 AND status IN ('pending', 'running')",
+        "DELETE FROM cron_ticks WHERE cron_id IN (SELECT cron_id FROM crons WHERE thread_key = $1)",
+        "DELETE FROM crons WHERE thread_key = $1",
+    ] {
+        sqlx::query(statement).bind(key.0).execute(&mut write.conn).await.map_err(driver_error)?;
+    }
+    if !remove_rows(&mut write.conn, key).await? {
+        sqlx::query("INSERT INTO dead_threads (thread_key, tenant, deleted_at) VALUES ($1, $2, $3)")
+            .bind(key.0)
+            .bind(tenant)
+            .bind(write.now)
+            .execute(&mut write.conn)
+            .await
+            .map_err(driver_error)?;
+    }
     let active: Vec<RunId> = active.into_iter().map(|(run_id,)| run_id).collect();
     write.notices.extend(active.iter().map(|run_id| crate::storage::Notice::RunEnded(*run_id)));
-    Ok(Some(active))
+    Ok(active)
+}
+
+async fn update_head_metadata(
+    write: &mut Write,
+    scope: Scope,
+    key: ThreadKey,
+    over: Json,
+) -> Result<Option<Option<CheckpointId>>> {
+    let row = sqlx::query(
+        "SELECT t.head, c.metadata FROM threads t
+         LEFT JOIN checkpoints c ON c.thread_key = t.thread_key AND c.ns = '' AND c.checkpoint_id = t.head
+         WHERE t.thread_key = $1 AND ($2 IS NULL OR t.tenant = $2)",
+    )
+    .bind(key.0)
+    .bind(scope.filter())
+    .fetch_optional(&mut write.conn)
+    .await
+    .map_err(driver_error)?;
+    let Some(row) = row else { return Ok(None) };
+    let head: Option<String> = get(&row, "head")?;
+    let (Some(head), Some(metadata)) = (head, get::<Option<String>>(&row, "metadata")?) else { return Ok(Some(None)) };
+    let at = Place { table: "checkpoints", column: "metadata", id: &head };
+    let merged = merge(&encoding::metadata(&metadata, at)?, &over);
+    sqlx::query("UPDATE checkpoints SET metadata = $3 WHERE thread_key = $1 AND ns = '' AND checkpoint_id = $2")
+        .bind(key.0)
+        .bind(&head)
+        .bind(encoding::metadata_text(&merged))
+        .execute(&mut write.conn)
+        .await
+        .map_err(driver_error)?;
+    Ok(Some(Some(head)))
 }
 
 async fn copy_thread(write: &mut Write, scope: Scope, from: ThreadId, to: ThreadId) -> Result<Option<Thread>> {
@@ -161,8 +226,8 @@ async fn copy_thread(write: &mut Write, scope: Scope, from: ThreadId, to: Thread
     }
     for statement in [
         "INSERT INTO threads (thread_key, tenant, name, graph_id, metadata, codec, config, rest_status, head, view,
-                              last_event, revision, created_at, updated_at, state_updated_at)
-         SELECT $2, tenant, $3, graph_id, metadata, codec, config, 'idle', head, $5, 0, 1, $4, $4, $4
+                              last_event, revision, created_at, updated_at, state_updated_at, ttl, ttl_strategy)
+         SELECT $2, tenant, $3, graph_id, metadata, codec, config, 'idle', head, $5, 0, 1, $4, $4, $4, ttl, ttl_strategy
          FROM threads WHERE thread_key = $1",
         "INSERT INTO checkpoints (thread_key, ns, checkpoint_id, tenant, parent_id, run_id, step, source, created_at,
                                   metadata, codec, next_nodes, body, size_bytes)
@@ -277,7 +342,14 @@ async fn count(conn: &mut SqliteConnection, scope: Scope, filter: ThreadFilter) 
 impl Threads for SqliteStorage {
     async fn create_thread(&self, scope: &Scope, new: NewThread) -> Result<ThreadCreated> {
         let scope = *scope;
-        self.write(move |write| Box::pin(create_thread(write, scope, new))).await
+        for _ in 0..3 {
+            let again = new.clone();
+            if let Some(created) = self.write(move |write| Box::pin(create_thread(write, scope, again))).await? {
+                return Ok(created);
+            }
+            self.reclaim_thread(new.id.key(scope.tenant())).await?;
+        }
+        Err(StorageError::Unavailable(format!("thread {} is being created and deleted", new.id)))
     }
 
     async fn find_thread(&self, scope: &Scope, id: &ThreadId) -> Result<Option<Thread>> {
@@ -293,6 +365,16 @@ impl Threads for SqliteStorage {
     async fn delete_thread(&self, scope: &Scope, id: &ThreadId) -> Result<Option<Vec<RunId>>> {
         let (scope, id) = (*scope, id.clone());
         self.write(move |write| Box::pin(delete_thread(write, scope, id))).await
+    }
+
+    async fn update_head_metadata(
+        &self,
+        scope: &Scope,
+        id: &ThreadId,
+        metadata: &Json,
+    ) -> Result<Option<Option<CheckpointId>>> {
+        let (scope, key, metadata) = (*scope, id.key(scope.tenant()), metadata.clone());
+        self.write(move |write| Box::pin(update_head_metadata(write, scope, key, metadata))).await
     }
 
     async fn copy_thread(&self, scope: &Scope, from: &ThreadId, to: &ThreadId) -> Result<Option<Thread>> {

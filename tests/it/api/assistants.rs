@@ -2,6 +2,9 @@
 
 use serde_json::{Value, json};
 
+use session_store::graph::{END, Graph, START, StateGraph};
+use session_store::http::HttpSettings;
+
 use crate::support::server::TestServer;
 
 #[tokio::test]
@@ -217,4 +220,42 @@ async fn graphs_without_subgraphs_list_none() {
     assert_eq!(server.get(&format!("{place}/nope?recurse=true")).await.ok(), json!({}));
     server.get(&format!("{place}?recurse=maybe")).await.refused(422);
     server.get("/assistants/counter/subgraphs").await.refused(422);
+}
+
+/// A graph in a graph in a graph.
+fn nested() -> Graph {
+    let node = async |(), _ctx| Ok(());
+    let inner = StateGraph::dynamic("inner").node("a", node).node("b", node).edge(START, "a").edge("a", "b");
+    let inner = inner.edge("b", END).build().expect("builds");
+    let middle = StateGraph::dynamic("middle").subgraph("inner", inner).edge(START, "inner").build().expect("builds");
+    StateGraph::dynamic("outer").subgraph("middle", middle).edge(START, "middle").build().expect("builds")
+}
+
+#[tokio::test]
+async fn graphs_inside_graphs_are_drawn_and_described_to_any_depth() {
+    let server = TestServer::serving(HttpSettings::default(), vec![nested()]).await;
+    let id = server.post("/assistants/search", json!({})).await.ok()[0]["assistant_id"].clone();
+    let place = format!("/assistants/{}", id.as_str().expect("an id"));
+    let ids = async |query: &str| {
+        let drawing = server.get(&format!("{place}/graph{query}")).await.ok();
+        let nodes = drawing["nodes"].as_array().expect("nodes").iter();
+        nodes.map(|node| node["id"].as_str().expect("an id").to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(ids("").await, ["__start__", "middle", "__end__"]);
+    assert_eq!(ids("?xray=false").await, ids("").await);
+    assert_eq!(ids("?xray=1").await, ["__start__", "middle:inner", "__end__"]);
+    assert_eq!(ids("?xray=true").await, ["__start__", "middle:inner:a", "middle:inner:b", "__end__"]);
+    let names = async |path: &str| {
+        let found = server.get(&format!("{place}/subgraphs{path}")).await.ok();
+        let schemas = found.as_object().expect("an object");
+        assert!(
+            schemas.values().all(|one| one["input_schema"].is_object() && one.get("graph_id").is_none()),
+            "{found}"
+        );
+        schemas.keys().cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(names("").await, ["middle"]);
+    assert_eq!(names("?recurse=true").await, ["middle", "middle|inner"]);
+    assert_eq!(names("/middle%7Cinner?recurse=true").await, ["middle|inner"]);
+    assert_eq!(names("/inner").await, Vec::<String>::new());
 }

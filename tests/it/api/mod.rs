@@ -3,7 +3,9 @@
 mod assistants;
 mod bad_input;
 mod crons;
+mod multitask;
 mod protocol;
+mod retention;
 mod runs;
 mod state;
 mod store;

@@ -95,3 +95,37 @@ async fn copies_have_the_state_and_a_name_of_their_own() {
     assert_eq!(server.get(&format!("{place}/state")).await.ok()["values"], json!({"counter": 3}));
     server.post("/threads/nobody/copy", json!({})).await.refused(409);
 }
+
+#[tokio::test]
+async fn threads_are_made_with_a_history() {
+    let server = TestServer::start().await;
+    let update = |n: i64, node: &str| json!({"updates": [{"values": {"counter": n}, "as_node": node}]});
+    let body =
+        json!({"metadata": {"graph_id": "counter"}, "supersteps": [update(1, "__input__"), update(2, "increment")]});
+    let thread = server.post("/threads", body).await.ok();
+    let place = format!("/threads/{}", thread["thread_id"].as_str().expect("an id"));
+    assert_eq!(server.get(&format!("{place}/state")).await.ok()["values"], json!({"counter": 2}));
+    let bad = json!({"thread_id": "t", "metadata": {"graph_id": "counter"}, "supersteps": [update(1, "nobody")]});
+    let answer = server.post("/threads", bad).await;
+    assert_eq!(answer.status, 201);
+    assert!(answer.json()["detail"].as_str().is_some_and(|text| text.contains("supersteps failed")), "{answer:?}");
+    server.get("/threads/t").await.ok();
+    let text = server.post("/threads", json!({"supersteps": [update(1, "increment")]})).await.refused(422);
+    assert!(text.starts_with("supersteps"), "{text}");
+}
+
+#[tokio::test]
+async fn threads_are_found_by_ids_and_status() {
+    let server = TestServer::start().await;
+    let ids = [server.thread().await, server.thread().await];
+    let found = server.post("/threads/search", json!({"ids": [ids[0]]})).await.ok();
+    assert_eq!((found.as_array().map(Vec::len), &found[0]["thread_id"]), (Some(1), &json!(ids[0])));
+    let asked = json!({"assistant_id": "approval", "input": {"topic": "tea"}});
+    server.post(&format!("/threads/{}/runs/wait", ids[1]), asked).await.ok();
+    let found = server.post("/threads/search", json!({"status": "interrupted"})).await.ok();
+    assert_eq!((found.as_array().map(Vec::len), &found[0]["thread_id"]), (Some(1), &json!(ids[1])));
+    assert_eq!(found[0]["interrupts"].as_object().map(serde_json::Map::len), Some(1));
+    server.post("/threads/search", json!({"ids": ["a b"]})).await.refused(422);
+    server.post("/threads/search", json!({"status": "asleep"})).await.refused(422);
+    server.post("/threads/search", json!({"select": ["nope"]})).await.refused(422);
+}

@@ -21,8 +21,14 @@ fn in_ns(ns: &str, checkpoint_id: &str, metadata: &str) -> CheckpointRow {
 async fn put(lab: &Lab, name: &str, rows: StepRows) {
     lab.storage.create_thread(&TENANT, thread(name)).await.unwrap();
     let expected_head = find_thread(&lab.storage, name).await.unwrap().head;
-    let change =
-        StateCommit { thread_id: tid(name), expected_head, rows, thread_status: ThreadStatus::Idle, view: None };
+    let change = StateCommit {
+        thread_id: tid(name),
+        expected_head,
+        base: None,
+        rows,
+        thread_status: ThreadStatus::Idle,
+        view: None,
+    };
     assert_eq!(lab.storage.commit_state(&TENANT, change).await.unwrap(), StateOutcome::Committed);
 }
 

@@ -199,6 +199,7 @@ async fn a_state_change_needs_rest_and_the_expected_head(lab: Lab) {
     let storage = &lab.storage;
     let change = |head: Option<&str>, new: &str| StateCommit {
         thread_id: tid("t"),
+        base: None,
         expected_head: head.map(str::to_owned),
         rows: StepRows { checkpoints: vec![checkpoint(new, None)], head: Some(new.into()), ..StepRows::default() },
         thread_status: ThreadStatus::Interrupted,

@@ -17,6 +17,7 @@ mod claims;
 mod commits;
 mod crons;
 mod items;
+mod retention;
 mod runs;
 mod schema;
 mod threads;
@@ -125,7 +126,7 @@ fn id(n: u128) -> Uuid {
 }
 
 fn thread(name: &str) -> NewThread {
-    NewThread { id: tid(name), graph_id: None, metadata: Json::object(), config: Json::object() }
+    NewThread { id: tid(name), graph_id: None, metadata: Json::object(), config: Json::object(), ttl: None }
 }
 
 fn claim(lease: Duration) -> Claim {
@@ -147,6 +148,7 @@ fn run(name: &str, n: u128) -> NewRun {
         multitask_strategy: MultitaskStrategy::Enqueue,
         after: Duration::ZERO,
         thread_metadata: Json::object(),
+        thread_ttl: None,
         temporary: false,
         claim: None,
         actor: Some("tester".into()),

@@ -40,7 +40,11 @@ async fn a_patch_merges_metadata_shallowly(lab: Lab) {
     let new = NewThread { metadata: json(r#"{"keep":{"x":1},"change":{"x":1}}"#), ..thread("t") };
     storage.create_thread(&TENANT, new).await.unwrap();
     let before = find_thread(storage, "t").await.unwrap();
-    let patch = ThreadPatch { metadata: Some(json(r#"{"change":{"y":2},"add":null}"#)), graph_id: Some("g2".into()) };
+    let patch = ThreadPatch {
+        metadata: Some(json(r#"{"change":{"y":2},"add":null}"#)),
+        graph_id: Some("g2".into()),
+        ttl: None,
+    };
     let after = storage.update_thread(&TENANT, &tid("t"), patch).await.unwrap().unwrap();
     assert_eq!(after.metadata, json(r#"{"keep":{"x":1},"change":{"y":2},"add":null}"#));
     assert_eq!(after.graph_id.as_deref(), Some("g2"));
@@ -119,7 +123,7 @@ async fn metadata_with_nul_round_trips_and_is_found(lab: Lab) {
     assert!(found.metadata.text().contains("123456789012345678901234567890"), "{}", found.metadata);
     let filter = ThreadFilter { metadata: Some(json(r#"{"a":"x\u0000y"}"#)), ..ThreadFilter::default() };
     assert_eq!(storage.count_threads(&TENANT, &filter).await.unwrap(), 1);
-    let patch = ThreadPatch { metadata: Some(json(r#"{"d":"\u0000"}"#)), graph_id: None };
+    let patch = ThreadPatch { metadata: Some(json(r#"{"d":"\u0000"}"#)), graph_id: None, ttl: None };
     let patched = storage.update_thread(&TENANT, &tid("t"), patch).await.unwrap().unwrap();
     assert_eq!(patched.metadata.get("d").unwrap().as_str(), Some("\0"));
     let with_nul = NewRun { metadata: json(r#"{"r":"\u0000"}"#), actor: Some("a\0b".into()), ..run("t", 1) };

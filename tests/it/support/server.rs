@@ -12,7 +12,7 @@ use session_store::clock::Clock;
 use session_store::graph::Graph;
 use session_store::graphs;
 use session_store::http::{HttpSettings, router};
-use session_store::model::Durability;
+use session_store::model::{Durability, Ttl, TtlStrategy};
 use session_store::runtime::{CronSettings, Runtime, Settings};
 use session_store::storage::SharedStorage;
 use session_store::storage::connect::{ConnectOptions, connect};
@@ -52,8 +52,7 @@ impl TestServer {
     }
 
     pub(crate) async fn with(settings: HttpSettings) -> TestServer {
-        let graphs = graphs::all().into_iter().map(|graph| graph.expect("a shipped graph")).collect();
-        TestServer::serving(settings, graphs).await
+        TestServer::serving(settings, shipped()).await
     }
 
     /// A server of other graphs.
@@ -62,10 +61,27 @@ impl TestServer {
         TestServer::over(storage, settings, graphs).await
     }
 
+    /// A server that deletes threads when nobody has used them for this long.
+    pub(crate) async fn keeping_for(time: Duration) -> TestServer {
+        let storage = connect("memory", &ConnectOptions::default()).await.expect("a database in memory");
+        let ttl = Ttl::of_minutes(TtlStrategy::Delete, time.as_secs_f64() / 60.0);
+        let settings = Settings { default_ttl: Some(ttl), ..runtime_settings() };
+        TestServer::run(storage, HttpSettings::default(), settings, shipped()).await
+    }
+
     /// A server over a database that others may use, too.
     pub(crate) async fn over(storage: SharedStorage, settings: HttpSettings, graphs: Vec<Graph>) -> TestServer {
+        TestServer::run(storage, settings, runtime_settings(), graphs).await
+    }
+
+    async fn run(
+        storage: SharedStorage,
+        settings: HttpSettings,
+        runtime_settings: Settings,
+        graphs: Vec<Graph>,
+    ) -> TestServer {
         storage.migrate().await.expect("migrates");
-        let runtime = Runtime::new(storage, graphs, Clock::default(), runtime_settings());
+        let runtime = Runtime::new(storage, graphs, Clock::default(), runtime_settings);
         runtime.start();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
@@ -90,6 +106,15 @@ impl TestServer {
 
     pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
         self.send("POST", path, body.to_string()).await
+    }
+
+    /// Asks until it holds. A deadline, not a pace.
+    pub(crate) async fn until(&self, what: &str, mut holds: impl AsyncFnMut() -> bool) {
+        let started = std::time::Instant::now();
+        while !holds().await {
+            assert!(started.elapsed() < PATIENCE, "never happened: {what}");
+            tokio::task::yield_now().await;
+        }
     }
 
     /// A new thread's id.
@@ -215,6 +240,10 @@ impl Frame {
     }
 }
 
+fn shipped() -> Vec<Graph> {
+    graphs::all().into_iter().map(|graph| graph.expect("a shipped graph")).collect()
+}
+
 fn runtime_settings() -> Settings {
     Settings {
         worker: "test".into(),
@@ -226,6 +255,8 @@ fn runtime_settings() -> Settings {
         run_timeout: Duration::from_secs(60),
         recursion_limit: 10_007,
         durability: Durability::Async,
+        default_ttl: None,
+        sweep_every: Duration::from_millis(50),
         claims: true,
         crons: CronSettings { poll_every: Duration::from_millis(200), ..CronSettings::default() },
     }

@@ -104,6 +104,7 @@ impl PostgresStorage {
             CancelTarget::Runs { thread_id, run_ids } => {
                 (vec![thread_id.key(scope.tenant())], Selection::Runs(run_ids.clone()))
             }
+            CancelTarget::Thread(thread_id) => (vec![thread_id.key(scope.tenant())], Selection::All),
             CancelTarget::Status(statuses) => {
                 let statuses = statuses.iter().map(|status| status.as_str()).collect();
                 (self.threads_with_active_runs(scope, None).await?, Selection::Status(statuses))

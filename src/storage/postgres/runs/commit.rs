@@ -281,17 +281,22 @@ async fn change_state(conn: &mut PgConnection, scope: &Scope, change: &StateComm
     // A second statement: its snapshot is younger than the lock.
     let row = sqlx::query(
         "SELECT t.head, EXISTS (SELECT 1 FROM runs a
-                                WHERE a.thread_key = t.thread_key AND a.status IN ('pending', 'running')) AS busy
+                                WHERE a.thread_key = t.thread_key AND a.status IN ('pending', 'running')) AS busy,
+                ($2::text IS NULL OR EXISTS (SELECT 1 FROM checkpoints c
+                                             WHERE c.thread_key = t.thread_key AND c.ns = $2 AND c.checkpoint_id = $3))
+                AS has_base
          FROM threads t WHERE t.thread_key = $1",
     )
     .bind(key.0)
+    .bind(change.base.as_ref().map(|(ns, _)| ns))
+    .bind(change.base.as_ref().map(|(_, id)| id))
     .fetch_one(&mut *conn)
     .await
     .map_err(driver_error)?;
     if get(&row, "busy")? {
         return Ok(StateOutcome::ThreadBusy);
     }
-    if get::<Option<String>>(&row, "head")? != change.expected_head {
+    if get::<Option<String>>(&row, "head")? != change.expected_head || !get::<bool>(&row, "has_base")? {
         return Ok(StateOutcome::HeadMoved);
     }
     let mut columns = Rows::default();

@@ -34,27 +34,27 @@ const CREATE: &str = concat!(
         SELECT 1 WHERE (SELECT a.updated_at FROM assistants a WHERE a.tenant = $2 AND a.assistant_id = $9)
                        IS NOT DISTINCT FROM $19::bigint
     ),
+    dead AS MATERIALIZED (SELECT 1 FROM dead_threads WHERE thread_key = $1),
     -- Whether to go on at all; both ways of taking the thread ask this.
     admitted AS MATERIALIZED (SELECT 1 FROM named WHERE NOT ($7 = 'reject' AND EXISTS (SELECT 1 FROM active))),
     inserted AS (
+        -- Only where the snapshot shows no thread, and nothing left of a deleted one: should a thread be deleted after the
+        -- snapshot, nothing brings it back.
         INSERT INTO threads AS t (thread_key, tenant, name, graph_id, metadata, codec, config, rest_status, last_event,
-                                  revision, created_at, updated_at, state_updated_at)
-        SELECT $1, $2, $3, $4, $5::jsonb, 0, '{}', 'idle', 0, clock.now, clock.now, clock.now, clock.now
-        FROM clock, admitted WHERE $6
-        ON CONFLICT (thread_key) DO UPDATE SET
-            graph_id = EXCLUDED.graph_id, metadata = t.metadata || EXCLUDED.metadata,
-            updated_at = EXCLUDED.updated_at, revision = t.revision + 1
-        -- t is the row as it is now, snap the row as it was: the same, or the snapshot is stale.
-        WHERE t.revision = (SELECT snap.revision FROM snap)
+                                  revision, created_at, updated_at, state_updated_at, ttl, ttl_strategy)
+        SELECT $1, $2, $3, $4, $5::jsonb, 0, '{}', 'idle', 0, clock.now, clock.now, clock.now, clock.now, $21, $22
+        FROM clock, admitted
+        WHERE $6 AND NOT EXISTS (SELECT 1 FROM snap) AND NOT EXISTS (SELECT 1 FROM dead)
+        ON CONFLICT (thread_key) DO NOTHING
         RETURNING t.thread_key, t.tenant, t.name, t.graph_id, t.metadata, t.codec, t.config, t.rest_status, t.error,
                   t.head, t.view, t.last_event, t.created_at, t.updated_at, t.state_updated_at
     ),
     updated AS (
-        -- The thread is not to be created: should it be deleted meanwhile, nothing brings it back.
         UPDATE threads t SET
             graph_id = $4, metadata = t.metadata || $5::jsonb, updated_at = clock.now, revision = t.revision + 1
         FROM clock, admitted
-        WHERE NOT $6 AND t.thread_key = $1 AND t.revision = (SELECT snap.revision FROM snap)
+        -- t is the row as it is now, snap the row as it was: the same, or the snapshot is stale.
+        WHERE t.thread_key = $1 AND t.revision = (SELECT snap.revision FROM snap)
         RETURNING t.thread_key, t.tenant, t.name, t.graph_id, t.metadata, t.codec, t.config, t.rest_status, t.error,
                   t.head, t.view, t.last_event, t.created_at, t.updated_at, t.state_updated_at
     ),
@@ -112,6 +112,7 @@ const CREATE: &str = concat!(
        t.error, t.head, t.view, t.last_event, t.created_at, t.updated_at, t.state_updated_at, TRUE AS busy,
        (t.thread_key IS NOT NULL) AS is_taken,
        EXISTS (SELECT 1 FROM snap) AS thread_found,
+       EXISTS (SELECT 1 FROM dead) AS is_dead,
        EXISTS (SELECT 1 FROM named) AS is_assistant_current,
        EXISTS (SELECT 1 FROM admitted) AS is_admitted,
        ARRAY(SELECT run_id FROM cancelled ORDER BY run_id) AS cancelled_ids,
@@ -128,6 +129,8 @@ const ATTEMPTS: usize = 50;
 enum Tried {
     Done(Box<RunCreated>),
     Stale,
+    /// Rows of a deleted thread of this name are in the way.
+    Dead,
 }
 
 impl PostgresStorage {
@@ -167,6 +170,7 @@ impl PostgresStorage {
                     return Ok(*created);
                 }
                 Ok(Tried::Stale) => {}
+                Ok(Tried::Dead) => self.reclaim_thread(new.thread_id.key(tenant)).await?,
                 Err(Failure::RunExists) => return Ok(RunCreated::RunExists),
                 Err(Failure::Raced) => {}
                 Err(Failure::Storage(error)) => return Err(error),
@@ -219,7 +223,7 @@ pub(in crate::storage::postgres) async fn create_in(
 ) -> Result<Option<RunCreated>> {
     match locked(conn, tenant, new).await {
         Ok(Tried::Done(created)) => Ok(Some(*created)),
-        Ok(Tried::Stale) | Err(Failure::Raced) => Ok(None),
+        Ok(Tried::Stale | Tried::Dead) | Err(Failure::Raced) => Ok(None),
         Err(Failure::RunExists) => Ok(Some(RunCreated::RunExists)),
         Err(Failure::Storage(error)) => Err(error),
     }
@@ -280,6 +284,8 @@ async fn statement(conn: &mut PgConnection, tenant: Uuid, new: &NewRun) -> std::
         .bind(reason)
         .bind(new.assistant_as_of.map(|at| at.0))
         .bind(encoding::metadata_text(&new.assistant_metadata))
+        .bind(new.thread_ttl.map(|ttl| ttl.micros))
+        .bind(new.thread_ttl.map(|ttl| ttl.strategy.as_str()))
         .fetch_one(conn)
         .await?;
     if !get::<bool>(&row, "is_taken")? {
@@ -291,6 +297,9 @@ async fn statement(conn: &mut PgConnection, tenant: Uuid, new: &NewRun) -> std::
         }
         if !get::<bool>(&row, "thread_found")? && !new.create_thread {
             return Ok(Tried::Done(Box::new(RunCreated::ThreadMissing)));
+        }
+        if get(&row, "is_dead")? {
+            return Ok(Tried::Dead);
         }
         return Ok(Tried::Stale);
     }

@@ -103,6 +103,9 @@ pub(super) async fn cancel_runs(
             let key = thread_id.key(scope.tenant());
             return cancel_active(write, key, &Selection::Runs(run_ids), &request).await;
         }
+        CancelTarget::Thread(thread_id) => {
+            return cancel_active(write, thread_id.key(scope.tenant()), &Selection::All, &request).await;
+        }
         CancelTarget::Status(statuses) => {
             (Selection::Status(statuses.iter().map(|status| status.as_str()).collect()), None)
         }

@@ -242,10 +242,15 @@ pub(super) async fn commit_state(write: &mut Write, scope: Scope, change: StateC
     let row = sqlx::query(
         "SELECT t.tenant, t.head,
                 EXISTS (SELECT 1 FROM runs a
-                        WHERE a.thread_key = t.thread_key AND a.status IN ('pending', 'running')) AS busy
+                        WHERE a.thread_key = t.thread_key AND a.status IN ('pending', 'running')) AS busy,
+                ($2 IS NULL OR EXISTS (SELECT 1 FROM checkpoints c
+                                       WHERE c.thread_key = t.thread_key AND c.ns = $2 AND c.checkpoint_id = $3))
+                AS has_base
          FROM threads t WHERE t.thread_key = $1",
     )
     .bind(key.0)
+    .bind(change.base.as_ref().map(|(ns, _)| ns.clone()))
+    .bind(change.base.as_ref().map(|(_, id)| id.clone()))
     .fetch_optional(&mut write.conn)
     .await
     .map_err(driver_error)?;
@@ -253,7 +258,7 @@ pub(super) async fn commit_state(write: &mut Write, scope: Scope, change: StateC
     if get(&row, "busy")? {
         return Ok(StateOutcome::ThreadBusy);
     }
-    if get::<Option<String>>(&row, "head")? != change.expected_head {
+    if get::<Option<String>>(&row, "head")? != change.expected_head || !get::<bool>(&row, "has_base")? {
         return Ok(StateOutcome::HeadMoved);
     }
     insert_rows(write, get(&row, "tenant")?, key, &change.rows).await?;

@@ -1,5 +1,6 @@
 //! Inserting a run and applying its multitask strategy. The writer is alone, so what it reads stays true.
 
+use super::super::retention::is_dead;
 use super::super::rows::get;
 use super::super::threads::{insert_thread, merge, thread_by_key};
 use super::super::{Write, micros};
@@ -10,12 +11,20 @@ use crate::storage::encoding::{self, PLAIN, hide_nul};
 use crate::storage::rows::driver_error;
 use crate::storage::{CancelRequest, ClaimedRun, Lease, NewRun, NewThread, Notice, Result, RunCreated, StorageError};
 
-pub(in crate::storage::sqlite) async fn create_run(write: &mut Write, scope: Scope, new: NewRun) -> Result<RunCreated> {
+/// `None`: rows of a deleted thread are in the way of the one to be made.
+pub(in crate::storage::sqlite) async fn create_run(
+    write: &mut Write,
+    scope: Scope,
+    new: NewRun,
+) -> Result<Option<RunCreated>> {
     let tenant = scope.tenant();
     let key = new.thread_id.key(tenant);
     let thread = thread_by_key(&mut write.conn, &scope, key).await?;
     if thread.is_none() && !new.create_thread {
-        return Ok(RunCreated::ThreadMissing);
+        return Ok(Some(RunCreated::ThreadMissing));
+    }
+    if thread.is_none() && is_dead(&mut write.conn, key).await? {
+        return Ok(None);
     }
     let as_of = sqlx::query("SELECT updated_at FROM assistants WHERE tenant = $1 AND assistant_id = $2")
         .bind(tenant)
@@ -26,7 +35,7 @@ pub(in crate::storage::sqlite) async fn create_run(write: &mut Write, scope: Sco
         .map(|row| get(&row, "updated_at"))
         .transpose()?;
     if as_of != new.assistant_as_of.map(|at| at.0) {
-        return Ok(RunCreated::AssistantChanged);
+        return Ok(Some(RunCreated::AssistantChanged));
     }
     let busy = exists(
         write,
@@ -35,17 +44,22 @@ pub(in crate::storage::sqlite) async fn create_run(write: &mut Write, scope: Sco
     )
     .await?;
     if busy && new.multitask_strategy == MultitaskStrategy::Reject {
-        return Ok(RunCreated::ThreadBusy);
+        return Ok(Some(RunCreated::ThreadBusy));
     }
     if exists(write, "SELECT EXISTS (SELECT 1 FROM run_lookup WHERE run_id = $1) AS it", new.run_id).await? {
-        return Ok(RunCreated::RunExists);
+        return Ok(Some(RunCreated::RunExists));
     }
 
     // What the run inherits is the metadata before this request's own is merged in.
     let inherited = thread.as_ref().map_or_else(Json::object, |thread| thread.metadata.clone());
     if thread.is_none() {
-        let empty =
-            NewThread { id: new.thread_id.clone(), graph_id: None, metadata: Json::object(), config: Json::object() };
+        let empty = NewThread {
+            id: new.thread_id.clone(),
+            graph_id: None,
+            metadata: Json::object(),
+            config: Json::object(),
+            ttl: new.thread_ttl,
+        };
         insert_thread(write, tenant, &empty).await?;
     }
     sqlx::query(
@@ -121,7 +135,7 @@ pub(in crate::storage::sqlite) async fn create_run(write: &mut Write, scope: Sco
         write.notices.push(Notice::RunPending);
         None
     };
-    Ok(RunCreated::Created { run, claimed, cancelled })
+    Ok(Some(RunCreated::Created { run, claimed, cancelled }))
 }
 
 async fn exists(write: &mut Write, statement: &'static str, id: uuid::Uuid) -> Result<bool> {

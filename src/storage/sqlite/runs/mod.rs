@@ -12,7 +12,7 @@ use crate::model::{EventId, Run, RunId, RunStatus, Scope, ThreadId, ThreadKey, T
 use crate::storage::rows::driver_error;
 use crate::storage::{
     CancelRequest, CancelTarget, Cancelled, Claim, ClaimedRun, CommitOutcome, Lease, LeaseState, NewRun, Page, Result,
-    RunCreated, RunFilter, Runs, StateCommit, StateOutcome, StepCommit, StoredEvent,
+    RunCreated, RunFilter, Runs, StateCommit, StateOutcome, StepCommit, StorageError, StoredEvent,
 };
 
 mod cancel;
@@ -82,7 +82,17 @@ async fn list(
 impl Runs for SqliteStorage {
     async fn create_run(&self, scope: &Scope, new: NewRun) -> Result<RunCreated> {
         let scope = *scope;
-        self.write(move |write| Box::pin(create::create_run(write, scope, new))).await
+        let (id, key) = (new.run_id, new.thread_id.key(scope.tenant()));
+        let mut next = Some(new);
+        while let Some(new) = next.take() {
+            let again = new.create_thread.then(|| new.clone());
+            if let Some(created) = self.write(move |write| Box::pin(create::create_run(write, scope, new))).await? {
+                return Ok(created);
+            }
+            self.reclaim_thread(key).await?;
+            next = again;
+        }
+        Err(StorageError::Other(format!("run {id} was neither inserted nor refused")))
     }
 
     async fn claim_runs(&self, scope: &Scope, claim: &Claim, max_attempts: i32, limit: i64) -> Result<Vec<ClaimedRun>> {

@@ -1,0 +1,152 @@
+//! What is removed in time: threads that expired, states that nobody needs, rows that deleted threads left.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::persist::references;
+use super::{Runtime, RuntimeError};
+use crate::model::{CheckpointId, Scope, Thread, ThreadId, ThreadStatus, TtlStrategy};
+use crate::storage::{
+    CheckpointFilter, ExpiredThread, Kept, PayloadHash, Pruned, Size, StorageError, StoredCheckpoint, ThreadSizes,
+    Which,
+};
+
+/// Expired threads looked up at once.
+const SWEEP_PAGE: i64 = 100;
+/// States whose values are told apart by channel in a report, the newest ones; and how many are read at once.
+const REPORTED_STATES: usize = 1_000;
+const REPORT_PAGE: i64 = 200;
+
+/// What a thread occupies, and which channels' values that is.
+#[derive(Debug, Clone, Default)]
+pub struct StorageReport {
+    pub sizes: ThreadSizes,
+    /// Values of lists, and those stored once per thread, by the channel that holds them. What only states older than the
+    /// newest [`REPORTED_STATES`] hold is in the totals alone.
+    pub by_channel: BTreeMap<String, Size>,
+}
+
+impl Runtime {
+    /// Sweeps from time to time. Any number of processes may do so: each removal asks again whether it is due.
+    pub(crate) async fn sweep_loop(self) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(self.inner.settings.sweep_every) => {}
+                () = self.inner.stopped.cancelled() => return,
+            }
+            tokio::select! {
+                swept = self.sweep() => {
+                    if let Err(error) = swept {
+                        tracing::warn!(%error, "could not remove what has expired; it is tried again");
+                    }
+                }
+                () = self.inner.stopped.cancelled() => return,
+            }
+        }
+    }
+
+    /// Removes what is due, in bounded steps. Returns how many threads that concerned.
+    pub async fn sweep(&self) -> Result<usize, RuntimeError> {
+        let mut swept = 0;
+        loop {
+            let due = self.storage().expired_threads(&Scope::Server, SWEEP_PAGE).await?;
+            let mut removed = 0;
+            for thread in &due {
+                match self.expire(thread).await {
+                    Ok(is_removed) => removed += usize::from(is_removed),
+                    Err(error) => tracing::warn!(thread.id = %thread.id, %error, "could not remove an expired thread"),
+                }
+            }
+            swept += removed;
+            // What could not be removed would only be found again.
+            if removed == 0 || (due.len() as i64) < SWEEP_PAGE {
+                break;
+            }
+        }
+        while self.storage().reclaim(&Scope::Server).await? {}
+        Ok(swept)
+    }
+
+    async fn expire(&self, thread: &ExpiredThread) -> Result<bool, RuntimeError> {
+        match thread.strategy {
+            TtlStrategy::Delete => Ok(self.storage().expire_thread(&thread.scope, &thread.id).await?),
+            TtlStrategy::KeepLatest => self.prune_to_latest(&thread.scope, &thread.id).await,
+        }
+    }
+
+    /// Removes all but a thread's latest state, and what the graphs inside it wait with or remember. False when the thread
+    /// is missing or in use. Dropped halfway, some older states are left.
+    pub async fn prune_to_latest(&self, scope: &Scope, id: &ThreadId) -> Result<bool, RuntimeError> {
+        let Some(thread) = self.storage().find_thread(scope, id).await? else { return Ok(false) };
+        if thread.status == ThreadStatus::Busy {
+            return Ok(false);
+        }
+        let kept = self.latest_of(scope, &thread).await?;
+        loop {
+            match self.storage().prune_thread(scope, id, &kept).await? {
+                Pruned::Done => return Ok(true),
+                Pruned::More => {}
+                Pruned::Changed => return Ok(false),
+            }
+        }
+    }
+
+    /// The latest state of each namespace that is still of use: the root; graphs that remember across calls; and calls
+    /// that the root's latest state waits for.
+    async fn latest_of(&self, scope: &Scope, thread: &Thread) -> Result<Kept, RuntimeError> {
+        let mut rows: Vec<StoredCheckpoint> = Vec::new();
+        for ns in self.storage().list_namespaces_of(scope, &thread.id).await? {
+            let latest = self.storage().load_checkpoint(scope, thread.key, &ns, &Which::Latest).await?;
+            rows.extend(latest.filter(|stored| !ns.contains(':') || belongs_to(stored, thread.head.as_ref())));
+        }
+        let found = references(&rows)?;
+        Ok(Kept {
+            head: thread.head.clone(),
+            checkpoints: rows.into_iter().map(|stored| (stored.row.ns, stored.row.id)).collect(),
+            payloads: found.payloads.into_keys().collect(),
+            branches: found.ranges.into_iter().map(|r| (r.ns, r.channel, r.branch, r.end)).collect(),
+        })
+    }
+
+    /// What a thread occupies.
+    pub async fn thread_storage(&self, scope: &Scope, id: &ThreadId) -> Result<StorageReport, RuntimeError> {
+        let missing = || RuntimeError::ThreadNotFound(id.to_string());
+        let sizes = self.storage().thread_sizes(scope, id).await?.ok_or_else(missing)?;
+        let mut by_channel: BTreeMap<String, Size> = sizes.lists.iter().cloned().collect();
+        let channels = self.channels_of_payloads(scope, id).await?;
+        let hashes: Vec<PayloadHash> = channels.keys().copied().collect();
+        for (hash, bytes) in self.storage().payload_sizes(scope, id.key(scope.tenant()), &hashes).await? {
+            let Some(channel) = channels.get(&hash) else { continue };
+            let size = by_channel.entry(channel.clone()).or_default();
+            size.count += 1;
+            size.bytes += bytes;
+        }
+        Ok(StorageReport { sizes, by_channel })
+    }
+
+    async fn channels_of_payloads(
+        &self,
+        scope: &Scope,
+        id: &ThreadId,
+    ) -> Result<HashMap<PayloadHash, String>, StorageError> {
+        let key = id.key(scope.tenant());
+        let mut channels = HashMap::new();
+        let mut filter = CheckpointFilter::default();
+        let mut left = REPORTED_STATES;
+        while left > 0 {
+            let rows = self.storage().list_checkpoints(scope, key, &filter, REPORT_PAGE).await?;
+            for (hash, channel) in references(&rows)?.payloads {
+                channels.entry(hash).or_insert(channel);
+            }
+            let Some(last) = rows.last().filter(|_| rows.len() as i64 == REPORT_PAGE) else { break };
+            filter.before = Some(last.row.id.clone());
+            left = left.saturating_sub(rows.len());
+        }
+        Ok(channels)
+    }
+}
+
+/// Whether a state inside a graph is part of what the root's state `head` waits for.
+fn belongs_to(stored: &StoredCheckpoint, head: Option<&CheckpointId>) -> bool {
+    let parent = stored.row.metadata.get("parents").and_then(|parents| parents.get(""));
+    head.is_some() && parent.as_ref().and_then(|id| id.as_str()) == head.map(String::as_str)
+}
