@@ -1,5 +1,6 @@
 //! The body of a scripted node: its operations, one after the other.
 
+use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,8 +12,8 @@ use session_store::graph::{
 };
 use session_store::model::Json;
 
-use crate::template::{Env, destinations, eval, fixture_error, message, text};
-use crate::{condition, counters, policies};
+use super::template::{Env, destinations, eval, fixture_error, message, text};
+use super::{condition, counters, policies};
 
 /// A scripted body.
 pub(crate) struct Body {
@@ -159,7 +160,10 @@ impl Execution<'_> {
             let chunk = AiChunk::new(id, *token);
             let chunk = if index + 1 == tokens.len() { chunk.last() } else { chunk };
             self.ctx.messages().chunk(&chunk)?;
-            tokio::task::yield_now().await;
+        }
+        // As long as the chat model of the reference takes: rounds of its event loop.
+        for _ in 0..9 {
+            go_round().await;
         }
         self.push(op, json!(Message::ai(tokens.concat()).with_id(id)));
         Ok(())
@@ -233,4 +237,17 @@ impl Execution<'_> {
         }
         Ok(())
     }
+}
+
+/// Lets all siblings that are ready go on, once.
+async fn go_round() {
+    let mut has_gone = false;
+    std::future::poll_fn(|cx| {
+        if std::mem::replace(&mut has_gone, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }

@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use serde_json::{Value, json};
 use session_store::graph::NodeError;
 
-use crate::template::{Env, eval, fixture_error};
+use super::template::{Env, eval, fixture_error};
 
 /// Whether a condition holds.
 pub(crate) fn holds(condition: &Value, env: &Env) -> Result<bool, NodeError> {

@@ -9,10 +9,10 @@ use session_store::graph::{
 };
 use session_store::model::Json;
 
-use crate::body::Body;
-use crate::documents::{Channel, Document, Node as NodeDocument, Router};
-use crate::template::{self, Env};
-use crate::{counters, policies};
+use super::body::Body;
+use super::documents::{Channel, Document, Node as NodeDocument, Router};
+use super::template::{self, Env};
+use super::{counters, policies};
 
 /// Builds a root graph.
 pub(crate) fn graph(document: &Document) -> anyhow::Result<Graph> {

@@ -7,7 +7,7 @@ use session_store::engine::command::overwrite;
 use session_store::graph::{Destination, Message, NodeError};
 use session_store::model::Json;
 
-use crate::condition;
+use super::condition;
 
 /// What a template can see.
 #[derive(Debug, Default)]

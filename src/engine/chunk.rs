@@ -163,15 +163,14 @@ pub fn checkpoint_tasks(
             };
             let mut fields: Vec<(&str, Json)> = vec![("id", Json::from(&*task.id)), ("name", Json::from(&*task.name))];
             let error = record.as_ref().and_then(|record| record.error());
-            let finished = record.as_ref().filter(|record| record.is_finished());
-            match (error, finished) {
-                (Some(error), _) => fields.push(("error", Json::from(error))),
-                (None, Some(record)) => {
-                    let result = result_of(&record.writes, &spec.stream);
-                    fields.push(("result", result));
-                    fields.push(("interrupts", interrupts(&record.interrupts())));
-                }
-                (None, None) => {
+            match error {
+                Some(error) => fields.push(("error", Json::from(error))),
+                None => {
+                    let finished = record.as_ref().filter(|record| record.is_finished());
+                    let result = finished.map(|record| result_of(&record.writes, &spec.stream));
+                    // A task that wrote nothing shows no result.
+                    let shown = result.filter(|result| result.fields().is_none_or(|fields| !fields.is_empty()));
+                    fields.extend(shown.map(|result| ("result", result)));
                     let list = record.as_ref().map(|record| record.interrupts()).unwrap_or_default();
                     fields.push(("interrupts", interrupts(&list)));
                 }

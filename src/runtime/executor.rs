@@ -1,14 +1,17 @@
-//! Executes graphs: drives [`Execution`], runs its jobs, and hands its effects to storage and listeners. One call of
-//! [`run_graph`] per graph; a graph inside a node is another call within the node's job.
+//! Executes graphs: drives [`Execution`], runs its jobs, and hands its effects to storage and listeners. One [`Site`] per
+//! graph; a graph inside a node has its own within the node's job.
+//!
+//! A job records its own end when its turn comes ([`Turns`]), so that all graphs of a run tell what they do in one
+//! order; whoever drives the graph only waits until its jobs have ended.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::task::JoinSet;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +20,7 @@ use super::host::TaskHost;
 use super::messages;
 use super::persist::Reader;
 use super::shared::{Shared, View, lock};
+use super::turns::{Siblings, rounds};
 use crate::engine::EngineError;
 use crate::engine::chunk;
 use crate::engine::command::{Command, Output};
@@ -27,7 +31,7 @@ use crate::graph::node::{Checkpointing, Graph, NodeError, NodeInput, Policies};
 use crate::model::{Breakpoints, CheckpointId, Durability, Fields, Interrupt, Json};
 use crate::storage::Which;
 
-/// Jobs that end within this time of each other are told in the order they were planned.
+/// Ends of jobs are committed together when they come within this time.
 const TOGETHER: Duration = Duration::from_millis(2);
 /// How long siblings of a failed task may still take to end by themselves.
 const GRACE: Duration = Duration::from_millis(20);
@@ -46,7 +50,7 @@ pub(crate) struct GraphRun {
     pub(crate) step_around: i64,
     /// The namespace of the root graph's task that it runs in.
     pub(crate) outermost: String,
-    /// Checkpoints are kept: not for graphs that switched it off, nor for graphs inside them.
+    /// Checkpoints are kept: not for graphs that switched it off.
     pub(crate) has_storage: bool,
 }
 
@@ -75,7 +79,6 @@ pub(crate) struct Around {
     pub(crate) step: i64,
     pub(crate) resuming: bool,
     pub(crate) answers_by_id: Fields,
-    pub(crate) has_storage: bool,
     /// The root graph's task around it; empty in the root graph itself.
     pub(crate) outermost: String,
 }
@@ -105,33 +108,18 @@ pub(crate) struct RootEnd {
 /// Runs the root graph of a run.
 pub(crate) async fn run_root(shared: &Arc<Shared>, run: GraphRun, root: Root) -> RootEnd {
     let options = options(shared, &run, root.addressed, root.interrupt_before, root.interrupt_after);
-    let mut driver = match Driver::start(shared, run, root.loaded, options) {
-        Ok(driver) => driver,
+    let site = match Site::start(shared, run, root.loaded, options) {
+        Ok(site) => site,
         Err(error) => return RootEnd { end: GraphEnd::Failed(error), values: Json::object() },
     };
-    *lock(&shared.plain_answer) = driver.execution.null_resume();
-    let end = driver.drive().await;
-    let values = match &end {
-        GraphEnd::Interrupted(list) => {
-            // Questions are answered for the state they were asked in; a breakpoint shows what is there now.
-            let asked = driver.execution.output();
-            let mut effects = Vec::new();
-            driver.execution.suspend(&mut effects);
-            driver.shared.take(&driver.run.ns, &mut effects);
-            if list.is_empty() { shown(&driver.execution) } else { chunk::values_with_interrupts(&asked, list) }
-        }
-        _ => shown(&driver.execution),
-    };
+    *lock(&shared.plain_answer) = lock(&site.core).execution.null_resume();
+    let end = site.drive().await;
+    let values = site.last_values(&end);
     if shared.durability == Durability::Exit && !matches!(end, GraphEnd::Stopped) {
         shared.store_held("");
     }
     shared.push(false);
     RootEnd { end, values }
-}
-
-/// The values last told, or those there are.
-fn shown(execution: &Execution) -> Json {
-    Json::from(&execution.last_values().unwrap_or_else(|| execution.output()))
 }
 
 /// Runs a graph inside a task.
@@ -144,11 +132,11 @@ pub(crate) fn run_graph(shared: Arc<Shared>, run: GraphRun) -> BoxFuture<'static
         };
         let ns = run.ns.clone();
         let is_own = run.graph.checkpointing() == Checkpointing::Own;
-        let mut driver = match Driver::start(&shared, run, loaded, options) {
-            Ok(driver) => driver,
+        let site = match Site::start(&shared, run, loaded, options) {
+            Ok(site) => site,
             Err(error) => return GraphEnd::Failed(error),
         };
-        let end = driver.drive().await;
+        let end = site.drive().await;
         if shared.durability == Durability::Exit {
             // Inner checkpoints are kept only where they are needed to go on (section 4).
             if is_own || !matches!(end, GraphEnd::Done(_) | GraphEnd::Parent(_) | GraphEnd::Stopped) {
@@ -177,9 +165,18 @@ async fn load_inner(shared: &Shared, run: &GraphRun, has_storage: bool) -> Resul
         _ => Which::Latest,
     };
     let reader = Reader { storage: shared.runtime.storage(), scope: &shared.scope, thread: shared.thread };
-    let found = reader.load(&run.ns, &which).await.map_err(|error| storage_error(&error))?;
-    let Some((loaded, mut stored)) = found else { return Ok(None) };
-    reader.freeze(&run.ns, &mut stored).await.map_err(|error| storage_error(&error))?;
+    if shared.has_written(&run.ns) {
+        // What an earlier call of the same graph left may not be committed yet.
+        shared.push(true);
+        shared.turns.hold(shared.committer.flush()).await;
+    }
+    let load = async {
+        let Some((loaded, mut stored)) = reader.load(&run.ns, &which).await? else { return Ok(None) };
+        reader.freeze(&run.ns, &mut stored).await?;
+        Ok(Some((loaded, stored)))
+    };
+    let found = shared.turns.hold(load).await.map_err(|error| storage_error(&error))?;
+    let Some((loaded, stored)) = found else { return Ok(None) };
     shared.loaded(&run.ns, Some(loaded.checkpoint.id.clone()), stored);
     Ok(Some(loaded))
 }
@@ -227,45 +224,81 @@ fn options(
     }
 }
 
-/// Drives one execution.
-struct Driver {
+/// One graph in execution: what its driver and its jobs share.
+struct Site {
     shared: Arc<Shared>,
     run: GraphRun,
+    core: Mutex<Core>,
+    /// A job has ended.
+    ended: Notify,
+}
+
+/// What changes while a graph executes.
+struct Core {
     execution: Execution,
     hold_chunks: bool,
     held: Vec<Effect>,
+    /// The superstep's jobs that have not ended, with their places in its plan.
+    open: HashMap<Arc<str>, (usize, Job)>,
+    outcome: Outcome,
 }
 
-impl Driver {
+impl Site {
     fn start(
         shared: &Arc<Shared>,
         mut run: GraphRun,
         loaded: Option<Loaded>,
         options: Options,
-    ) -> Result<Driver, EngineError> {
+    ) -> Result<Arc<Site>, EngineError> {
         let input = std::mem::replace(&mut run.input, Input::Null);
         let mut effects = Vec::new();
         let mut new_id = |step| shared.new_checkpoint_id(step);
         let execution = Execution::start(run.graph.spec(), loaded, input, options, &mut new_id, &mut effects)?;
         shared.take(&run.ns, &mut effects);
-        Ok(Driver { shared: Arc::clone(shared), run, execution, hold_chunks: false, held: Vec::new() })
+        let core =
+            Core { execution, hold_chunks: false, held: Vec::new(), open: HashMap::new(), outcome: Outcome::default() };
+        Ok(Arc::new(Site { shared: Arc::clone(shared), run, core: Mutex::new(core), ended: Notify::new() }))
     }
 
-    async fn drive(&mut self) -> GraphEnd {
-        let mut effects = Vec::new();
+    fn is_root(&self) -> bool {
+        self.run.inside.is_none()
+    }
+
+    /// The last `values` payload of a run that ended here.
+    fn last_values(&self, end: &GraphEnd) -> Json {
+        let mut core = lock(&self.core);
+        if let GraphEnd::Interrupted(list) = end {
+            // Questions are answered for the state they were asked in; a breakpoint shows what is there now.
+            let asked = core.execution.output();
+            let mut effects = Vec::new();
+            core.execution.suspend(&mut effects);
+            self.shared.take(&self.run.ns, &mut effects);
+            if !list.is_empty() {
+                return chunk::values_with_interrupts(&asked, list);
+            }
+        }
+        Json::from(&core.execution.result())
+    }
+
+    async fn drive(self: &Arc<Site>) -> GraphEnd {
         loop {
             if self.shared.stop.is_cancelled() {
                 return GraphEnd::Stopped;
             }
-            let next = self.execution.tick(&mut effects);
-            self.shared.take(&self.run.ns, &mut effects);
-            self.note_view();
-            let jobs = match next {
-                Next::Done => return GraphEnd::Done(self.execution.output()),
-                Next::Interrupted => return GraphEnd::Interrupted(Vec::new()),
-                Next::OutOfSteps => return GraphEnd::Failed(self.execution.out_of_steps_error()),
-                Next::Run(jobs) => jobs,
+            let next = {
+                let mut effects = Vec::new();
+                let mut core = lock(&self.core);
+                let next = core.execution.tick(&mut effects);
+                self.shared.take(&self.run.ns, &mut effects);
+                self.note_view(&core.execution);
+                match next {
+                    // The result is what was told last: a value that went without another coming is still in it.
+                    Next::Done => return GraphEnd::Done(core.execution.result()),
+                    Next::OutOfSteps => return GraphEnd::Failed(core.execution.out_of_steps_error()),
+                    next => next,
+                }
             };
+            let Next::Run(jobs) = next else { return GraphEnd::Interrupted(Vec::new()) };
             if self.shared.hand_over.is_cancelled() {
                 return GraphEnd::HandedOver;
             }
@@ -278,31 +311,18 @@ impl Driver {
                 // Not urgent: quick supersteps share a commit, and what a slow node waits on is durable soon.
                 self.shared.push(false);
                 match self.shared.durability {
-                    Durability::Sync => self.shared.committer.flush().await,
-                    Durability::Async => self.shared.committer.keep_up().await,
+                    Durability::Sync => self.shared.turns.hold(self.shared.committer.flush()).await,
+                    Durability::Async => self.shared.turns.hold(self.shared.committer.keep_up()).await,
                     Durability::Exit => {}
                 }
             }
-            match self.superstep(jobs).await {
-                Ok(()) => {}
-                Err(end) => {
-                    self.shared.push(true);
-                    return end;
-                }
+            if let Err(end) = self.superstep(jobs).await {
+                self.shared.push(true);
+                return end;
             }
-            let mut new_id = |step| self.shared.new_checkpoint_id(step);
-            let stopped = self.execution.after_tick(&mut new_id, &mut effects);
-            let mut held = std::mem::take(&mut self.held);
-            if stopped.is_ok() {
-                self.shared.take(&self.run.ns, &mut held);
-            }
-            self.shared.take(&self.run.ns, &mut effects);
-            match stopped {
+            match self.after_superstep() {
                 Ok(false) => {}
-                Ok(true) => {
-                    self.note_view();
-                    return GraphEnd::Interrupted(Vec::new());
-                }
+                Ok(true) => return GraphEnd::Interrupted(Vec::new()),
                 Err(error) => {
                     self.shared.push(true);
                     return GraphEnd::Failed(error);
@@ -311,125 +331,188 @@ impl Driver {
         }
     }
 
+    /// Applies a superstep. True: a breakpoint stops the graph here.
+    fn after_superstep(&self) -> Result<bool, EngineError> {
+        let mut effects = Vec::new();
+        let mut new_id = |step| self.shared.new_checkpoint_id(step);
+        let mut core = lock(&self.core);
+        let stopped = core.execution.after_tick(&mut new_id, &mut effects);
+        let mut held = std::mem::take(&mut core.held);
+        if stopped.is_ok() {
+            self.shared.take(&self.run.ns, &mut held);
+        }
+        self.shared.take(&self.run.ns, &mut effects);
+        if matches!(stopped, Ok(true)) {
+            self.note_view(&core.execution);
+        }
+        stopped
+    }
+
     /// Keeps what the thread's document will show: the last state a superstep was planned from, of the root graph or,
     /// when inner graphs are streamed, of whichever came last.
-    fn note_view(&self) {
-        if !self.run.ns.is_empty() && !self.shared.subgraphs {
+    fn note_view(&self, execution: &Execution) {
+        // Inner graphs are seen by their checkpoints: when these are streamed, and if they have any.
+        if !self.run.ns.is_empty() && !(self.shared.subgraphs && self.run.has_storage) {
             return;
         }
-        let (values, is_pending) = self.execution.view();
-        let is_special = !self.run.ns.is_empty() || self.execution.shows_more_than_stored();
-        let view =
-            View { ns: self.run.ns.clone(), values: Some(values), is_pending, is_special, interrupts: BTreeMap::new() };
+        let (values, is_pending) = execution.view();
+        let (interrupts, has_answered) = execution.questions();
+        let is_special = !self.run.ns.is_empty() || has_answered || execution.shows_more_than_stored();
+        let ns = self.run.ns.clone();
+        let view = View { before: None, ns, values: Some(values), is_pending, is_special, interrupts };
         *lock(&self.shared.view) = view;
     }
 
     fn around(&self) -> Arc<Around> {
+        let core = lock(&self.core);
         Arc::new(Around {
             ns: self.run.ns.clone(),
-            checkpoint_id: self.execution.checkpoint_id().to_owned(),
+            checkpoint_id: core.execution.checkpoint_id().to_owned(),
             parents: self.run.parents.clone(),
-            step: self.execution.step(),
-            resuming: self.execution.is_resuming(),
-            answers_by_id: self.execution.answers_by_id().clone(),
-            has_storage: self.run.has_storage,
+            step: core.execution.step(),
+            resuming: core.execution.is_resuming(),
+            answers_by_id: core.execution.answers_by_id().clone(),
             outermost: self.run.outermost.clone(),
         })
     }
 
     /// Runs all jobs of a superstep. The first failure cancels the siblings that still run; questions do not.
-    async fn superstep(&mut self, jobs: Vec<Job>) -> Result<(), GraphEnd> {
+    async fn superstep(self: &Arc<Site>, jobs: Vec<Job>) -> Result<(), GraphEnd> {
         let around = self.around();
-        // The outcome of a lone task is told once its superstep is applied: if that fails, only the failure is.
-        self.hold_chunks = jobs.len() == 1;
-        let mut running: JoinSet<JobEnd> = JoinSet::new();
-        let mut open: Vec<Job> = Vec::new();
-        let mut outcome = Outcome::default();
-        for job in jobs {
-            if job.task.is_hidden() {
-                let output = Execution::start_output(&job.task);
-                self.finish(&job, End::Task(TaskEnd::Output(output)), &[], &mut outcome);
-            } else if !self.finish_from_cache(&job) {
-                self.spawn(job, &around, &mut running, &mut open);
+        let mut work = {
+            let mut core = lock(&self.core);
+            // The outcome of a lone task is told once its superstep is applied: if that fails, only the failure is.
+            core.hold_chunks = jobs.len() == 1;
+            core.outcome = Outcome::default();
+            let mut work = Vec::with_capacity(jobs.len());
+            for job in jobs {
+                if job.task.is_hidden() {
+                    let output = Execution::start_output(&job.task);
+                    self.finish(&mut core, &job, End::Task(TaskEnd::Output(output)), &[]);
+                } else if !self.finish_from_cache(&mut core, &job) {
+                    self.open(&mut core, &job);
+                    work.push(job);
+                }
             }
+            work
+        };
+        if work.len() == 1 && !self.is_root() {
+            // A lone task inside a job goes on in the job's own turns.
+            let lone = work.pop().map(|job| self.carry_out(job, &around, true));
+            if let Some(lone) = lone {
+                tokio::select! {
+                    biased;
+                    () = self.shared.stop.cancelled() => return Err(GraphEnd::Stopped),
+                    () = lone => {}
+                }
+            }
+        } else if !work.is_empty() {
+            self.run_siblings(work, &around).await?;
         }
-        // Ended jobs not recorded yet: those that end at about the same time are told in the order they were planned.
-        let mut ready: Vec<JobEnd> = Vec::new();
-        let mut tell_all: Option<Instant> = None;
-        // Set by the first failure: siblings that are about to end anyway keep what they did.
-        let mut give_up: Option<Instant> = None;
-        while !running.is_empty() {
-            let ended = tokio::select! {
-                ended = running.join_next() => ended,
-                () = self.shared.stop.cancelled() => {
-                    self.settle(&mut ready, &mut open, &around, &mut running, &mut outcome);
-                    // Not waited for: a node that blocks its thread must not hold up the stop.
-                    running.abort_all();
-                    running.detach_all();
-                    self.shared.push(true);
-                    return Err(GraphEnd::Stopped);
-                }
-                () = tokio::time::sleep_until(tell_all.unwrap_or_else(Instant::now)), if tell_all.is_some() => {
-                    tell_all = None;
-                    self.settle(&mut ready, &mut open, &around, &mut running, &mut outcome);
-                    if outcome.failure.is_some() && give_up.is_none() {
-                        give_up = Some(Instant::now() + GRACE);
-                    }
-                    // Paid work is not repeated because a sibling crashes later.
-                    self.shared.push(false);
-                    continue;
-                }
-                () = tokio::time::sleep_until(give_up.unwrap_or_else(Instant::now)), if give_up.is_some() => {
-                    self.settle(&mut ready, &mut open, &around, &mut running, &mut outcome);
-                    running.abort_all();
-                    running.detach_all();
-                    for job in std::mem::take(&mut open) {
-                        self.finish(&job, End::Task(TaskEnd::Cancelled), &[], &mut outcome);
-                    }
-                    break;
-                }
-            };
-            let Some(ended) = ended else { break };
-            if let Ok(ended) = ended {
-                ready.push(ended);
-            }
-            if running.is_empty() {
-                self.settle(&mut ready, &mut open, &around, &mut running, &mut outcome);
-                tell_all = None;
-            } else if tell_all.is_none() {
-                tell_all = Some(Instant::now() + TOGETHER);
-            }
-            if outcome.failure.is_some() && give_up.is_none() {
-                give_up = Some(Instant::now() + GRACE);
-            }
-        }
-        outcome.into_result()
+        std::mem::take(&mut lock(&self.core).outcome).into_result()
     }
 
-    /// Records ended jobs, in the order they were planned.
-    fn settle(
-        &mut self,
-        ready: &mut Vec<JobEnd>,
-        open: &mut Vec<Job>,
-        around: &Arc<Around>,
-        running: &mut JoinSet<JobEnd>,
-        outcome: &mut Outcome,
-    ) {
+    async fn run_siblings(self: &Arc<Site>, work: Vec<Job>, around: &Arc<Around>) -> Result<(), GraphEnd> {
+        let is_lone = work.len() == 1;
+        let work = work.into_iter().map(|job| {
+            let (site, around) = (Arc::clone(self), Arc::clone(around));
+            async move { site.carry_out(job, &around, is_lone).await }.boxed()
+        });
+        let siblings = Siblings::spawn(&self.shared.turns, work.collect());
+        let mut push: Option<Instant> = None;
+        // Set by the first failure: siblings that are about to end anyway keep what they did.
+        let mut give_up: Option<Instant> = None;
         loop {
-            let is_ready = |job: &Job| ready.iter().position(|ended| ended.task_id == job.task.id);
-            let next = open.iter().enumerate().find_map(|(at, job)| Some((at, is_ready(job)?)));
-            let Some((at, ended)) = next else { return };
-            let (job, ended) = (open.remove(at), ready.remove(ended));
-            if let End::Task(TaskEnd::Output(output)) = &ended.end {
-                if messages::wanted(&self.shared, &self.run.ns) {
-                    messages::tell_output(&self.shared, around, &job.task, output);
+            let has_failed = {
+                let core = lock(&self.core);
+                if core.open.is_empty() {
+                    return Ok(());
                 }
-                self.keep_in_cache(&job, output);
+                core.outcome.failure.is_some()
+            };
+            if has_failed && give_up.is_none() {
+                give_up = Some(Instant::now() + GRACE);
             }
-            if let Some(handler) = self.finish(&job, ended.end, &ended.answers, outcome) {
-                self.spawn(handler, around, running, open);
+            tokio::select! {
+                biased;
+                // Not waited for: a node that blocks its thread must not hold up the stop.
+                () = self.shared.stop.cancelled() => return Err(GraphEnd::Stopped),
+                () = self.ended.notified() => {
+                    push.get_or_insert_with(|| Instant::now() + TOGETHER);
+                }
+                () = tokio::time::sleep_until(give_up.unwrap_or_else(Instant::now)), if give_up.is_some() => {
+                    drop(siblings);
+                    self.cancel_open();
+                    return Ok(());
+                }
+                () = tokio::time::sleep_until(push.unwrap_or_else(Instant::now)), if push.is_some() => {
+                    push = None;
+                    // Paid work is not repeated because a sibling crashes later.
+                    self.shared.push(false);
+                }
             }
         }
+    }
+
+    /// Notes a job that is about to run.
+    fn open(&self, core: &mut Core, job: &Job) {
+        if messages::wanted(&self.shared, &self.run.ns) {
+            messages::note_input(&self.shared, &job.task);
+        }
+        let place = core.open.len();
+        core.open.insert(Arc::clone(&job.task.id), (place, job.clone()));
+    }
+
+    /// Records the jobs that are left as cancelled.
+    fn cancel_open(&self) {
+        let mut core = lock(&self.core);
+        let mut open: Vec<(usize, Job)> = std::mem::take(&mut core.open).into_values().collect();
+        open.sort_by_key(|(place, _)| *place);
+        for (_, job) in open {
+            self.finish(&mut core, &job, End::Task(TaskEnd::Cancelled), &[]);
+        }
+    }
+
+    /// Runs a job and, if it fails, the error handler it is owed; records how they end.
+    async fn carry_out(self: &Arc<Site>, job: Job, around: &Arc<Around>, is_lone: bool) {
+        let turns = &self.shared.turns;
+        let (before, after) = if is_lone {
+            (if self.is_root() { 0 } else { rounds::TO_LONE_BODY }, rounds::TO_LONE_RECORD)
+        } else {
+            (rounds::TO_BODY, rounds::TO_RECORD)
+        };
+        turns.pass(before).await;
+        let mut next = Some(job);
+        while let Some(job) = next.take() {
+            let id = Arc::clone(&job.task.id);
+            let routers = self.run.graph.spec().node(&job.task.name).map_or(0, |node| node.writers.branches.len());
+            let work = run_job(Arc::clone(&self.shared), self.run.graph.clone(), job, Arc::clone(around));
+            // A panic of a node is caught here: an error of that node, not of the run.
+            let ended = std::panic::AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|panic| {
+                let error = EngineError::panicked(&*panic);
+                JobEnd { task_id: id, end: End::Task(TaskEnd::Failed(error)), answers: Vec::new() }
+            });
+            let has_routed = matches!(ended.end, End::Task(TaskEnd::Output(_)));
+            turns.pass(after + if has_routed { routers * rounds::ROUTER } else { 0 }).await;
+            next = self.record(ended, around);
+        }
+        self.ended.notify_one();
+    }
+
+    /// Records how a job ended; returns the error handler to run, if one is owed.
+    fn record(&self, ended: JobEnd, around: &Around) -> Option<Job> {
+        let mut core = lock(&self.core);
+        // Absent: given up meanwhile.
+        let (_, job) = core.open.remove(&ended.task_id)?;
+        if let End::Task(TaskEnd::Output(output)) = &ended.end {
+            if messages::wanted(&self.shared, &self.run.ns) {
+                messages::tell_output(&self.shared, around, &job.task, output);
+            }
+            self.keep_in_cache(&job, output);
+        }
+        let handler = self.finish(&mut core, &job, ended.end, &ended.answers)?;
+        self.open(&mut core, &handler);
+        Some(handler)
     }
 
     /// The cache entry of a job, if its node has a cache policy, with its time to live.
@@ -442,12 +525,12 @@ impl Driver {
         Some((key, policy.ttl))
     }
 
-    fn finish_from_cache(&mut self, job: &Job) -> bool {
+    fn finish_from_cache(&self, core: &mut Core, job: &Job) -> bool {
         let Some((key, _)) = self.cache_key(job).filter(|_| job.answers.is_empty()) else { return false };
         let runtime = self.shared.runtime.clone();
         let Some(output) = runtime.inner.cache.get(&key, runtime.clock().instant()) else { return false };
         let mut effects = Vec::new();
-        let used = self.execution.finish_cached(job, &output, &mut effects).is_ok();
+        let used = core.execution.finish_cached(job, &output, &mut effects).is_ok();
         if used {
             self.shared.take(&self.run.ns, &mut effects);
         }
@@ -461,25 +544,26 @@ impl Driver {
         }
     }
 
-    fn spawn(&self, job: Job, around: &Arc<Around>, running: &mut JoinSet<JobEnd>, open: &mut Vec<Job>) {
-        if messages::wanted(&self.shared, &self.run.ns) {
-            messages::note_input(&self.shared, &job.task);
+    /// What the thread's document shows of a task's questions is what it asked last.
+    fn note_questions(&self, job: &Job, finished: &Finished) {
+        let mut view = lock(&self.shared.view);
+        if view.ns != self.run.ns {
+            return;
         }
-        let work = run_job(Arc::clone(&self.shared), self.run.graph.clone(), job.clone(), Arc::clone(around));
-        let id = Arc::clone(&job.task.id);
-        open.push(job);
-        // A panic of a node is caught here: an error of that node, not of the run.
-        let work = std::panic::AssertUnwindSafe(work).catch_unwind().map(move |ended| {
-            ended.unwrap_or_else(|panic| {
-                let error = EngineError::panicked(&*panic);
-                JobEnd { task_id: id, end: End::Task(TaskEnd::Failed(error)), answers: Vec::new() }
-            })
-        });
-        running.spawn_on(work, self.shared.runtime.nodes());
+        match finished {
+            Finished::Interrupted(list) if !list.is_empty() => {
+                view.interrupts.insert(job.task.id.to_string(), list.clone());
+            }
+            Finished::Interrupted(_) | Finished::Parent(_) => {}
+            Finished::Done | Finished::Handle(_) | Finished::Failed(_) => {
+                view.interrupts.remove(&*job.task.id);
+            }
+        }
     }
 
-    /// Records a job's end; returns the error handler to run, if one is owed.
-    fn finish(&mut self, job: &Job, end: End, answers: &[Json], outcome: &mut Outcome) -> Option<Job> {
+    /// Turns a job's end into effects and the superstep's outcome; returns the error handler to run, if one is owed.
+    fn finish(&self, core: &mut Core, job: &Job, end: End, answers: &[Json]) -> Option<Job> {
+        let Core { execution, hold_chunks, held, outcome, .. } = core;
         let end = match end {
             End::Task(end) => end,
             End::Parent(command) => {
@@ -496,16 +580,17 @@ impl Driver {
             }
         };
         let mut effects: Vec<Effect> = Vec::new();
-        let finished = self.execution.finish_task(job, end, answers, &mut effects);
+        let finished = execution.finish_task(job, end, answers, &mut effects);
         if self.run.ns.is_empty() && self.shared.plain_spent.swap(false, Ordering::Relaxed) {
-            self.execution.spend_plain_answer(&mut effects);
+            execution.spend_plain_answer(&mut effects);
         }
-        if self.hold_chunks && matches!(finished, Finished::Done) {
+        if *hold_chunks && matches!(finished, Finished::Done) {
             let (chunks, rest) = effects.into_iter().partition(|effect| matches!(effect, Effect::Chunk(_)));
-            self.held = chunks;
+            *held = chunks;
             effects = rest;
         }
         self.shared.take(&self.run.ns, &mut effects);
+        self.note_questions(job, &finished);
         match finished {
             Finished::Done => None,
             Finished::Handle(handler) => Some(*handler),
@@ -514,11 +599,6 @@ impl Driver {
                 None
             }
             Finished::Interrupted(list) => {
-                let mut view = lock(&self.shared.view);
-                if view.ns == self.run.ns && !list.is_empty() {
-                    view.interrupts.insert(job.task.id.to_string(), list.clone());
-                }
-                drop(view);
                 outcome.interrupted = true;
                 outcome.questions.extend(list);
                 None
@@ -526,7 +606,7 @@ impl Driver {
             Finished::Parent(command) if self.run.ns.is_empty() => {
                 let _ = command;
                 let error = EngineError::new("ParentCommand", "there is no parent graph");
-                self.finish(job, End::Task(TaskEnd::Failed(error)), answers, outcome)
+                self.finish(core, job, End::Task(TaskEnd::Failed(error)), answers)
             }
             Finished::Parent(command) => {
                 outcome.parent.get_or_insert(command);

@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use super::executor::{Around, GraphEnd, GraphRun, run_graph};
 use super::messages;
 use super::shared::{Shared, lock};
+use super::turns::rounds;
 use crate::engine::execution::Input;
 use crate::engine::ids;
 use crate::engine::step::Task;
@@ -72,9 +73,16 @@ impl TaskHost {
             inside: Some(self.task.clone()),
             step_around: self.around.step,
             outermost: self.around.outermost_of(&self.task).to_owned(),
-            has_storage: self.around.has_storage && graph.checkpointing() != Checkpointing::Off,
+            has_storage: graph.checkpointing() != Checkpointing::Off,
         };
-        match run_graph(Arc::clone(&self.shared), run).await {
+        let end = run_graph(Arc::clone(&self.shared), run).await;
+        let way_out = match &end {
+            GraphEnd::Interrupted(_) => rounds::OUT_OF_INTERRUPTED_GRAPH,
+            GraphEnd::Parent(_) => rounds::OUT_OF_GRAPH_BY_COMMAND,
+            _ => rounds::OUT_OF_GRAPH,
+        };
+        self.shared.turns.pass(way_out).await;
+        match end {
             GraphEnd::Done(fields) => Ok(Json::from(&fields)),
             GraphEnd::Failed(error) => Err(NodeError::Failed(error)),
             GraphEnd::Parent(command) => Err(NodeError::Parent(command)),
@@ -88,6 +96,45 @@ impl TaskHost {
                 Err(NodeError::Cancelled)
             }
         }
+    }
+}
+
+impl TaskHost {
+    /// Siblings read items beside each other; each goes on in the turn it would have without the wait.
+    async fn read_items<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, NodeError>> + Send + 'static,
+    ) -> Result<T, NodeError> {
+        let turns = &self.shared.turns;
+        if turns.is_alone() {
+            return work.await;
+        }
+        let reading = match Arc::clone(&self.shared.items).try_read_owned() {
+            Ok(reading) => reading,
+            Err(_) => turns.hold(Arc::clone(&self.shared.items).read_owned()).await,
+        };
+        let work = tokio::spawn(async move {
+            let found = work.await;
+            drop(reading);
+            found
+        });
+        turns.pass(rounds::ITEM).await;
+        let found = turns.hold(work).await;
+        found.unwrap_or_else(|error| Err(NodeError::new("StorageError", error.to_string())))
+    }
+
+    /// Writes wait for the reads of siblings that asked before.
+    async fn write_items<T>(&self, work: impl Future<Output = T>) -> T {
+        let turns = &self.shared.turns;
+        turns.pass(1).await;
+        let written = turns
+            .hold(async {
+                let _alone = self.shared.items.write().await;
+                work.await
+            })
+            .await;
+        turns.pass(rounds::ITEM - 1).await;
+        written
     }
 }
 
@@ -152,15 +199,19 @@ impl Host for TaskHost {
 
     async fn put_item(&self, namespace: &[String], key: &str, value: Json) -> Result<(), NodeError> {
         let item = NewItem { namespace: namespace.to_vec(), key: key.to_owned(), value, ttl_minutes: None };
-        Ok(self.shared.runtime.storage().put_item(&self.shared.scope, item).await?)
+        Ok(self.write_items(self.shared.runtime.storage().put_item(&self.shared.scope, item)).await?)
     }
 
     async fn get_item(&self, namespace: &[String], key: &str) -> Result<Option<Item>, NodeError> {
-        Ok(self.shared.runtime.storage().get_item(&self.shared.scope, namespace, key, true).await?)
+        let (shared, namespace, key) = (Arc::clone(&self.shared), namespace.to_vec(), key.to_owned());
+        self.read_items(
+            async move { Ok(shared.runtime.storage().get_item(&shared.scope, &namespace, &key, true).await?) },
+        )
+        .await
     }
 
     async fn delete_item(&self, namespace: &[String], key: &str) -> Result<(), NodeError> {
-        Ok(self.shared.runtime.storage().delete_item(&self.shared.scope, namespace, key).await?)
+        Ok(self.write_items(self.shared.runtime.storage().delete_item(&self.shared.scope, namespace, key)).await?)
     }
 
     async fn search_items(&self, prefix: &[String], filter: Option<Json>, limit: i64) -> Result<Vec<Item>, NodeError> {
@@ -168,6 +219,10 @@ impl Host for TaskHost {
         let conditions = conditions.into_iter().map(|(key, value)| (key, ItemMatch::Eq(value))).collect();
         let filter = ItemFilter { prefix: prefix.to_vec(), conditions };
         let page = Page { limit, offset: 0 };
-        Ok(self.shared.runtime.storage().search_items(&self.shared.scope, &filter, page, true).await?)
+        let shared = Arc::clone(&self.shared);
+        self.read_items(
+            async move { Ok(shared.runtime.storage().search_items(&shared.scope, &filter, page, true).await?) },
+        )
+        .await
     }
 }

@@ -13,7 +13,8 @@ use super::executor::{GraphEnd, GraphRun, Root, RootEnd, run_root};
 use super::live::LiveRun;
 use super::persist::Reader;
 use super::runs::merged;
-use super::shared::{Outgoing, Replay, Shared, lock};
+use super::shared::{Outgoing, Replay, Shared, View, lock};
+use super::turns::Turns;
 use super::worker::{Active, StopReason};
 use crate::engine::command::Command;
 use crate::engine::execution::{Input, Loaded};
@@ -204,6 +205,8 @@ impl Runtime {
             config: kwargs.config.clone(),
             context: kwargs.context.clone(),
             committer: committer.clone(),
+            turns: Turns::new(self.nodes().clone()),
+            items: Arc::default(),
             events: Arc::clone(events),
             stop: active.stop.clone(),
             drain: Mutex::default(),
@@ -213,7 +216,7 @@ impl Runtime {
             replay: position.replay,
             seen_messages: Mutex::default(),
             partial_messages: Mutex::default(),
-            view: Mutex::default(),
+            view: Mutex::new(View { before: claimed.thread.view.clone(), ..View::default() }),
             outgoing: Mutex::new(outgoing),
             newest: Mutex::new(newest),
             input_applied: AtomicBool::new(claimed.input_applied),

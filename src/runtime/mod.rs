@@ -23,6 +23,7 @@ mod settle;
 mod shared;
 mod state;
 mod tail;
+mod turns;
 mod worker;
 
 use std::collections::HashMap;

@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::RwLock;
 use tokio_util::sync::CancellationToken;
 
 use super::Runtime;
 use super::commit::Committer;
 use super::events::Events;
 use super::persist::{Stored, Writer};
+use super::turns::Turns;
 use crate::engine::chunk::{Chunk, Wanted};
 use crate::engine::execution::{Draft, Effect, Snapshot};
 use crate::engine::record::TaskRecord;
@@ -42,6 +44,9 @@ pub(crate) struct Shared {
     pub(crate) subgraphs: bool,
     pub(crate) strict_resume: bool,
     pub(crate) committer: Committer,
+    pub(crate) turns: Turns,
+    /// Items are read beside each other, and written when nobody reads.
+    pub(crate) items: Arc<RwLock<()>>,
     pub(crate) events: Arc<Events>,
     /// Set when nodes must stop: cancel, timeout, lost lease.
     pub(crate) stop: CancellationToken,
@@ -70,6 +75,8 @@ pub(crate) struct Shared {
 /// A state as thread documents show it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct View {
+    /// What it showed before the run, which stays until the run has planned a superstep.
+    pub(crate) before: Option<Json>,
     /// Whose state: `""` is the root graph's.
     pub(crate) ns: String,
     pub(crate) values: Option<Snapshot>,
@@ -83,6 +90,9 @@ pub(crate) struct View {
 impl View {
     /// `{values, interrupts}` when the head alone would show something else.
     pub(crate) fn document(&self) -> Option<Json> {
+        if self.before.is_some() {
+            return self.before.clone();
+        }
         if !self.is_special {
             return None;
         }
@@ -152,6 +162,11 @@ impl Shared {
         let mut store = lock(&self.outgoing);
         store.bases.insert(ns.to_owned(), stored);
         store.held.entry(ns.to_owned()).or_default().parent = checkpoint_id;
+    }
+
+    /// Something of a namespace was loaded or written by this run.
+    pub(crate) fn has_written(&self, ns: &str) -> bool {
+        lock(&self.outgoing).bases.contains_key(ns)
     }
 
     /// Takes in effects, in order: tells what is to be told, turns the rest into rows.

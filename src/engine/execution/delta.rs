@@ -25,6 +25,8 @@ pub(super) struct Deltas {
     forced: BTreeSet<String>,
     /// Channels this execution wrote.
     written: BTreeSet<String>,
+    /// A checkpoint was made.
+    has_moved: bool,
     /// It started from a checkpoint that the caller named.
     is_named: bool,
     /// Durability `exit` on a thread without checkpoints: what the row that comes before the only one is called.
@@ -43,6 +45,16 @@ impl AtExit {
     /// Brings the last checkpoint to what is stored.
     pub fn apply(&self, draft: &mut Draft) {
         draft.counters.clone_from(&self.counters);
+    }
+
+    /// The metadata that is shown for it.
+    pub(super) fn shown(&self, metadata: &Json) -> Json {
+        let mut fields = metadata.fields().unwrap_or_default();
+        match &self.counters {
+            Some(counters) => fields.insert(COUNTERS.to_owned(), counters.clone()),
+            None => fields.shift_remove(COUNTERS),
+        };
+        Json::from(&fields)
     }
 }
 
@@ -129,11 +141,14 @@ impl Execution {
     /// Moves the counters for the checkpoint that is being made; `None` when there is nothing to show. A copy has those
     /// of its original.
     pub(super) fn count_deltas(&mut self, source: CheckpointSource) -> Option<Json> {
+        self.deltas.has_moved = true;
         let is_copy = source == CheckpointSource::Fork && self.is_copying;
         let names: Vec<String> = self.delta_names().filter(|_| !is_copy).cloned().collect();
         for name in names {
             let position = self.spec.channels.get_index_of(&name);
-            let written = self.updated.as_ref().zip(position).is_some_and(|(updated, at)| updated.contains(at));
+            // A fork writes nothing: what its base updated is counted there.
+            let updated = self.updated.as_ref().filter(|_| source != CheckpointSource::Fork);
+            let written = updated.zip(position).is_some_and(|(updated, at)| updated.contains(at));
             let (updates, supersteps) = self.deltas.counters.get(&name).copied().unwrap_or((0, 0));
             let (updates, supersteps) = (updates + u64::from(written), supersteps + 1);
             self.deltas.counters.insert(name, (updates, supersteps));
@@ -168,7 +183,7 @@ impl Execution {
 
     /// What changes if the checkpoint just made is the one that durability `exit` stores.
     pub(super) fn at_exit(&self) -> Option<AtExit> {
-        if !self.options.exit || self.delta_names().next().is_none() {
+        if !self.options.exit || !self.deltas.has_moved || self.delta_names().next().is_none() {
             return None;
         }
         let mut snapshots = self.due_snapshots();

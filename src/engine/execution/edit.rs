@@ -209,7 +209,7 @@ impl Execution {
                 }
             };
             let unplanned = self.note_edit(index, &writes, is_superseded);
-            let kept = if is_planned { self.keep_as_result(&task, &writes) } else { unplanned };
+            let kept = if is_planned && !is_superseded { self.keep_as_result(&task, &writes) } else { unplanned };
             if let Some(record) = kept {
                 effects.push(Effect::Writes { checkpoint_id: self.checkpoint_id.clone(), record });
             }

@@ -332,21 +332,28 @@ impl Execution {
         Arc::make_mut(&mut self.progress).pass_breakpoints();
     }
 
+    /// Why there is no further superstep, if there is none.
+    fn end_of_loop(&self) -> Option<Next> {
+        if self.step > self.stop {
+            return Some(Next::OutOfSteps);
+        }
+        if self.tasks.is_empty() {
+            return Some(Next::Done);
+        }
+        let before = self.options.interrupt_before.as_ref().unwrap_or(&self.spec.interrupt_before);
+        let stops = !before.is_empty() && !should_interrupt(&self.progress, before, &self.tasks).is_empty();
+        stops.then_some(Next::Interrupted)
+    }
+
     /// Plans the superstep and says what to do.
     pub fn tick(&mut self, effects: &mut Vec<Effect>) -> Next {
         self.tasks = self.plan();
+        let end = self.end_of_loop();
         if self.options.wanted.checkpoints && self.options.has_storage {
-            effects.push(Effect::Chunk(self.checkpoint_chunk()));
+            effects.push(Effect::Chunk(self.checkpoint_chunk(end.is_some())));
         }
-        if self.step > self.stop {
-            return Next::OutOfSteps;
-        }
-        if self.tasks.is_empty() {
-            return Next::Done;
-        }
-        let before = self.options.interrupt_before.as_ref().unwrap_or(&self.spec.interrupt_before);
-        if !before.is_empty() && !should_interrupt(&self.progress, before, &self.tasks).is_empty() {
-            return Next::Interrupted;
+        if let Some(end) = end {
+            return end;
         }
         for task in self.tasks.iter().filter(|task| !task.is_hidden()) {
             if self.options.wanted.tasks {
@@ -493,7 +500,8 @@ impl Execution {
 
     /// The record without what is never stored: writes to untracked channels, also inside the arguments of Sends.
     fn storable(&self, record: &Arc<TaskRecord>) -> Arc<TaskRecord> {
-        if !self.spec.layout.has_untracked {
+        // Durability `exit` stores at the end what was pending, as it is: a resume gets it back.
+        if !self.spec.layout.has_untracked || self.options.exit {
             return Arc::clone(record);
         }
         let untracked = |key: &str| matches!(self.spec.channels.get(key), Some(ChannelKind::Untracked { .. }));
@@ -551,6 +559,11 @@ impl Execution {
     ) -> Finished {
         let task = &job.task;
         record.set(special::ERROR, Json::from(error.repr()));
+        // A task that took an answer before it failed says that it wrote nothing, as LangGraph's does.
+        if self.options.wanted.updates && record.get(special::RESUME).is_some() && !task.is_hidden() {
+            let payload = chunk::updates(task, &[], self.output_keys(), false);
+            effects.push(Effect::Chunk(Chunk::Updates(payload)));
+        }
         if !task.is_hidden() {
             self.emit_task_end(task, Some(&error), &[], &[], effects);
         }
@@ -620,7 +633,7 @@ impl Execution {
         if !after.is_empty() && !should_interrupt(&self.progress, after, &ran).is_empty() {
             self.tasks = self.plan();
             if self.options.wanted.checkpoints && self.options.has_storage {
-                effects.push(Effect::Chunk(self.checkpoint_chunk()));
+                effects.push(Effect::Chunk(self.checkpoint_chunk(true)));
             }
             return Ok(true);
         }
@@ -641,15 +654,29 @@ impl Execution {
         self.last_values = Some(Arc::clone(&self.channels));
     }
 
-    /// The last `values` payload, if there was one.
-    pub fn last_values(&self) -> Option<Fields> {
-        self.last_values.as_ref().map(|channels| read_channels(channels, &self.spec.layout.output))
+    /// What the execution answers with: the last `values` payload, or the state if there was none.
+    pub fn result(&self) -> Fields {
+        let told = self.last_values.as_ref().map(|channels| read_channels(channels, &self.spec.layout.output));
+        told.unwrap_or_else(|| self.output())
     }
 
     /// What a thread's document shows of the graph: its values now, and whether nodes are left to run.
     pub fn view(&self) -> (Snapshot, bool) {
         let (spec, channels) = (Arc::clone(&self.spec), Arc::clone(&self.channels));
         (Snapshot { spec, channels }, !self.tasks.is_empty())
+    }
+
+    /// The recorded questions of the superstep's tasks, by task id, and whether some of them are answered: a task that
+    /// has finished keeps its question until the superstep is over.
+    pub fn questions(&self) -> (BTreeMap<String, Vec<Interrupt>>, bool) {
+        let asked: Vec<&Arc<TaskRecord>> = self
+            .tasks
+            .iter()
+            .filter_map(|task| self.records.get(&task.id))
+            .filter(|record| record.get(special::INTERRUPT).is_some())
+            .collect();
+        let has_answered = asked.iter().any(|record| record.is_done());
+        (asked.into_iter().map(|record| (record.task_id.to_string(), record.interrupts())).collect(), has_answered)
     }
 
     /// True when the state holds something that reading the stored checkpoint does not show: values that are never
@@ -739,14 +766,18 @@ impl Execution {
         }
     }
 
-    fn checkpoint_chunk(&self) -> Chunk {
+    /// `is_last`: durability `exit` stores this checkpoint, and tells it as it is stored.
+    fn checkpoint_chunk(&self, is_last: bool) -> Chunk {
         let (thread, ns) = (&self.options.thread_id, &self.options.ns);
         let parents = &self.shown_parents;
         let config = chunk::config(thread, ns, Some(&self.checkpoint_id), parents);
         let parent_config =
             self.parent.as_ref().map_or_else(Json::null, |id| chunk::config(thread, ns, Some(id), parents));
         let values = Json::from(&read_channels(&self.channels, &self.spec.layout.stream));
-        let metadata = self.shown_metadata();
+        let mut metadata = self.shown_metadata();
+        if is_last && let Some(at_exit) = self.at_exit() {
+            metadata = at_exit.shown(&metadata);
+        }
         let next: Json = self.tasks.iter().map(|task| Json::from(&*task.name)).collect();
         let tasks = chunk::checkpoint_tasks(&self.spec, thread, &self.tasks, |id| self.records.get(id).cloned());
         let payload = Json::from_fields([
