@@ -5,6 +5,7 @@ mod agent;
 mod api;
 mod cli;
 mod compose;
+mod conformance;
 mod cost;
 mod crash;
 mod crons;
