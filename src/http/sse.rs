@@ -132,7 +132,7 @@ impl Frames {
 }
 
 /// One event: `event`, `data` on one line, `id` when there is one.
-fn frame(event: &Event) -> Bytes {
+pub(crate) fn frame(event: &Event) -> Bytes {
     write_frame(&event.name, &event.data, event.id)
 }
 

@@ -69,13 +69,17 @@ impl EventId {
         self.0 >> COUNTER_BITS
     }
 
-    /// Reads a cursor: `<ms>-<n>`, a bare `<ms>`, or `-`, `-1`, `0` for "from the start". `None` if it is none of them.
+    /// Reads a cursor: `<ms>-<n>`, a bare `<ms>`, `<ms>-*`, or `-`, `-1`, `0` for "from the start". `None` if it is none of them.
     pub fn parse_cursor(text: &str) -> Option<EventId> {
         if matches!(text, "-" | "-1" | "0" | "0-0") {
             return Some(EventId(0));
         }
         let (millis, counter) = text.split_once('-').unwrap_or((text, "0"));
         let millis: i64 = millis.parse().ok()?;
+        if counter == "*" && (1..1 << 42).contains(&millis) {
+            // Everything of that millisecond.
+            return Some(EventId((millis << COUNTER_BITS) - 1));
+        }
         let counter: i64 = counter.parse().ok()?;
         let in_range = (0..1 << 42).contains(&millis) && (0..1 << COUNTER_BITS).contains(&counter);
         in_range.then_some(EventId((millis << COUNTER_BITS) | counter))
@@ -92,6 +96,9 @@ impl fmt::Display for EventId {
 pub const RUN_BEGAN: &str = "@began";
 /// The log's own record that a run ended: `{status, outcome, error?}`. Never sent as it is.
 pub const RUN_ENDED: &str = "@ended";
+
+/// Tells a change of state from outside a run: `{checkpoint_id, checkpoint_ns}` in the log, the state itself on streams.
+pub const STATE_UPDATE: &str = "state_update";
 
 /// Whether an event of this name is a record of the log itself.
 pub fn is_record(name: &str) -> bool {
@@ -128,7 +135,8 @@ mod tests {
         for start in ["-", "-1", "0"] {
             assert_eq!(EventId::parse_cursor(start), Some(EventId(0)));
         }
-        for bad in ["x", "1-x", "", "99999999999999999-1"] {
+        assert_eq!(EventId::parse_cursor("1-*"), Some(EventId((1 << COUNTER_BITS) - 1)));
+        for bad in ["x", "x-*", "1-x", "", "99999999999999999-1"] {
             assert_eq!(EventId::parse_cursor(bad), None, "{bad}");
         }
     }

@@ -27,10 +27,12 @@ enum Message {
     Rows {
         rows: Box<StepRows>,
         bytes: usize,
+        /// What is told of the rows: committed with them.
+        events: Vec<Told>,
         input_applied: bool,
         urgent: bool,
     },
-    Event(Event),
+    Event(Told),
     Flush(oneshot::Sender<()>),
     End {
         end: RunEnd,
@@ -43,6 +45,15 @@ enum Message {
     Release {
         done: oneshot::Sender<bool>,
     },
+}
+
+/// An event that is stored, then sent.
+#[derive(Debug, Clone)]
+pub(crate) struct Told {
+    /// As listeners get it.
+    pub(crate) event: Event,
+    /// As the log keeps it, where that differs ([`super::log`]).
+    pub(crate) stored: Option<(String, Json)>,
 }
 
 /// The handle of a run's write path.
@@ -72,17 +83,17 @@ impl Committer {
     }
 
     /// Queues rows. Committed in order; `urgent` ones as soon as the commit in flight is done.
-    pub(crate) fn push(&self, rows: StepRows, input_applied: bool, urgent: bool) {
+    pub(crate) fn push(&self, rows: StepRows, events: Vec<Told>, input_applied: bool, urgent: bool) {
         let bytes = size(&rows);
         let mut backlog = lock(&self.backlog);
         backlog.bytes += bytes;
         backlog.since.get_or_insert_with(Instant::now);
         drop(backlog);
-        let _ = self.sender.send(Message::Rows { rows: Box::new(rows), bytes, input_applied, urgent });
+        let _ = self.sender.send(Message::Rows { rows: Box::new(rows), bytes, events, input_applied, urgent });
     }
 
     /// Queues an event that is stored, then sent.
-    pub(crate) fn push_event(&self, event: Event) {
+    pub(crate) fn push_event(&self, event: Told) {
         let _ = self.sender.send(Message::Event(event));
     }
 
@@ -131,7 +142,7 @@ struct Batch {
     rows: StepRows,
     /// What the backlog was charged for them: more than they have when some replaced others.
     bytes: usize,
-    events: Vec<Event>,
+    events: Vec<Told>,
     input_applied: bool,
     waiting: Vec<oneshot::Sender<()>>,
     /// When the batch must be committed at the latest; `None` while it is empty.
@@ -150,8 +161,9 @@ impl Batch {
         let now = Instant::now();
         let due_by = |at: Instant, due: &mut Option<Instant>| *due = Some(due.map_or(at, |due| due.min(at)));
         match message {
-            Message::Rows { rows, bytes, input_applied, urgent } => {
+            Message::Rows { rows, bytes, events, input_applied, urgent } => {
                 merge(&mut self.rows, *rows);
+                self.events.extend(events);
                 self.bytes += bytes;
                 self.input_applied |= input_applied;
                 due_by(if urgent { now } else { now + LINGER }, &mut self.due);
@@ -260,8 +272,9 @@ impl Task {
         let events: Vec<StoredEvent> = batch
             .events
             .iter()
-            .filter_map(|event| {
-                let (name, data) = (event.name.clone(), event.data.clone());
+            .filter_map(|told| {
+                let event = &told.event;
+                let (name, data) = told.stored.clone().unwrap_or_else(|| (event.name.clone(), event.data.clone()));
                 Some(StoredEvent { id: event.id?, run_id: event.run_id, name, data })
             })
             .collect();
@@ -286,8 +299,8 @@ impl Task {
         };
         held = held && self.write(&mut batch, events, end).await;
         if held {
-            for event in batch.events {
-                self.live.send(event);
+            for told in batch.events {
+                self.live.send(told.event);
             }
         }
         for waiting in batch.waiting {

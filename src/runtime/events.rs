@@ -1,72 +1,127 @@
 //! What one run tells: gives events their ids and sends them to listeners, through the log if the run is resumable.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use serde_json::json;
 
 use super::Runtime;
-use super::commit::Committer;
+use super::commit::{Committer, Told};
 use super::live::LiveRun;
+use super::shared::lock;
 use crate::model::event::{RUN_BEGAN, RUN_ENDED};
-use crate::model::{ErrorInfo, Event, EventId, Json, RunId, RunKwargs, RunStatus, ThreadStatus};
+use crate::model::{ErrorInfo, Event, EventId, Json, RunId, RunKwargs, RunStatus, ThreadKey, ThreadStatus};
+use crate::storage::{ClaimedRun, StepRows, StoredEvent};
 
 /// The way of a run's events: into the log first and to listeners second if they are stored, else to listeners at once.
 pub(crate) struct Events {
+    thread: ThreadKey,
     run_id: RunId,
     stored: bool,
-    /// The largest id of the thread so far; only this run gives out ids while it executes.
-    last: AtomicI64,
+    /// Ids are given and events queued under one lock: the log grows in the order of the ids.
+    queue: Mutex<Queue>,
     runtime: Runtime,
     committer: Committer,
     live: Arc<LiveRun>,
 }
 
+#[derive(Default)]
+struct Queue {
+    /// The largest id of the thread so far; only this run gives out ids while it executes.
+    last: i64,
+    /// Events that refer to rows which are not queued yet, and those after them.
+    held: Vec<Told>,
+}
+
 impl Events {
     pub(crate) fn new(
-        run_id: RunId,
+        claimed: &ClaimedRun,
         stored: bool,
-        last_event: i64,
         runtime: Runtime,
         committer: Committer,
         live: Arc<LiveRun>,
     ) -> Events {
-        Events { run_id, stored, last: AtomicI64::new(last_event), runtime, committer, live }
+        let (thread, run_id) = (claimed.lease.thread, claimed.run.run_id);
+        let queue = Mutex::new(Queue { last: claimed.thread.last_event, held: Vec::new() });
+        Events { thread, run_id, stored, queue, runtime, committer, live }
     }
 
     /// Tells an event. Stored ones reach listeners once they are committed.
     pub(crate) fn tell(&self, name: String, data: Json) {
-        let (run_id, id) = (self.run_id, None);
-        if !self.stored {
-            self.live.send(Event { id, run_id, name, data });
-            return;
+        if self.stored {
+            return self.store(name, data, None, false);
         }
+        self.tell_thread(&name, &data);
+        self.live.send(Event { id: None, run_id: self.run_id, name, data });
+    }
+
+    pub(crate) fn is_stored(&self) -> bool {
+        self.stored
+    }
+
+    /// Stores an event, in `stored` form if that differs, then sends it. `hold`: it refers to rows that are not queued
+    /// yet, and waits for [`Events::push`].
+    pub(crate) fn store(&self, name: String, data: Json, stored: Option<(String, Json)>, hold: bool) {
         let millis = self.runtime.clock().now().millis();
-        let next = |last| Some(EventId::next(last, millis).0);
-        let last = self.last.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).unwrap_or_default();
-        let id = Some(EventId::next(last, millis));
-        self.committer.push_event(Event { id, run_id, name, data });
+        let mut queue = lock(&self.queue);
+        let id = EventId::next(queue.last, millis);
+        queue.last = id.0;
+        let told = Told { event: Event { id: Some(id), run_id: self.run_id, name, data }, stored };
+        if hold || !queue.held.is_empty() {
+            queue.held.push(told);
+        } else {
+            self.committer.push_event(told);
+        }
+    }
+
+    /// Queues rows, and with them the events that waited for them. `applied` is asked only if there is anything.
+    pub(crate) fn push(&self, rows: StepRows, applied: impl FnOnce(&StepRows) -> bool, urgent: bool) {
+        let mut queue = lock(&self.queue);
+        let held = std::mem::take(&mut queue.held);
+        if !held.is_empty() || !rows.is_empty() {
+            let applied = applied(&rows);
+            self.committer.push(rows, held, applied, urgent);
+        }
+    }
+
+    /// Tells listeners of the thread in this process what the log does not keep.
+    fn tell_thread(&self, name: &str, data: &Json) {
+        let hub = &self.runtime.inner.hub;
+        if hub.is_listened_to() {
+            let millis = self.runtime.clock().now().millis();
+            let mut queue = lock(&self.queue);
+            let id = EventId::next(queue.last, millis);
+            queue.last = id.0;
+            let run_id = self.run_id;
+            hub.tell_thread(self.thread, StoredEvent { id, run_id, name: name.to_owned(), data: data.clone() });
+        }
     }
 
     /// Records in the log that the run began here, and tells `metadata`.
     pub(crate) fn began(&self, graph_id: &str, kwargs: &RunKwargs, attempt: u32) {
-        if self.stored {
-            let data = json!({"graph_id": graph_id, "modes": kwargs.stream_mode, "protocol": kwargs.protocol});
-            self.tell(RUN_BEGAN.to_owned(), Json::from(data));
-        }
+        let data = json!({"graph_id": graph_id, "modes": kwargs.stream_mode, "protocol": kwargs.protocol});
+        self.record(RUN_BEGAN, &Json::from(data));
         let metadata = json!({"run_id": self.run_id, "attempt": attempt});
         self.tell("metadata".to_owned(), Json::from(metadata));
     }
 
-    /// Records in the log how the run ends, in the commit that ends it.
-    pub(crate) fn ended(&self, status: RunStatus, rest: ThreadStatus, error: Option<&ErrorInfo>) {
+    /// Records how the run ends: in the log before the commit that ends it (and with it), to others after it.
+    pub(crate) fn ended(&self, is_committed: bool, status: RunStatus, rest: ThreadStatus, error: Option<&ErrorInfo>) {
+        if self.stored == is_committed {
+            return;
+        }
+        let outcome = Outcome::of(status, rest);
+        let mut data = json!({"status": status.as_str(), "outcome": outcome.as_str()});
+        if let Some(error) = error.filter(|_| outcome == Outcome::Failed) {
+            data["error"] = json!(error.message);
+        }
+        self.record(RUN_ENDED, &Json::from(data));
+    }
+
+    fn record(&self, name: &str, data: &Json) {
         if self.stored {
-            let outcome = Outcome::of(status, rest);
-            let mut data = json!({"status": status.as_str(), "outcome": outcome.as_str()});
-            if let Some(error) = error.filter(|_| outcome == Outcome::Failed) {
-                data["error"] = json!(error.message);
-            }
-            self.tell(RUN_ENDED.to_owned(), Json::from(data));
+            self.store(name.to_owned(), data.clone(), None, false);
+        } else {
+            self.tell_thread(name, data);
         }
     }
 }

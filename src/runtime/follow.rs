@@ -10,6 +10,7 @@ use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::live::{Heard, Listener, LiveRun};
+use super::log;
 use super::{EventStream, Runtime, RuntimeError};
 use crate::model::event::is_record;
 use crate::model::{CancelAction, Event, EventId, Json, Run, RunId, Scope, ThreadId, ThreadKey};
@@ -18,7 +19,7 @@ use crate::storage::Notice;
 /// How often to look at a run that another process executes, when no notice comes.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Stored events read at once.
-const PAGE: i64 = 500;
+const PAGE: i64 = 100;
 /// Events a listener may be behind before the pump waits for it.
 const BUFFER: usize = 256;
 
@@ -66,6 +67,10 @@ impl Runtime {
             && self.replay(&follow, after, &mut last, sender).await?
         {
             return Ok(Pumped::Left);
+        }
+        if !follow.run.status.is_active() {
+            // It had ended before its events were read: that was all.
+            return Ok(Pumped::Ended);
         }
         loop {
             let is_here = self.inner.is_executing(follow.run.run_id);
@@ -140,8 +145,11 @@ impl Runtime {
             let run = Some(follow.run.run_id);
             let page = self.storage().read_events(&follow.scope, follow.run.thread_key, run, after, PAGE).await?;
             let count = page.len();
+            if let Some(last) = page.last() {
+                after = last.id;
+            }
+            let page = log::restore(self.storage(), &follow.scope, follow.run.thread_key, page).await?;
             for stored in page {
-                after = stored.id;
                 *last = Some(stored.id);
                 if is_record(&stored.name) {
                     continue;

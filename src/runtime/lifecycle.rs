@@ -68,9 +68,8 @@ impl Runtime {
         tracing::debug!(run.id = %run_id, thread.id = %claimed.run.thread_id, attempt, "run starts");
         let kwargs = claimed.run.kwargs.decode::<RunKwargs>();
         let events = Arc::new(Events::new(
-            run_id,
+            &claimed,
             kwargs.as_ref().is_ok_and(|kwargs| kwargs.resumable),
-            claimed.thread.last_event,
             self.clone(),
             committer.clone(),
             Arc::clone(&live),
@@ -109,7 +108,8 @@ impl Runtime {
         match outcome {
             Outcome::Ended(ending) => {
                 let (status, result) = (ending.status, ending.result);
-                events.ended(status, ending.thread_status, ending.error.as_ref());
+                let (rest, error) = (ending.thread_status, ending.error.clone());
+                events.ended(false, status, rest, error.as_ref());
                 let end = RunEnd {
                     status,
                     error: ending.error,
@@ -118,6 +118,7 @@ impl Runtime {
                     announce,
                 };
                 if committer.end(end).await {
+                    events.ended(true, status, rest, error.as_ref());
                     self.inner.hub.set_result(run_id, &result);
                     let _ = live.result.set(result);
                     tracing::debug!(run.id = %run_id, status = status.as_str(), "run ended");

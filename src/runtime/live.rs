@@ -1,17 +1,21 @@
 //! Live events: from the executor of a run to everybody in this process who listens.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use indexmap::IndexMap;
-use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{broadcast, mpsc};
 
-use crate::model::{Event, Json, RunId};
+use crate::model::{Event, Json, RunId, ThreadKey};
+use crate::storage::StoredEvent;
 
 /// Events a slow listener may be behind before it is cut off and has to catch up from storage.
 const BACKLOG: usize = 16_384;
+
+/// Unstored events a slow listener of a thread may be behind; it misses those beyond.
+const UNSTORED: usize = 1024;
 
 /// Results of background runs kept for their first join.
 const KEPT_RESULTS: usize = 256;
@@ -23,6 +27,10 @@ const KEPT_BYTES: usize = 64 * 1024;
 pub(crate) struct Hub {
     runs: Mutex<HashMap<RunId, Arc<LiveRun>>>,
     kept: Mutex<IndexMap<RunId, Option<Json>>>,
+    /// Threads whose streams are read here: what runs tell that is not stored reaches them through this.
+    threads: Mutex<HashMap<ThreadKey, broadcast::Sender<StoredEvent>>>,
+    /// How many threads are listened to: nobody locks the map for none.
+    listened: AtomicUsize,
 }
 
 /// One run's channel. Closed when the run has ended and its final status is committed.
@@ -139,6 +147,31 @@ impl Hub {
         let run = self.runs.lock().unwrap_or_else(PoisonError::into_inner).remove(&run_id);
         if let Some(run) = run {
             run.close();
+        }
+    }
+
+    /// Hears what runs of a thread executed here tell that is not stored.
+    pub(crate) fn hear_thread(&self, thread: ThreadKey) -> broadcast::Receiver<StoredEvent> {
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        threads.retain(|_, sender| sender.receiver_count() > 0);
+        let receiver = threads.entry(thread).or_insert_with(|| broadcast::channel(UNSTORED).0).subscribe();
+        self.listened.store(threads.len(), Ordering::Release);
+        receiver
+    }
+
+    /// Whether anybody may be listening to a thread here.
+    pub(crate) fn is_listened_to(&self) -> bool {
+        self.listened.load(Ordering::Acquire) > 0
+    }
+
+    /// Tells listeners of a thread what is not stored.
+    pub(crate) fn tell_thread(&self, thread: ThreadKey, event: StoredEvent) {
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sender) = threads.get(&thread)
+            && sender.send(event).is_err()
+        {
+            threads.remove(&thread);
+            self.listened.store(threads.len(), Ordering::Release);
         }
     }
 

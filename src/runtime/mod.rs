@@ -11,6 +11,7 @@ mod follow;
 mod host;
 mod lifecycle;
 mod live;
+mod log;
 mod messages;
 mod nodes;
 pub mod persist;
@@ -23,6 +24,7 @@ mod settle;
 mod shared;
 mod state;
 mod tail;
+mod thread_stream;
 mod turns;
 mod worker;
 
@@ -47,6 +49,7 @@ pub use events::Outcome;
 pub use request::{AssistantName, HistoryQuery, RunRequest, StateUpdate, Submitted};
 pub use retention::StorageReport;
 pub use tail::ProtocolStream;
+pub use thread_stream::ThreadStream;
 
 /// Settings of the runtime; the defaults are those of `config.toml`.
 #[derive(Debug, Clone)]

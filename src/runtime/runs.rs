@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use serde_json::json;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 
 use super::assistants::Resolved;
 use super::follow::Follow;
@@ -213,12 +215,47 @@ impl Runtime {
                 return Err(error);
             }
         };
+        if run.kwargs.get("protocol").is_some_and(|protocol| protocol.value() == true) {
+            drop(live);
+            self.inner.hub.release(run_id);
+            let events = self.wrapped_run(scope, run.clone(), after).await?;
+            return Ok(self.cancelling(scope, &run, events, cancel_on_disconnect));
+        }
         if !run.status.is_active() && after.is_none() {
             drop(live);
             self.inner.hub.release(run_id);
             return Ok(futures_util::stream::empty().boxed());
         }
         Ok(self.follow(Follow { scope: *scope, run, live, receiver, after, cancel_on_disconnect }))
+    }
+
+    /// Events that cancel their run when they are dropped before their end, if asked to.
+    fn cancelling(&self, scope: &Scope, run: &Run, events: EventStream, cancel: bool) -> EventStream {
+        if !cancel {
+            return events;
+        }
+        let (sender, receiver) = mpsc::channel(1);
+        let (runtime, scope, run) = (self.clone(), *scope, run.clone());
+        tokio::spawn(async move {
+            let mut events = events;
+            loop {
+                let event = tokio::select! {
+                    event = events.next() => event,
+                    () = sender.closed() => None,
+                };
+                let Some(event) = event else { break };
+                if sender.send(event).await.is_err() {
+                    break;
+                }
+            }
+            if sender.is_closed() {
+                let reason = Some("the client went away".to_owned());
+                // Of a run that has ended nothing is left to cancel.
+                let _ =
+                    runtime.cancel(&scope, &run.thread_id, run.run_id, CancelAction::Interrupt, reason, false).await;
+            }
+        });
+        ReceiverStream::new(receiver).boxed()
     }
 
     /// Sets the durable cancel flag. With `wait`, returns once the run has stopped. [`RuntimeError::RunNotFound`] when

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::Runtime;
 use super::commit::Committer;
 use super::events::Events;
+use super::log::{self, Known};
 use super::persist::{Stored, Writer};
 use super::turns::Turns;
 use crate::engine::chunk::{Chunk, Wanted};
@@ -18,6 +19,7 @@ use crate::engine::record::TaskRecord;
 use crate::model::{
     CheckpointId, Durability, Fields, Interrupt, Json, RunId, Scope, StreamMode, ThreadId, ThreadKey, Timestamp,
 };
+use crate::storage::StepRows;
 
 /// Locks, whatever happened to the last holder: the data is replaced as a whole, never left half-way.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -116,6 +118,8 @@ pub(crate) struct Outgoing {
     writer: Writer,
     /// What the last stored checkpoint of each namespace refers to.
     bases: HashMap<String, Stored>,
+    /// The lists of each namespace as they are stored, for events to refer to.
+    known: HashMap<String, Known>,
     /// Durability `exit`: the last checkpoint of each namespace and the records on it, until the end.
     held: BTreeMap<String, Held>,
 }
@@ -130,7 +134,12 @@ struct Held {
 
 impl Outgoing {
     pub(crate) fn new(run_id: RunId) -> Outgoing {
-        Outgoing { writer: Writer::new(Some(run_id)), bases: HashMap::new(), held: BTreeMap::new() }
+        Outgoing {
+            writer: Writer::new(Some(run_id)),
+            bases: HashMap::new(),
+            known: HashMap::new(),
+            held: BTreeMap::new(),
+        }
     }
 }
 
@@ -171,9 +180,11 @@ impl Shared {
 
     /// Takes in effects, in order: tells what is to be told, turns the rest into rows.
     pub(crate) fn take(&self, ns: &str, effects: &mut Vec<Effect>) {
+        // Rows first: what is told may refer to them.
+        let mut chunks = Vec::new();
         for effect in effects.drain(..) {
             match effect {
-                Effect::Chunk(chunk) => self.tell(ns, chunk),
+                Effect::Chunk(chunk) => chunks.push(chunk),
                 Effect::Checkpoint(draft) => {
                     let mut store = lock(&self.outgoing);
                     if self.durability == Durability::Exit {
@@ -182,6 +193,9 @@ impl Shared {
                         let store = &mut *store;
                         let base = store.bases.entry(ns.to_owned()).or_default();
                         store.writer.put_checkpoint(&draft, base);
+                        if self.events.is_stored() {
+                            store.known.insert(ns.to_owned(), Known::of(&draft, base));
+                        }
                     }
                 }
                 Effect::Writes { checkpoint_id, record } => {
@@ -195,16 +209,20 @@ impl Shared {
                 }
             }
         }
+        for chunk in chunks {
+            self.tell(ns, chunk);
+        }
     }
 
-    /// Hands the rows collected so far to the committer.
+    /// Hands the rows collected so far, and what was told of them, to the committer.
     pub(crate) fn push(&self, urgent: bool) {
-        let rows = lock(&self.outgoing).writer.take();
-        let nothing = rows.checkpoints.is_empty() && rows.task_writes.is_empty();
-        if !nothing {
-            let applied = !self.input_applied.swap(true, Ordering::Relaxed);
-            self.committer.push(rows, applied, urgent);
-        }
+        let mut store = lock(&self.outgoing);
+        let rows = store.writer.take();
+        let applies = |rows: &StepRows| {
+            let spends = !rows.checkpoints.is_empty() || !rows.task_writes.is_empty();
+            spends && !self.input_applied.swap(true, Ordering::Relaxed)
+        };
+        self.events.push(rows, applies, urgent);
     }
 
     /// Durability `exit`: stores the last checkpoint of a namespace and what is recorded on it.
@@ -277,7 +295,17 @@ impl Shared {
             return;
         }
         let name = if ns.is_empty() { mode.to_owned() } else { format!("{mode}|{ns}") };
-        self.emit_named(name, data);
+        // With durability `exit` nothing is stored on the way that an event could refer to. What a node tells while it
+        // runs waits for no rows.
+        let refers = matches!(mode, "values" | "updates" | "tasks" | "checkpoints" | "debug");
+        if !refers || !self.events.is_stored() || self.durability == Durability::Exit {
+            return self.emit_named(name, data);
+        }
+        let mut store = lock(&self.outgoing);
+        let store = &mut *store;
+        let stored = log::cut(&mut store.writer, store.known.get(ns), ns, &name, &data);
+        let hold = stored.is_some() && !store.writer.rows.is_empty();
+        self.events.store(name, data, stored, hold);
     }
 
     pub(crate) fn emit_named(&self, name: String, data: Json) {

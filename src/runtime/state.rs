@@ -294,6 +294,7 @@ impl Runtime {
             expected_head: thread.head.clone(),
             base: base_id,
             rows: writer.take(),
+            events: vec![self.state_update(&thread, &ns, execution.checkpoint_id())],
             thread_status,
             view: shown.as_ref().map(|(view, _)| view.clone()),
         };

@@ -8,13 +8,14 @@ use futures_util::stream::{BoxStream, unfold};
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
+use super::log;
 use super::protocol::{Filter, ProtocolEvent, Renderer};
 use super::{Outcome, Runtime, RuntimeError};
 use crate::model::{EventId, RunId, Scope, ThreadId, ThreadKey};
 use crate::storage::{Notice, StorageError, StoredEvent};
 
 /// Stored events read at once.
-const PAGE: i64 = 500;
+const PAGE: i64 = 100;
 /// How often to look without a notice: a notice may be lost, and a run may end with nobody left to write so.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Between tries while the database is away.
@@ -31,6 +32,9 @@ pub(crate) struct Tail {
     run: Option<RunId>,
     after: EventId,
     notices: broadcast::Receiver<Notice>,
+    /// What is told here and not stored.
+    live: Option<broadcast::Receiver<StoredEvent>>,
+    unstored: Vec<StoredEvent>,
     /// There may be events after the cursor that were not read.
     is_behind: bool,
 }
@@ -40,7 +44,24 @@ impl Tail {
     pub(crate) fn new(runtime: &Runtime, scope: &Scope, thread: ThreadKey, run: Option<RunId>, after: EventId) -> Tail {
         // Heard from before the first read: nothing that is stored in between is missed.
         let notices = runtime.storage().notices();
-        Tail { runtime: runtime.clone(), scope: *scope, thread, run, after, notices, is_behind: true }
+        let (runtime, scope, unstored) = (runtime.clone(), *scope, Vec::new());
+        Tail { runtime, scope, thread, run, after, notices, live: None, unstored, is_behind: true }
+    }
+
+    /// Hears also what runs executed in this process tell without storing it.
+    pub(crate) fn with_unstored(mut self) -> Tail {
+        self.live = Some(self.runtime.inner.hub.hear_thread(self.thread));
+        self
+    }
+
+    /// Moves the cursor before anything was read.
+    pub(crate) fn start_after(&mut self, after: EventId) {
+        self.after = after;
+    }
+
+    /// The next read is made at once, whatever there is.
+    pub(crate) fn do_not_wait(&mut self) {
+        self.is_behind = true;
     }
 
     /// The next stored events, oldest first. Empty when nothing came for a while, or something happened that may have
@@ -60,8 +81,15 @@ impl Tail {
                 Err(error) => return Err(error.into()),
             }
         };
-        self.is_behind = page.len() as i64 >= PAGE;
-        self.after = page.last().map_or(self.after, |event| event.id);
+        let (is_behind, after) = (page.len() as i64 >= PAGE, page.last().map_or(self.after, |event| event.id));
+        let page = log::restore(storage, &self.scope, self.thread, page).await?;
+        (self.is_behind, self.after) = (is_behind, after);
+        if !self.is_behind && !self.unstored.is_empty() {
+            // The log is read up to where they were told: runs of a thread follow each other.
+            let mut page = page;
+            page.append(&mut self.unstored);
+            return Ok(page);
+        }
         Ok(page)
     }
 
@@ -77,7 +105,27 @@ impl Tail {
                     Ok(_) => {}
                     Err(RecvError::Closed) => return look.await,
                 },
+                event = heard(&mut self.live) => {
+                    self.unstored.push(event);
+                    // What came with it comes along.
+                    while let Some(Ok(event)) = self.live.as_mut().map(broadcast::Receiver::try_recv) {
+                        self.unstored.push(event);
+                    }
+                    return;
+                }
             }
+        }
+    }
+}
+
+/// The next unstored event. Those that were missed are missed.
+async fn heard(live: &mut Option<broadcast::Receiver<StoredEvent>>) -> StoredEvent {
+    let Some(live) = live else { return std::future::pending().await };
+    loop {
+        match live.recv().await {
+            Ok(event) => return event,
+            Err(RecvError::Lagged(_)) => {}
+            Err(RecvError::Closed) => return std::future::pending().await,
         }
     }
 }
@@ -94,7 +142,7 @@ pub(crate) struct ProtocolTail {
 impl ProtocolTail {
     pub(crate) fn new(runtime: &Runtime, scope: &Scope, thread_id: ThreadId) -> ProtocolTail {
         let key = thread_id.key(scope.tenant());
-        let tail = Tail::new(runtime, scope, key, None, EventId(0));
+        let tail = Tail::new(runtime, scope, key, None, EventId(0)).with_unstored();
         ProtocolTail { tail, runtime: runtime.clone(), scope: *scope, thread_id, renderer: Renderer::default() }
     }
 
@@ -137,6 +185,23 @@ impl ProtocolTail {
 }
 
 impl Runtime {
+    /// How many stored events of a thread pass a filter now: what a subscription begins with.
+    pub async fn count_protocol_events(
+        &self,
+        scope: &Scope,
+        thread_id: &ThreadId,
+        filter: &Filter,
+        since: i64,
+    ) -> Result<usize, RuntimeError> {
+        let mut tail = ProtocolTail::new(self, scope, thread_id.clone());
+        let mut count = 0;
+        while tail.tail.is_behind {
+            let page = tail.next().await?;
+            count += page.iter().filter(|event| event.seq > since && filter.passes(event)).count();
+        }
+        Ok(count)
+    }
+
     /// The events of a thread by protocol v2 that pass a filter, beginning after the sequence number `since`: those of its
     /// whole log, then all that come. Ends only with an error. The thread need not exist yet.
     pub fn protocol_events(&self, scope: &Scope, thread_id: &ThreadId, filter: Filter, since: i64) -> ProtocolStream {

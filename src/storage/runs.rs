@@ -166,6 +166,13 @@ pub struct StepRows {
     pub head: Option<CheckpointId>,
 }
 
+impl StepRows {
+    /// Nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.checkpoints.is_empty() && self.task_writes.is_empty() && self.payloads.is_empty() && self.log.is_empty()
+    }
+}
+
 /// An event kept for replay.
 #[derive(Debug, Clone)]
 pub struct StoredEvent {
@@ -205,6 +212,8 @@ pub struct StateCommit {
     /// The namespace and checkpoint whose values the change refers to; that it was pruned is [`StateOutcome::HeadMoved`].
     pub base: Option<(String, CheckpointId)>,
     pub rows: StepRows,
+    /// Events that tell of the change.
+    pub events: Vec<StoredEvent>,
     /// What the thread rests at afterwards: `idle` or `interrupted`.
     pub thread_status: ThreadStatus,
     /// What the thread's document shows instead of its head from now on ([`Thread::view`]); `None` clears it.

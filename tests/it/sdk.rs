@@ -4,8 +4,9 @@ use std::process::Command;
 
 use crate::support::process::{Database, Server, provided, root, sqlite_url};
 
-/// The scripts of `tests/sdk`: the reference documents' programs, every resource, and `RemoteGraph`.
-const SCRIPTS: [&str; 3] = ["seeds.py", "resources.py", "remote_graph.py"];
+/// The scripts of `tests/sdk`: the reference documents' programs, every resource, `RemoteGraph`, and
+/// event streaming.
+const SCRIPTS: [&str; 4] = ["seeds.py", "resources.py", "remote_graph.py", "thread_streams.py"];
 
 fn drive(server: &Server, backend: &str) {
     for script in SCRIPTS {

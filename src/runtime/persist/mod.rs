@@ -30,7 +30,7 @@ const FORMAT: u32 = 1;
 
 /// Where a value is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-enum ValueRef {
+pub(crate) enum ValueRef {
     #[serde(rename = "i")]
     Inline(Json),
     #[serde(rename = "p", with = "hash_text")]
@@ -107,6 +107,12 @@ impl Stored {
             }
         }
     }
+
+    /// Where a channel is stored that is a list in the channel log.
+    pub(crate) fn log(&self, channel: &str) -> Option<&ValueRef> {
+        let reference = &self.channels.get(channel)?.reference;
+        matches!(reference, ValueRef::Log(_)).then_some(reference)
+    }
 }
 
 /// Collects rows.
@@ -127,13 +133,23 @@ impl Writer {
         std::mem::take(&mut self.rows)
     }
 
+    /// Refers to a payload that this run has stored already.
+    pub(crate) fn known_payload(&self, text: &str) -> Option<ValueRef> {
+        let hash = hash_of(text);
+        self.known.contains(&hash).then_some(ValueRef::Payload(hash))
+    }
+
+    /// Stores valid JSON text as a payload.
+    pub(crate) fn put_payload(&mut self, value: &Json) -> ValueRef {
+        self.put_value(value, &mut 0)
+    }
+
     fn put_value(&mut self, value: &Json, bytes: &mut i64) -> ValueRef {
         let text = value.as_raw().get();
         if text.len() <= INLINE_BYTES {
             return ValueRef::Inline(value.clone());
         }
-        let mut hash = PayloadHash::default();
-        hash.copy_from_slice(&blake3::hash(text.as_bytes()).as_bytes()[..16]);
+        let hash = hash_of(text);
         if self.known.insert(hash) {
             *bytes += text.len() as i64;
             self.rows.payloads.push(Payload { hash, value: value.clone() });
@@ -250,6 +266,12 @@ impl Writer {
     }
 }
 
+fn hash_of(text: &str) -> PayloadHash {
+    let mut hash = PayloadHash::default();
+    hash.copy_from_slice(&blake3::hash(text.as_bytes()).as_bytes()[..16]);
+    hash
+}
+
 /// The body of a checkpoint whose channels are stored as `stored` says.
 fn body_of(draft: &Draft, stored: &Stored) -> Json {
     #[derive(Serialize)]
@@ -361,6 +383,29 @@ impl Reader<'_> {
         wanted.assemble(&values)
     }
 
+    /// Reads values by their references: namespace, channel, where. Those that are gone, because a run was deleted or the
+    /// thread pruned, are missing from the answer.
+    pub(crate) async fn values(&self, wanted: &[(&str, &str, &ValueRef)]) -> Result<Found, StorageError> {
+        let (mut hashes, mut ranges) = (HashSet::new(), Vec::new());
+        for (ns, channel, reference) in wanted {
+            collect(reference, ns, channel, &mut hashes, &mut ranges);
+        }
+        match self.fetch(hashes.clone(), ranges.clone()).await {
+            Ok(values) => return Ok(Found(values)),
+            Err(error) if is_missing(&error) => {}
+            Err(error) => return Err(error),
+        }
+        let mut values = self.fetch(HashSet::new(), ranges).await?;
+        for hash in hashes {
+            match self.fetch(HashSet::from([hash]), Vec::new()).await {
+                Ok(found) => values.payloads.extend(found.payloads),
+                Err(error) if is_missing(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Found(values))
+    }
+
     async fn fetch(&self, hashes: HashSet<PayloadHash>, mut ranges: Vec<LogRange>) -> Result<Values, StorageError> {
         let mut values = Values::default();
         if !hashes.is_empty() {
@@ -379,6 +424,11 @@ impl Reader<'_> {
         }
         Ok(values)
     }
+}
+
+/// A payload that is not there: no harm where it may have been deleted.
+fn is_missing(error: &StorageError) -> bool {
+    matches!(error, StorageError::Corrupt { table: "payloads", column: "hash", .. })
 }
 
 /// Rows that were read, and what they refer to.
@@ -486,6 +536,15 @@ type StoredRecord = (String, String, Vec<(String, ValueRef)>);
 
 /// Log rows of one branch, by the position they start at.
 type BranchRows = BTreeMap<i64, Vector<Json>>;
+
+/// Values that were read by [`Reader::values`].
+pub(crate) struct Found(Values);
+
+impl Found {
+    pub(crate) fn get(&self, ns: &str, channel: &str, reference: &ValueRef) -> Option<Json> {
+        self.0.value(reference, ns, channel, "").ok()
+    }
+}
 
 #[derive(Default)]
 struct Values {

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::messages::{Speech, Told};
 use super::{ProtocolEvent, normal};
-use crate::model::event::{RUN_BEGAN, RUN_ENDED};
+use crate::model::event::{RUN_BEGAN, RUN_ENDED, STATE_UPDATE};
 use crate::model::{Json, RunId, special};
 use crate::runtime::events::Outcome;
 use crate::storage::StoredEvent;
@@ -352,9 +352,6 @@ impl RunInProgress {
         batch.synthesized(self.run_id, &kind, "lifecycle", &[], Json::from(data));
     }
 }
-
-/// The event that tells a change of state from outside a run.
-pub(crate) const STATE_UPDATE: &str = "state_update";
 
 /// `mode|segment|..` as the mode and the path.
 fn split(name: &str) -> (&str, Vec<String>) {

@@ -11,4 +11,5 @@ mod state;
 mod store;
 mod streams;
 mod system;
+mod thread_streams;
 mod threads;

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::support::server::{Frame, Listener, TestServer};
 
-const ALL: [&str; 9] =
+pub(super) const ALL: [&str; 9] =
     ["values", "updates", "messages", "tools", "lifecycle", "input", "tasks", "checkpoints", "custom"];
 
 #[derive(Serialize, Deserialize, JsonSchema, Default)]
@@ -27,7 +27,7 @@ struct Talk {
 }
 
 /// A graph that does everything a stream can show: tokens, a tool, a graph inside, a question, a failure.
-fn agent() -> Result<Graph, BuildErrors> {
+pub(super) fn agent() -> Result<Graph, BuildErrors> {
     let inner = StateGraph::<Talk>::new("agent/inner")
         .messages("messages")
         .node("look", async |(), ctx: Context| {
@@ -71,19 +71,19 @@ async fn ask(state: Talk, ctx: Context) -> Result<Update, NodeError> {
     Ok(update!(Talk { answer: answer }))
 }
 
-async fn server() -> TestServer {
+pub(super) async fn server() -> TestServer {
     let settings = HttpSettings { heartbeat: Duration::from_millis(300), ..HttpSettings::default() };
     TestServer::serving(settings, vec![agent().expect("a graph")]).await
 }
 
-async fn command(server: &TestServer, thread: &str, method: &str, params: Value) -> Value {
+pub(super) async fn command(server: &TestServer, thread: &str, method: &str, params: Value) -> Value {
     let body = json!({"id": 7, "method": method, "params": params});
     let answer = server.post(&format!("/threads/{thread}/commands"), body).await.ok();
     assert_eq!(answer["id"], 7);
     answer
 }
 
-async fn start(server: &TestServer, thread: &str, input: Value) -> String {
+pub(super) async fn start(server: &TestServer, thread: &str, input: Value) -> String {
     let params = json!({"assistant_id": "agent", "input": input});
     let answer = command(server, thread, "run.start", params).await;
     assert_eq!(answer["type"], "success", "{answer}");
@@ -91,18 +91,18 @@ async fn start(server: &TestServer, thread: &str, input: Value) -> String {
     answer["result"]["run_id"].as_str().expect("a run").to_owned()
 }
 
-async fn subscribe(server: &TestServer, thread: &str, body: Value) -> Listener {
+pub(super) async fn subscribe(server: &TestServer, thread: &str, body: Value) -> Listener {
     server.listen("POST", &format!("/threads/{thread}/stream/events"), &[], body).await
 }
 
-fn is_terminal(frame: &Frame) -> bool {
+pub(super) fn is_terminal(frame: &Frame) -> bool {
     let params = &frame.data["params"];
     let end = params["data"]["event"].as_str().unwrap_or_default();
     frame.event == "lifecycle" && params["namespace"] == json!([]) && end != "running"
 }
 
 /// Everything on a thread, up to the end of its `n`-th run.
-async fn history(server: &TestServer, thread: &str, n: usize) -> Vec<Frame> {
+pub(super) async fn history(server: &TestServer, thread: &str, n: usize) -> Vec<Frame> {
     let mut listener = subscribe(server, thread, json!({"channels": ALL})).await;
     let mut frames = Vec::new();
     for _ in 0..n {
@@ -115,7 +115,7 @@ fn data(frames: &[Frame], method: &str) -> Vec<Value> {
     frames.iter().filter(|frame| frame.event == method).map(|frame| frame.data["params"]["data"].clone()).collect()
 }
 
-fn hello() -> Value {
+pub(super) fn hello() -> Value {
     json!({"messages": [{"type": "human", "content": "hi", "id": "h1"}]})
 }
 
@@ -394,4 +394,29 @@ async fn commands_are_refused_in_their_envelope() {
         server.post(&events, body.clone()).await.refused(400);
     }
     server.send("POST", "/threads/bad%20id/commands", "{}").await.refused(422);
+}
+
+#[tokio::test]
+async fn older_clients_see_such_a_run_wrapped() {
+    let server = server().await;
+    let thread = Uuid::from_u128(10).to_string();
+    let run = start(&server, &thread, hello()).await;
+    let told = history(&server, &thread, 1).await;
+    let join = format!("/threads/{thread}/runs/{run}/stream");
+    let all = server.frames("GET", &join, &[("last-event-id", "-1")], Value::Null).await;
+    assert_eq!(all[1].event, "metadata");
+    let wrapped: Vec<&Value> = all.iter().filter(|frame| frame.event != "metadata").map(|frame| &frame.data).collect();
+    assert_eq!(wrapped, told.iter().map(|frame| &frame.data).collect::<Vec<_>>());
+    // Only a whole stored event has an id to come back with.
+    for at in (0..all.len()).filter(|at| all[*at].id.is_some()) {
+        let from = all[at].id.clone().expect("an id");
+        let rest = server.frames("GET", &join, &[("last-event-id", &from)], Value::Null).await;
+        assert_eq!(rest, all[at + 1..], "after {at}");
+    }
+    assert_eq!(server.frames("GET", &join, &[], Value::Null).await, []);
+    // The joined thread shows it the same way.
+    let place = format!("/threads/{thread}/stream");
+    let mut joined = server.listen("GET", &place, &[("last-event-id", "-")], Value::Null).await;
+    let frames = joined.until(|frame| frame.data["status"] == "run_done").await;
+    assert_eq!(frames[..frames.len() - 1], all);
 }

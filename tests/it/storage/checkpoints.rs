@@ -26,6 +26,7 @@ async fn put(lab: &Lab, name: &str, rows: StepRows) {
         expected_head,
         base: None,
         rows,
+        events: vec![],
         thread_status: ThreadStatus::Idle,
         view: None,
     };

@@ -202,6 +202,7 @@ async fn a_state_change_needs_rest_and_the_expected_head(lab: Lab) {
         base: None,
         expected_head: head.map(str::to_owned),
         rows: StepRows { checkpoints: vec![checkpoint(new, None)], head: Some(new.into()), ..StepRows::default() },
+        events: vec![event(i64::from(new == "c2") + 40, Uuid::nil())],
         thread_status: ThreadStatus::Interrupted,
         view: None,
     };
@@ -214,6 +215,11 @@ async fn a_state_change_needs_rest_and_the_expected_head(lab: Lab) {
     assert_eq!(put(change(None, "c1")).await, StateOutcome::Committed);
     assert_eq!(put(change(None, "c2")).await, StateOutcome::HeadMoved);
     assert_eq!(put(change(Some("c1"), "c2")).await, StateOutcome::Committed);
+    // What is told of it is stored with it, and only with it.
+    let key = tid("t").key(TENANT.tenant());
+    let told = storage.read_events(&TENANT, key, None, EventId(30), 10).await.unwrap();
+    assert_eq!(told.iter().map(|event| event.id.0).collect::<Vec<_>>(), [40, 41]);
+    assert_eq!(storage.find_thread(&TENANT, &tid("t")).await.unwrap().unwrap().last_event, 41);
     let thread = find_thread(storage, "t").await.unwrap();
     assert_eq!((thread.head.as_deref(), thread.status), (Some("c2"), ThreadStatus::Interrupted));
     let racers = (0..10).map(|n| {

@@ -149,6 +149,7 @@ async fn a_change_based_on_a_pruned_state_is_refused(lab: Lab) {
         expected_head: Some("c3".into()),
         base: Some((String::new(), base.into())),
         rows: StepRows { checkpoints: vec![checkpoint("c4", None)], head: Some("c4".into()), ..StepRows::default() },
+        events: vec![],
         thread_status: ThreadStatus::Idle,
         view: None,
     };

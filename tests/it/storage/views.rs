@@ -84,8 +84,15 @@ async fn a_state_change_sets_or_clears_the_view(lab: Lab) {
         let rows = StepRows { checkpoints: vec![checkpoint(to, None)], head: Some(to.into()), ..StepRows::default() };
         let expected_head = Some(from.to_owned());
         let thread_status = ThreadStatus::Idle;
-        let change =
-            StateCommit { thread_id: tid("t"), expected_head, base: None, rows, thread_status, view: view.map(json) };
+        let change = StateCommit {
+            thread_id: tid("t"),
+            expected_head,
+            base: None,
+            rows,
+            events: vec![],
+            thread_status,
+            view: view.map(json),
+        };
         storage.commit_state(&TENANT, change).await.unwrap()
     };
     assert_eq!(put("c1", "c2", Some(VIEW)).await, StateOutcome::Committed);

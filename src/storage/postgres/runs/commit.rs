@@ -186,16 +186,18 @@ const COMMIT_ENDS: &str = concat!(
     FROM live l LEFT JOIN ended e ON e.member = l.member"
 );
 
-/// Inserts for a locked thread: parameters 36-40.
+/// Inserts for a locked thread: parameters 36-41.
 const INSERT_STATE: &str = concat!(
     "WITH clock AS MATERIALIZED (SELECT ",
     now!(),
     " AS now),
     live AS (SELECT 0 AS member, $36::uuid AS thread_key, $37::uuid AS tenant, FALSE AS gone), ",
     row_inserts!(),
-    " UPDATE threads t SET head = COALESCE($38, t.head), rest_status = $39, error = NULL, view = $40,
+    ", shown AS MATERIALIZED (SELECT pg_notify('session_store', 'v:' || $36::uuid::text) WHERE $41::bigint > 0)
+      UPDATE threads t SET head = COALESCE($38, t.head), rest_status = $39, error = NULL, view = $40,
+                           last_event = GREATEST(t.last_event, $41),
                            updated_at = clock.now, state_updated_at = clock.now
-      FROM clock WHERE t.thread_key = $36"
+      FROM clock WHERE t.thread_key = $36 AND (SELECT COUNT(*) FROM shown) >= 0"
 );
 
 impl PostgresStorage {
@@ -267,6 +269,9 @@ impl PostgresStorage {
         let outcome = change_state(&mut transaction, scope, change).await?;
         if outcome == StateOutcome::Committed {
             self.commit(transaction).await?;
+            if !change.events.is_empty() {
+                self.tell([Notice::Events(change.thread_id.key(scope.tenant()))]);
+            }
         }
         Ok(outcome)
     }
@@ -300,7 +305,7 @@ async fn change_state(conn: &mut PgConnection, scope: &Scope, change: &StateComm
         return Ok(StateOutcome::HeadMoved);
     }
     let mut columns = Rows::default();
-    columns.push(0, &change.rows, &[]);
+    columns.push(0, &change.rows, &change.events);
     columns
         .bind(sqlx::query(INSERT_STATE))
         .bind(key.0)
@@ -308,6 +313,7 @@ async fn change_state(conn: &mut PgConnection, scope: &Scope, change: &StateComm
         .bind(&change.rows.head)
         .bind(change.thread_status.as_str())
         .bind(change.view.as_ref().map(encoding::bytes))
+        .bind(change.events.iter().map(|event| event.id.0).max().unwrap_or(0))
         .execute(conn)
         .await
         .map_err(driver_error)?;

@@ -261,10 +261,16 @@ pub(super) async fn commit_state(write: &mut Write, scope: Scope, change: StateC
     if get::<Option<String>>(&row, "head")? != change.expected_head || !get::<bool>(&row, "has_base")? {
         return Ok(StateOutcome::HeadMoved);
     }
-    insert_rows(write, get(&row, "tenant")?, key, &change.rows).await?;
+    let tenant = get(&row, "tenant")?;
+    insert_rows(write, tenant, key, &change.rows).await?;
+    insert_events(write, tenant, key, &change.events).await?;
+    let last_event = change.events.iter().map(|event| event.id.0).max();
+    if last_event.is_some() {
+        write.notices.push(Notice::Events(key));
+    }
     sqlx::query(
         "UPDATE threads SET head = COALESCE($2, head), rest_status = $3, error = NULL, view = $5, updated_at = $4,
-                            state_updated_at = $4
+                            state_updated_at = $4, last_event = MAX(last_event, $6)
          WHERE thread_key = $1",
     )
     .bind(key.0)
@@ -272,6 +278,7 @@ pub(super) async fn commit_state(write: &mut Write, scope: Scope, change: StateC
     .bind(change.thread_status.as_str())
     .bind(write.now)
     .bind(change.view.as_ref().map(encoding::bytes))
+    .bind(last_event.unwrap_or(0))
     .execute(&mut write.conn)
     .await
     .map_err(driver_error)?;
