@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use axum::extract::{FromRequestParts, Request, State};
+use axum::extract::{FromRequestParts, MatchedPath, Query, Request, State};
 use axum::http::HeaderMap;
-use axum::http::header::AUTHORIZATION;
+use axum::http::header::{AUTHORIZATION, COOKIE, HOST, ORIGIN, UPGRADE};
 use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -55,11 +55,74 @@ impl FromRequestParts<AppState> for Caller {
     }
 }
 
+/// The one who opens a WebSocket, or why not: a browser learns it from how the socket closes.
+pub(crate) struct SocketCaller(pub(crate) ApiResult<Caller>);
+
+/// A refusal on its way to [`SocketCaller`]. Whoever asks for a [`Caller`] gets none.
+#[derive(Clone)]
+struct RefusedSocket {
+    is_unknown: bool,
+}
+
+impl FromRequestParts<AppState> for SocketCaller {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<SocketCaller, Self::Rejection> {
+        let refused = parts.extensions.get::<RefusedSocket>().map(|refused| refused.is_unknown);
+        Ok(SocketCaller(match refused {
+            Some(true) => Err(ApiError::Unauthorized),
+            Some(false) => Err(ApiError::Forbidden),
+            None => Caller::from_request_parts(parts, state).await,
+        }))
+    }
+}
+
+/// The route of protocol v2's WebSocket.
+const SOCKET: &str = "/threads/{thread_id}/stream/events";
+
+fn is_socket(request: &Request) -> bool {
+    let upgrade = request.headers().get(UPGRADE).is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    upgrade && request.extensions().get::<MatchedPath>().is_some_and(|path| path.as_str() == SOCKET)
+}
+
+/// The keys that a browser, which cannot set headers on a socket, may present: `?api_key=`, or a cookie `api_key` that
+/// comes from a page of this very host (cookies are sent by pages of other hosts, too).
+fn socket_keys(request: &Request) -> Vec<Vec<u8>> {
+    let query = Query::<Vec<(String, String)>>::try_from_uri(request.uri()).map(|query| query.0).unwrap_or_default();
+    let mut keys: Vec<Vec<u8>> = query
+        .into_iter()
+        .filter(|(name, _)| matches!(name.as_str(), "api_key" | "x-api-key"))
+        .map(|(_, value)| value.into_bytes())
+        .collect();
+    let headers = request.headers();
+    let origin = headers.get(ORIGIN).and_then(|origin| origin.to_str().ok()?.parse::<http::Uri>().ok());
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+    let is_own = match (headers.contains_key(ORIGIN), origin) {
+        (false, _) => true,
+        (true, Some(origin)) => origin.authority().map(|authority| authority.as_str()) == host && host.is_some(),
+        (true, None) => false,
+    };
+    if is_own {
+        let cookies = headers.get_all(COOKIE).iter().filter_map(|cookie| cookie.to_str().ok());
+        let pairs = cookies.flat_map(|cookie| cookie.split(';')).filter_map(|pair| pair.trim().split_once('='));
+        keys.extend(pairs.filter(|(name, _)| *name == "api_key").map(|(_, value)| value.as_bytes().to_vec()));
+    }
+    keys.retain(|key| !key.is_empty());
+    keys
+}
+
 /// Middleware: lets a request pass with its [`Caller`], or refuses it.
 pub(super) async fn authenticate(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
-    match identify(&state.settings.api_keys, request.uri().path(), request.headers()) {
+    let is_socket = is_socket(&request);
+    let more = if is_socket { socket_keys(&request) } else { Vec::new() };
+    match identify(&state.settings.api_keys, request.uri().path(), request.headers(), &more) {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Err(error) if is_socket => {
+            let is_unknown = matches!(error, ApiError::Unauthorized);
+            request.extensions_mut().insert(RefusedSocket { is_unknown });
             next.run(request).await
         }
         Err(error) => {
@@ -69,12 +132,13 @@ pub(super) async fn authenticate(State(state): State<AppState>, mut request: Req
     }
 }
 
-fn identify(keys: &[ApiKey], path: &str, headers: &HeaderMap) -> ApiResult<Caller> {
+fn identify(keys: &[ApiKey], path: &str, headers: &HeaderMap, more: &[Vec<u8>]) -> ApiResult<Caller> {
     let caller = |actor: Option<&str>| Caller { scope: Scope::default(), actor: actor.map(str::to_owned) };
     if keys.is_empty() || OPEN.contains(&path) {
         return Ok(caller(None));
     }
-    let presented = presented(headers);
+    let mut presented = presented(headers);
+    presented.extend(more.iter().map(Vec::as_slice));
     if presented.is_empty() {
         return Err(ApiError::Unauthorized);
     }
@@ -107,7 +171,7 @@ mod tests {
             .iter()
             .map(|(name, value)| (name.parse().expect("a name"), value.parse().expect("a value")))
             .collect();
-        match identify(&[ApiKey::new("s3cret"), ApiKey::new("other")], path, &headers) {
+        match identify(&[ApiKey::new("s3cret"), ApiKey::new("other")], path, &headers, &[]) {
             Ok(_) => 200,
             Err(error) => error.into_response().status().as_u16(),
         }

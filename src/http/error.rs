@@ -91,6 +91,12 @@ impl ApiError {
         }
     }
 
+    /// Status and text of a refusal that closes a socket (contract section 5.4).
+    pub(crate) fn into_close(self) -> (u16, String) {
+        let (status, text) = self.answer();
+        (status.as_u16(), text)
+    }
+
     /// Code and text of the error in protocol v2 (contract section 5.1).
     pub(crate) fn into_protocol(self) -> (&'static str, String) {
         let (status, text) = self.answer();

@@ -10,6 +10,7 @@ mod store;
 mod system;
 mod thread_events;
 mod thread_search;
+mod thread_socket;
 mod thread_state;
 mod threads;
 
@@ -79,7 +80,7 @@ fn thread_routes() -> Router<AppState> {
         .route("/threads/{thread_id}/state/{checkpoint_id}", get(thread_state::at_checkpoint))
         .route("/threads/{thread_id}/history", get(thread_state::recent_history).post(thread_state::history))
         .route("/threads/{thread_id}/commands", post(thread_events::command))
-        .route("/threads/{thread_id}/stream/events", post(thread_events::subscribe))
+        .route("/threads/{thread_id}/stream/events", post(thread_events::subscribe).get(thread_socket::connect))
         .route("/threads/{thread_id}/stream", get(thread_events::join))
         .route("/threads/{thread_id}/checkpoints", get(checkpoints::list))
         .route("/threads/{thread_id}/checkpoints/{checkpoint_id}", get(checkpoints::find))

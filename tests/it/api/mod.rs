@@ -7,6 +7,7 @@ mod multitask;
 mod protocol;
 mod retention;
 mod runs;
+mod sockets;
 mod state;
 mod store;
 mod streams;

@@ -1,0 +1,132 @@
+//! Protocol v2 over a WebSocket.
+
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use session_store::http::{ApiKey, HttpSettings};
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+use uuid::Uuid;
+
+use super::protocol::{ALL, agent, hello, history, server};
+use crate::support::server::TestServer;
+
+struct Socket(WebSocketStream<MaybeTlsStream<TcpStream>>);
+
+impl Socket {
+    async fn open(server: &TestServer, thread: &str, query: &str, headers: &[(&'static str, String)]) -> Socket {
+        let url = format!("{}/threads/{thread}/stream/events{query}", server.url.replace("http", "ws"));
+        let mut request = url.into_client_request().expect("a request");
+        for (name, value) in headers {
+            request.headers_mut().insert(*name, value.parse().expect("a value"));
+        }
+        Socket(connect_async(request).await.expect("a socket").0)
+    }
+
+    async fn send(&mut self, id: i64, method: &str, params: Value) {
+        let command = json!({"id": id, "method": method, "params": params}).to_string();
+        self.0.send(Message::text(command)).await.expect("sent");
+    }
+
+    /// The next frame that is JSON, or the code the socket was closed with.
+    async fn next(&mut self) -> Result<Value, u16> {
+        loop {
+            match self.0.next().await.expect("a frame").expect("a frame") {
+                Message::Text(text) => return Ok(serde_json::from_str(&text).expect("JSON")),
+                Message::Close(frame) => return Err(frame.map_or(0, |frame| frame.code.into())),
+                _ => {}
+            }
+        }
+    }
+
+    /// The answer to a command, and the events that came before it.
+    async fn answer(&mut self, id: i64) -> (Value, Vec<Value>) {
+        let mut events = Vec::new();
+        loop {
+            let frame = self.next().await.expect("open");
+            if frame["type"] != "event" {
+                assert_eq!(frame["id"], id, "{frame}");
+                return (frame, events);
+            }
+            events.push(frame);
+        }
+    }
+
+    async fn events(&mut self, count: usize) -> Vec<Value> {
+        let mut events = Vec::new();
+        while events.len() < count {
+            events.push(self.next().await.expect("open"));
+        }
+        events
+    }
+}
+
+#[tokio::test]
+async fn one_socket_carries_commands_and_subscriptions() {
+    let server = server().await;
+    let thread = Uuid::from_u128(20).to_string();
+    let mut socket = Socket::open(&server, &thread, "", &[]).await;
+    socket.send(1, "subscription.subscribe", json!({"channels": ALL})).await;
+    let (answer, _) = socket.answer(1).await;
+    assert_eq!(answer["result"], json!({"subscription_id": "sub-1", "replayed_events": 0}));
+    socket.send(2, "run.start", json!({"assistant_id": "agent", "input": hello()})).await;
+    let (answer, mut events) = socket.answer(2).await;
+    assert!(answer["result"]["run_id"].is_string(), "{answer}");
+    // The same events with the same ids and numbers as over SSE.
+    let told: Vec<Value> = history(&server, &thread, 1).await.into_iter().map(|frame| frame.data).collect();
+    let missing = told.len() - events.len();
+    events.extend(socket.events(missing).await);
+    assert_eq!(events, told);
+    let since = told[told.len() - 3]["seq"].clone();
+    socket.send(3, "subscription.reconnect", json!({"subscription_id": "sub-1", "since": since})).await;
+    assert_eq!(socket.answer(3).await.0["result"], json!({"subscription_id": "sub-1", "replayed_events": 2}));
+    assert_eq!(socket.events(2).await, told[told.len() - 2..]);
+    socket.send(4, "subscription.unsubscribe", json!({"subscription_id": "sub-1"})).await;
+    assert_eq!(socket.answer(4).await.0["result"], json!({}));
+    for (method, params, code) in [
+        ("subscription.unsubscribe", json!({"subscription_id": "sub-1"}), "no_such_subscription"),
+        ("subscription.reconnect", json!({"subscription_id": "sub-9"}), "no_such_subscription"),
+        ("subscription.subscribe", json!({"channels": []}), "invalid_argument"),
+        ("agent.getTree", json!({}), "no_such_run"),
+        ("what.ever", json!({}), "unknown_command"),
+    ] {
+        socket.send(5, method, params).await;
+        assert_eq!(socket.answer(5).await.0["error"], code, "{method}");
+    }
+    socket.0.send(Message::text("{")).await.expect("sent");
+    let refused = socket.next().await.expect("open");
+    assert_eq!((&refused["error"], &refused["id"]), (&json!("invalid_argument"), &Value::Null));
+}
+
+#[tokio::test]
+async fn refusals_close_the_socket_with_their_status() {
+    let settings = HttpSettings { api_keys: vec![ApiKey::new("s3cret")], ..HttpSettings::default() };
+    let server = TestServer::serving(settings, vec![agent().expect("a graph")]).await;
+    let host = server.url.trim_start_matches("http://").to_owned();
+    let own = [("cookie", "a=b; api_key=s3cret".to_owned()), ("origin", format!("http://{host}"))];
+    let foreign = [("cookie", "api_key=s3cret".to_owned()), ("origin", "http://evil.example".to_owned())];
+    let header = [("x-api-key", "s3cret".to_owned())];
+    let cases: [(&str, &str, &[(&'static str, String)], Option<u16>); 7] = [
+        ("t", "", &[], Some(4401)),
+        ("t", "?api_key=wrong", &[], Some(4403)),
+        ("t", "", &foreign, Some(4401)),
+        ("search", "?api_key=s3cret", &[], Some(4422)),
+        ("t", "?api_key=s3cret", &[], None),
+        ("t", "", &header, None),
+        ("t", "", &own, None),
+    ];
+    for (thread, query, headers, code) in cases {
+        let mut socket = Socket::open(&server, thread, query, headers).await;
+        match code {
+            Some(code) => assert_eq!(socket.next().await, Err(code), "{query} {headers:?}"),
+            None => {
+                socket.send(1, "agent.getTree", json!({})).await;
+                assert_eq!(socket.answer(1).await.0["error"], "no_such_run", "{query} {headers:?}");
+            }
+        }
+    }
+    // The query opens nothing but the socket.
+    assert_eq!(server.get("/threads/t?api_key=s3cret").await.status, 401);
+    assert_eq!(server.get("/threads/t/stream/events?api_key=s3cret").await.status, 401);
+}
