@@ -79,7 +79,9 @@ pub(super) async fn count(State(state): State<AppState>, caller: Caller, Body(mu
 impl Search {
     fn read(body: &mut Object) -> ApiResult<Search> {
         let ids = body.strings("ids", MAX_IDS)?;
-        let ids = ids.map(|ids| ids.iter().map(|id| thread_id(id)).collect::<ApiResult<Vec<_>>>()).transpose()?;
+        let ids = ids
+            .map(|ids| ids.iter().map(|id| thread_id(id).map_err(bad_id)).collect::<ApiResult<Vec<_>>>())
+            .transpose()?;
         let status = body.choice("status", &STATUSES, ThreadStatus::parse)?;
         let metadata = body.object("metadata")?;
         let exclude = match body.json("exclude_metadata") {
@@ -142,6 +144,14 @@ impl Search {
         let heads = state.runtime.head_views(&caller.scope, &rows).await?;
         let holds = |head: &HeadView| head.values.as_ref().is_some_and(|whole| contains(whole.value(), part.value()));
         Ok(rows.into_iter().zip(heads).filter(|(_, head)| holds(head)).map(|(row, _)| row).collect())
+    }
+}
+
+/// A malformed id of a filter is a 400 in the contract.
+fn bad_id(error: ApiError) -> ApiError {
+    match error {
+        ApiError::Invalid(text) => ApiError::BadRequest(format!("ids: {text}")),
+        other => other,
     }
 }
 

@@ -125,7 +125,7 @@ async fn threads_are_found_by_ids_and_status() {
     let found = server.post("/threads/search", json!({"status": "interrupted"})).await.ok();
     assert_eq!((found.as_array().map(Vec::len), &found[0]["thread_id"]), (Some(1), &json!(ids[1])));
     assert_eq!(found[0]["interrupts"].as_object().map(serde_json::Map::len), Some(1));
-    server.post("/threads/search", json!({"ids": ["a b"]})).await.refused(422);
+    server.post("/threads/search", json!({"ids": ["a b"]})).await.refused(400);
     server.post("/threads/search", json!({"status": "asleep"})).await.refused(422);
     server.post("/threads/search", json!({"select": ["nope"]})).await.refused(422);
 }
