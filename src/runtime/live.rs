@@ -131,6 +131,15 @@ impl Hub {
         }
     }
 
+    /// A listener to a run whose result is to be kept and is not there yet.
+    pub(crate) fn ending(&self, run_id: RunId) -> Option<Listener> {
+        let is_kept = |slot: Option<&Option<Json>>| slot.is_some_and(Option::is_none);
+        if !is_kept(self.kept.lock().unwrap_or_else(PoisonError::into_inner).get(&run_id)) {
+            return None;
+        }
+        Some(self.runs.lock().unwrap_or_else(PoisonError::into_inner).get(&run_id)?.subscribe())
+    }
+
     /// Takes the kept result, once.
     pub(crate) fn take_result(&self, run_id: RunId) -> Option<Json> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).shift_remove(&run_id).flatten()

@@ -1,6 +1,7 @@
 //! Runs as callers see them: submit, wait, join, stream, cancel, read.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use serde_json::json;
@@ -9,11 +10,15 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::assistants::Resolved;
 use super::follow::Follow;
+use super::live::Heard;
 use super::{AssistantName, EventStream, RunRequest, Runtime, RuntimeError, Submitted};
 use crate::model::{
     CancelAction, EventId, Fields, Json, OnCompletion, Run, RunId, RunStatus, Scope, ThreadId, special,
 };
 use crate::storage::{CancelRequest, CancelTarget, ClaimedRun, NewRun, RunCreated};
+
+/// From the commit of a run's end until its result is kept: at most this.
+const MOMENT: Duration = Duration::from_millis(200);
 
 impl Runtime {
     /// Accepts a run: when this returns it is committed. Cancel-safe: dropped before it returns, the run may or may not
@@ -168,6 +173,11 @@ impl Runtime {
     /// [`Runtime::wait`] for a run that was submitted earlier, by anybody.
     pub async fn join(&self, scope: &Scope, thread: &ThreadId, run_id: RunId) -> Result<Json, RuntimeError> {
         let live = self.wait_for_end(scope, thread, run_id).await?;
+        if let Some(mut ending) = self.inner.hub.ending(run_id) {
+            // The end is committed a moment before the result is kept.
+            let closed = async { while matches!(ending.hear().await, Heard::Event(_)) {} };
+            let _ = tokio::time::timeout(MOMENT, closed).await;
+        }
         let kept = self.inner.hub.take_result(run_id);
         let run = self.find_run(scope, thread, run_id).await;
         if let Some(result) = live.or(kept.filter(|_| run.is_ok())) {
