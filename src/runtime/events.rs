@@ -109,6 +109,8 @@ impl Events {
         if self.stored == is_committed {
             return;
         }
+        // Nothing that was told stays behind.
+        self.push(StepRows::default(), |_| false, true);
         let outcome = Outcome::of(status, rest);
         let mut data = json!({"status": status.as_str(), "outcome": outcome.as_str()});
         if let Some(error) = error.filter(|_| outcome == Outcome::Failed) {

@@ -70,6 +70,8 @@ impl Tail {
         if !self.is_behind {
             self.wait().await;
         }
+        // Before the log is read: what is stored and came first is read first.
+        self.hear_waiting();
         let storage = self.runtime.storage();
         let page = loop {
             match storage.read_events(&self.scope, self.thread, self.run, self.after, PAGE).await {
@@ -93,6 +95,17 @@ impl Tail {
         Ok(page)
     }
 
+    /// Takes in what has been told and not stored.
+    fn hear_waiting(&mut self) {
+        while let Some(Ok(event)) = self.live.as_mut().map(broadcast::Receiver::try_recv) {
+            self.unstored.push(event);
+        }
+    }
+
+    fn has_waiting(&self) -> bool {
+        self.live.as_ref().is_some_and(|live| !live.is_empty())
+    }
+
     async fn wait(&mut self) {
         let look = tokio::time::sleep(LOOK_EVERY);
         tokio::pin!(look);
@@ -107,10 +120,6 @@ impl Tail {
                 },
                 event = heard(&mut self.live) => {
                     self.unstored.push(event);
-                    // What came with it comes along.
-                    while let Some(Ok(event)) = self.live.as_mut().map(broadcast::Receiver::try_recv) {
-                        self.unstored.push(event);
-                    }
                     return;
                 }
             }
@@ -174,7 +183,7 @@ impl ProtocolTail {
         }
         // Its end may have been stored since the page was read: the log comes first.
         let rest = self.runtime.storage().read_events(&self.scope, run.thread_key, Some(run_id), self.tail.after, 1);
-        if !rest.await?.is_empty() {
+        if !rest.await?.is_empty() || self.tail.has_waiting() {
             self.tail.is_behind = true;
             return Ok(Vec::new());
         }
