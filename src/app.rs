@@ -22,7 +22,7 @@ use crate::config::{Config, DatabaseConfig, DatabaseUrl, Role, SqliteSynchronous
 use crate::graph::Graph;
 use crate::http::{ApiKey, HttpSettings, router};
 use crate::model::Ttl;
-use crate::runtime::{CronSettings, Runtime, Settings};
+use crate::runtime::{CronSettings, Runtime, Settings, Unresumable, unresumable_threads};
 use crate::storage::connect::{ConnectOptions, connect};
 use crate::storage::{Description, SharedStorage};
 
@@ -58,7 +58,6 @@ impl Server {
             api_keys: config.auth.api_key.reveal().map(ApiKey::new).into_iter().collect(),
             body_limit: config.server.max_body_bytes,
             heartbeat: seconds(config.server.heartbeat_secs),
-            durability: config.runtime.durability,
             shutdown: stopping.clone(),
             ..HttpSettings::default()
         };
@@ -165,6 +164,34 @@ pub async fn migrate(config: &Config) -> anyhow::Result<()> {
     match result? {
         0 => say(&format!("{place} is up to date")),
         count => say(&format!("{place}: applied {count} migration{}", if count == 1 { "" } else { "s" })),
+    }
+    Ok(())
+}
+
+/// Prints the waiting threads of the database that these graphs could not resume, as a table or as JSON lines.
+pub(crate) async fn check_graphs(config: &Config, graphs: Vec<Graph>, json: bool) -> anyhow::Result<()> {
+    check_names(&graphs)?;
+    let storage = open_storage(&config.database).await?;
+    let mut found: u64 = 0;
+    let looked_at = async {
+        storage.migrate().await.with_context(|| format!("preparing the database {}", config.database.url))?;
+        let mut tell = |thread: Unresumable| {
+            if found == 0 && !json {
+                say("thread\tgraph\tversion\ttopology\tmissing\treason");
+            }
+            found += 1;
+            say(&if json { thread.to_json().text() } else { thread.to_string() });
+        };
+        Ok::<u64, anyhow::Error>(unresumable_threads(&storage, &graphs, &mut tell).await?)
+    }
+    .await;
+    storage.close().await;
+    let looked_at = looked_at?;
+    if found > 0 {
+        bail!("{found} of {looked_at} waiting threads could not be resumed by this build");
+    }
+    if !json {
+        say(&format!("this build can resume all waiting threads: {looked_at}"));
     }
     Ok(())
 }

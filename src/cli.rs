@@ -54,8 +54,14 @@ enum Command {
     /// List the graphs of this build.
     Graphs {
         /// Draw one graph as a Mermaid flow chart instead.
-        #[arg(long, value_name = "NAME")]
+        #[arg(long, value_name = "NAME", conflicts_with = "check")]
         mermaid: Option<String>,
+        /// List the waiting threads of the database that this build could not resume; exit with 1 if there are any.
+        #[arg(long)]
+        check: bool,
+        /// With --check: one JSON object per thread, a line each.
+        #[arg(long, requires = "check")]
+        json: bool,
     },
     /// Ask the server at the configured address whether it is well; exit with 0 or 1.
     Healthcheck(ServeArgs),
@@ -98,7 +104,13 @@ impl Cli {
                 config.validate()?;
                 Ok(())
             }
-            Command::Graphs { mermaid } => {
+            Command::Graphs { check: true, json, .. } => {
+                let config = valid(ServeArgs::default())?;
+                let graphs = Registry::new(graphs)?;
+                telemetry::init(&config.log)?;
+                block_on(app::check_graphs(&config, graphs.iter().cloned().collect(), json))
+            }
+            Command::Graphs { mermaid, .. } => {
                 let graphs = Registry::new(graphs)?;
                 match mermaid {
                     Some(name) => draw_one(&graphs, &name),

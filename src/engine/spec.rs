@@ -9,6 +9,7 @@ use indexmap::IndexMap;
 use super::channel::ChannelKind;
 use super::command::Destination;
 use super::error::EngineError;
+use super::migrate::MigrationFrom;
 use crate::model::{Breakpoints, Fields, Json, special};
 
 /// A router: a pure function from the state its node sees (own writes applied) to destinations. `None` is the invalid
@@ -76,6 +77,10 @@ pub struct NodeSpec {
 pub struct GraphSpec {
     pub name: String,
     pub version: String,
+    /// A hash of everything that decides how a thread goes on: nodes, edges, channels, graphs inside.
+    pub topology: String,
+    /// In the order they are applied: each leads to the version the next one starts from, the last to this one.
+    pub migrations: Vec<MigrationFrom>,
     /// State keys (input, output, private and node-input keys), then the engine's own channels.
     pub channels: IndexMap<String, ChannelKind>,
     pub managed: IndexMap<String, Managed>,

@@ -7,9 +7,9 @@ use super::channel::{Channel, Write};
 use super::command::{Command, CommandUpdate, Destination, Output, is_end};
 use super::ids::TaskIds;
 use super::spec::{Branch, GraphSpec, Managed, NodeLayout, Slot, branch_to};
-use super::{EngineError, py};
+use super::{EngineError, migrate, py};
 use crate::model::checkpoint::{Checkpoint, Versions};
-use crate::model::{Breakpoints, Fields, Json, TaskPath, special};
+use crate::model::{Breakpoints, Fields, Json, Origin, TaskPath, special};
 
 /// All channels of a graph, in the order of its spec.
 pub type Channels = Vec<Channel>;
@@ -251,6 +251,18 @@ pub struct At<'a> {
     pub ns: &'a str,
     pub step: i64,
     pub stop: i64,
+    /// Set on a migrated checkpoint: what ids are derived from instead.
+    pub origin: Option<&'a Origin>,
+}
+
+impl At<'_> {
+    /// Derives the ids of the tasks planned here.
+    pub fn task_ids(&self) -> TaskIds {
+        match self.origin {
+            None => TaskIds::new(self.checkpoint_id, self.ns, self.step),
+            Some(origin) => TaskIds::new(&origin.checkpoint_id, self.ns, origin.step),
+        }
+    }
 }
 
 /// Plans the next tasks: pending Sends first, then the triggered nodes: among `updated`'s subscribers by name when it is
@@ -264,10 +276,13 @@ pub fn prepare_next_tasks(
 ) -> Vec<Arc<Task>> {
     let layout = &spec.layout;
     let mut tasks = Vec::new();
-    let mut ids = TaskIds::new(at.checkpoint_id, at.ns, at.step);
+    let mut ids = at.task_ids();
     for (index, node, arg) in pending_sends(spec, channels) {
         let name = Arc::clone(&layout.nodes[node].name);
-        let (id, ns) = ids.push(&name, index);
+        let (id, ns) = match at.origin {
+            None => ids.push(&name, index),
+            Some(origin) => migrate::push_id(origin, &mut ids, at.ns, &name, index),
+        };
         let (path, triggers) = (TaskPath::Push(index), Arc::clone(&layout.push));
         tasks.push(Arc::new(Task { id, name, path, triggers, input: TaskInput::Arg(arg), ns, node }));
     }
@@ -280,7 +295,10 @@ pub fn prepare_next_tasks(
             let read = || Arc::new(node_input(&layout.inputs[node.input], channels, at));
             TaskInput::State(Arc::clone(inputs[node.input].get_or_insert_with(read)))
         };
-        let (id, ns) = ids.pull(&node.name, &node.seed);
+        let (id, ns) = match at.origin {
+            None => ids.pull(&node.name, &node.seed),
+            Some(origin) => migrate::pull_id(origin, &mut ids, at.ns, node),
+        };
         let (name, path) = (Arc::clone(&node.name), TaskPath::Pull(Arc::clone(&node.name)));
         let triggers = Arc::clone(&node.trigger_names);
         tasks.push(Arc::new(Task { id, name, path, triggers, input, ns, node: position }));

@@ -4,7 +4,8 @@ use super::chunk::result_of;
 use super::execution::Loaded;
 use super::record::TaskRecord;
 use super::step::{At, Channels, Progress, TaskWrites, apply_writes, channels_from, prepare_next_tasks, read_channels};
-use super::{EngineError, GraphSpec};
+use super::{EngineError, GraphSpec, migrate};
+use crate::model::checkpoint::Checkpoint;
 use crate::model::{Fields, Interrupt, Json, TaskPath, special};
 
 /// A task of a state.
@@ -37,10 +38,10 @@ pub struct StateView {
 /// not in `next`, and answered questions are left out; otherwise the state is that of the superstep's start.
 pub fn state_at(spec: &GraphSpec, loaded: &Loaded, ns: &str, live: bool) -> Result<StateView, EngineError> {
     let checkpoint = &loaded.checkpoint;
-    let mut channels = channels_from(spec, &checkpoint.values)?;
+    let mut channels = channels_from(spec, &readable(spec, checkpoint))?;
     let mut progress = Progress::of(spec, checkpoint);
     let step = loaded.metadata.step + 1;
-    let at = At { checkpoint_id: &checkpoint.id, ns, step, stop: step + 1 };
+    let at = At { checkpoint_id: &checkpoint.id, ns, step, stop: step + 1, origin: checkpoint.origin.as_ref() };
     let tasks = prepare_next_tasks(spec, &channels, &progress, None, at);
     let record_of = |id: &str| loaded.records.iter().find(|record| *record.task_id == *id);
     apply_null_writes(spec, loaded, &mut channels);
@@ -72,7 +73,9 @@ pub fn state_at(spec: &GraphSpec, loaded: &Loaded, ns: &str, live: bool) -> Resu
         }
     }
     let is_open = |id: &str| !record_of(id).is_some_and(TaskRecord::is_finished);
-    let next = tasks.iter().filter(|task| !live || is_open(&task.id)).map(|task| task.name.to_string()).collect();
+    let planned = tasks.iter().filter(|task| !live || is_open(&task.id)).map(|task| task.name.to_string());
+    // Nodes that this build no longer has are waited for all the same.
+    let next = planned.chain(migrate::gone(spec, loaded)).collect();
     let tasks = tasks
         .iter()
         .map(|task| {
@@ -96,9 +99,16 @@ pub fn state_at(spec: &GraphSpec, loaded: &Loaded, ns: &str, live: bool) -> Resu
 
 /// The values of a checkpoint alone, under the keys streams show, with what a Command wrote on it.
 pub fn values_at(spec: &GraphSpec, loaded: &Loaded) -> Result<Fields, EngineError> {
-    let mut channels = channels_from(spec, &loaded.checkpoint.values)?;
+    let mut channels = channels_from(spec, &readable(spec, &loaded.checkpoint))?;
     apply_null_writes(spec, loaded, &mut channels);
     Ok(read_channels(&channels, &spec.layout.stream))
+}
+
+/// The values of a checkpoint, in the shapes that the channels of this build have.
+fn readable(spec: &GraphSpec, checkpoint: &Checkpoint) -> Fields {
+    let mut values = checkpoint.values.clone();
+    migrate::fit_triggers(spec, checkpoint.written_by.as_ref(), &mut values);
+    values
 }
 
 /// What a Command wrote; nothing if that is refused, as its run was.

@@ -15,7 +15,8 @@ mod schema;
 pub mod testing;
 
 pub use crate::engine::channel::reducers;
-pub use crate::engine::{ChannelKind, Command, Destination, Managed, Output, Reduce};
+pub use crate::engine::{ChannelKind, Command, Destination, Managed, Migration, Output, Reduce};
+pub use crate::model::Durability;
 pub use crate::update;
 pub use body::{Node, NodeDefaults};
 pub use builder::{BuildError, BuildErrors, StateGraph};

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::context::Context;
 use crate::engine::{Command, EngineError, GraphSpec, Output};
-use crate::model::{Fields, Json};
+use crate::model::{Durability, Fields, Json};
 
 /// What a task hands to its node.
 #[derive(Debug, Clone)]
@@ -194,6 +194,7 @@ pub(crate) struct GraphInner {
     /// Graphs that a node's body calls, by node name; declared so that state reads can find them.
     pub(crate) children: HashMap<String, Graph>,
     pub(crate) checkpointing: Checkpointing,
+    pub(crate) durability: Option<Durability>,
     pub(crate) schemas: Schemas,
     pub(crate) description: Option<String>,
 }
@@ -214,6 +215,21 @@ impl Graph {
 
     pub fn description(&self) -> Option<&str> {
         self.inner.description.as_deref()
+    }
+
+    /// The version its checkpoints remember.
+    pub fn version(&self) -> &str {
+        &self.inner.spec.version
+    }
+
+    /// The hash of its nodes, edges and channels that its checkpoints remember: 16 hexadecimal digits.
+    pub fn topology(&self) -> &str {
+        &self.inner.spec.topology
+    }
+
+    /// When its supersteps are committed, if it says so itself.
+    pub fn durability(&self) -> Option<Durability> {
+        self.inner.durability
     }
 
     /// The graph that a node is or calls.

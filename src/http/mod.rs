@@ -42,7 +42,6 @@ use tower_http::trace::TraceLayer;
 
 pub use auth::ApiKey;
 
-use crate::model::Durability;
 use crate::runtime::Runtime;
 
 /// Settings of the HTTP layer; the defaults are those of `config.toml`.
@@ -58,8 +57,6 @@ pub struct HttpSettings {
     pub heartbeat: Duration,
     /// How long `/ok?check_db=1` waits for the database.
     pub check_timeout: Duration,
-    /// Of runs that do not say.
-    pub durability: Durability,
     /// Cancelled when the server stops: streams end, answers in progress break off.
     pub shutdown: CancellationToken,
 }
@@ -72,7 +69,6 @@ impl Default for HttpSettings {
             api_keys: Vec::new(),
             heartbeat: Duration::from_secs(5),
             check_timeout: Duration::from_secs(5),
-            durability: Durability::default(),
             shutdown: CancellationToken::new(),
         }
     }

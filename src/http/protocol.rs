@@ -110,7 +110,7 @@ async fn start(state: &AppState, caller: &Caller, thread: &ThreadId, mut params:
     let input = params.json("input");
     let assistant = params.required_string("assistant_id")?;
     let strategy = params.json("multitaskStrategy").and_then(|name| MultitaskStrategy::parse(name.as_str()?));
-    let mut request = request(state, caller, thread, &mut params)?;
+    let mut request = request(caller, thread, &mut params)?;
     request.assistant = Some(AssistantName::parse(&assistant));
     request.multitask_strategy = strategy.unwrap_or_default();
     let is_fork = match request.kwargs.config.get("configurable").and_then(|given| given.get("checkpoint_id")) {
@@ -145,7 +145,7 @@ async fn respond(state: &AppState, caller: &Caller, thread: &ThreadId, mut param
             command.insert(key.to_owned(), value);
         }
     }
-    let mut request = request(state, caller, thread, &mut params)?;
+    let mut request = request(caller, thread, &mut params)?;
     let found = state.runtime.questions(&caller.scope, thread, SETTLE).await?;
     let (row, questions) = found.ok_or_else(|| unknown(answers.keys().next()))?;
     let is_open = |id: &String| questions.iter().any(|question: &Interrupt| question.id == *id);
@@ -192,13 +192,13 @@ fn answers(params: &mut Object) -> Result<Fields, Refusal> {
 }
 
 /// A run with the fixed options of the protocol.
-fn request(state: &AppState, caller: &Caller, thread: &ThreadId, params: &mut Object) -> Result<RunRequest, Refusal> {
+fn request(caller: &Caller, thread: &ThreadId, params: &mut Object) -> Result<RunRequest, Refusal> {
     let given: Fields = ["config", "metadata"]
         .into_iter()
         .filter_map(|key| params.json(key).map(|value| (key.to_owned(), value)))
         .collect();
     let body = Object::body(&Json::from(&given))?;
-    let mut request = run_request::read(state, caller, Some(thread.clone()), body, false)?;
+    let mut request = run_request::read(caller, Some(thread.clone()), body, false)?;
     request.create_thread = Some(true);
     request.on_completion = OnCompletion::Keep;
     request.kwargs.stream_mode = MODES.iter().map(|mode| (*mode).to_owned()).collect();

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::AppState;
 use super::auth::Caller;
 use super::cursor;
 use super::error::{ApiError, ApiResult};
@@ -22,7 +21,6 @@ const MAX_RECURSION: i64 = i32::MAX as i64;
 
 /// Reads a run for a thread, or (`None`) a stateless one.
 pub(crate) fn read(
-    state: &AppState,
     caller: &Caller,
     thread: Option<ThreadId>,
     mut body: Object,
@@ -44,12 +42,13 @@ pub(crate) fn read(
         temporary: thread.is_none() && on_completion == OnCompletion::Delete,
         subgraphs: body.bool("stream_subgraphs")?.unwrap_or(false),
         resumable: body.bool("stream_resumable")?.unwrap_or(false),
-        durability: durability(&mut body)?.unwrap_or(state.settings.durability),
+        durability: Durability::default(),
         protocol: false,
     };
     let after = body.number("after_seconds", 0.0..=MAX_AFTER_SECONDS)?.unwrap_or(0.0);
     let strategies = ["enqueue", "reject", "interrupt", "rollback"];
     Ok(RunRequest {
+        durability: durability(&mut body)?,
         assistant: body.string("assistant_id")?.filter(|name| !name.is_empty()).map(|name| AssistantName::parse(&name)),
         metadata: metadata(&mut body, "metadata")?.unwrap_or_else(Json::object),
         multitask_strategy: body
@@ -80,12 +79,7 @@ fn two(word: &str, yes: &str, no: &str) -> Option<bool> {
 
 fn durability(body: &mut Object) -> ApiResult<Option<Durability>> {
     let during = body.bool("checkpoint_during")?;
-    let given = body.choice("durability", &["sync", "async", "exit"], |word| match word {
-        "sync" => Some(Durability::Sync),
-        "async" => Some(Durability::Async),
-        "exit" => Some(Durability::Exit),
-        _ => None,
-    })?;
+    let given = body.choice("durability", &["sync", "async", "exit"], Durability::parse)?;
     Ok(given.or(during.map(|during| if during { Durability::Async } else { Durability::Exit })))
 }
 
@@ -126,6 +120,10 @@ pub(crate) fn given_config(body: &mut Object) -> ApiResult<GivenConfig> {
         }
         if let Some(limit) = given.integer("recursion_limit", i64::MIN..=MAX_RECURSION)? {
             fields.insert("recursion_limit".to_owned(), Json::from(limit));
+        }
+        let word = |word: &str| Durability::parse(word).map(|_| word.to_owned());
+        if let Some(durability) = given.choice("durability", &["sync", "async", "exit"], word)? {
+            fields.insert("durability".to_owned(), Json::from(durability));
         }
         if let Some(metadata) = metadata(&mut given, "metadata")? {
             fields.insert("metadata".to_owned(), metadata);

@@ -74,6 +74,33 @@ pub const STEP_OF_NOTHING: i64 = -2;
 /// Versions of channels, by channel name. Integers that grow by one per superstep along a branch.
 pub type Versions = BTreeMap<String, u64>;
 
+/// The graph that wrote a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct WrittenBy {
+    /// The author's name for the state of the graph.
+    #[serde(rename = "v")]
+    pub version: String,
+    /// A hash of its nodes, edges and channels.
+    #[serde(rename = "t")]
+    pub topology: String,
+}
+
+/// Where the pending tasks of a migrated checkpoint were planned first. Their ids go by it, so that questions asked, writes
+/// recorded and the namespaces of graphs inside them stay theirs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    #[serde(rename = "c")]
+    pub checkpoint_id: CheckpointId,
+    #[serde(rename = "s")]
+    pub step: i64,
+    /// What renamed nodes were called then, by their name now.
+    #[serde(rename = "n", default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub nodes: BTreeMap<String, String>,
+    /// Ids of tasks with recorded writes, by their path then.
+    #[serde(rename = "i", default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tasks: BTreeMap<String, String>,
+}
+
 /// A checkpoint with its values at hand.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
@@ -85,6 +112,10 @@ pub struct Checkpoint {
     pub versions_seen: BTreeMap<String, Versions>,
     /// The channels the superstep updated, sorted; `None` (update, fork) means "plan every node".
     pub updated: Option<Vec<String>>,
+    /// `None`: written before this was remembered.
+    pub written_by: Option<WrittenBy>,
+    /// Set by a migration.
+    pub origin: Option<Origin>,
 }
 
 /// A cursor to a checkpoint, as clients send and receive it.

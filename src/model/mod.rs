@@ -16,7 +16,8 @@ pub mod time;
 
 pub use assistant::Assistant;
 pub use checkpoint::{
-    CheckpointMetadata, CheckpointRef, CheckpointSource, Interrupt, PendingWrite, STEP_OF_NOTHING, TaskPath, special,
+    CheckpointMetadata, CheckpointRef, CheckpointSource, Interrupt, Origin, PendingWrite, STEP_OF_NOTHING, TaskPath,
+    WrittenBy, special,
 };
 pub use cron::Cron;
 pub use event::{Event, EventId, StreamMode};

@@ -109,6 +109,18 @@ pub enum Durability {
     Exit,
 }
 
+impl Durability {
+    /// Reads the word clients use.
+    pub fn parse(word: &str) -> Option<Durability> {
+        Some(match word {
+            "sync" => Durability::Sync,
+            "async" => Durability::Async,
+            "exit" => Durability::Exit,
+            _ => return None,
+        })
+    }
+}
+
 /// What happens to a stateless run's temporary thread afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

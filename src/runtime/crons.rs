@@ -13,7 +13,9 @@ use uuid::Uuid;
 
 use super::schedule::Schedule;
 use super::{AssistantName, RunRequest, Runtime, RuntimeError};
-use crate::model::{Cron, Fields, Json, MultitaskStrategy, OnCompletion, RunKwargs, Scope, ThreadId, Timestamp};
+use crate::model::{
+    Cron, Durability, Fields, Json, MultitaskStrategy, OnCompletion, RunKwargs, Scope, ThreadId, Timestamp,
+};
 use crate::storage::{CronFired, CronReplaced, CronTick, DueCron, DueCrons, RunCreated};
 
 /// Due crons read at once.
@@ -55,6 +57,8 @@ pub struct CronRequest {
 #[derive(Debug, Serialize, Deserialize)]
 struct CronRun {
     kwargs: RunKwargs,
+    #[serde(default)]
+    durability: Option<Durability>,
     metadata: Json,
     multitask_strategy: MultitaskStrategy,
 }
@@ -122,6 +126,7 @@ impl Runtime {
         let own = json!({"cron_id": cron_id});
         let mut run = CronRun {
             kwargs: request.run.kwargs,
+            durability: request.run.durability,
             metadata: request.run.metadata,
             multitask_strategy: request.run.multitask_strategy,
         };
@@ -232,6 +237,7 @@ impl Runtime {
             thread: cron.thread_id.clone(),
             assistant: Some(AssistantName::Id(cron.assistant_id)),
             kwargs: kept.kwargs,
+            durability: kept.durability,
             metadata: kept.metadata,
             multitask_strategy: kept.multitask_strategy,
             create_thread: Some(false),

@@ -21,6 +21,7 @@ use super::messages;
 use super::persist::Reader;
 use super::shared::{Shared, View, lock};
 use super::turns::{Siblings, rounds};
+use super::versions;
 use crate::engine::EngineError;
 use crate::engine::chunk;
 use crate::engine::command::{Command, Output};
@@ -108,6 +109,11 @@ pub(crate) struct RootEnd {
 /// Runs the root graph of a run.
 pub(crate) async fn run_root(shared: &Arc<Shared>, run: GraphRun, root: Root) -> RootEnd {
     let options = options(shared, &run, root.addressed, root.interrupt_before, root.interrupt_after);
+    if let Some(loaded) = root.loaded.as_ref().filter(|_| !matches!(run.input, Input::Value(_)))
+        && let Err(error) = versions::check_inner(shared, &run.graph, loaded).await
+    {
+        return RootEnd { end: GraphEnd::Failed(error), values: Json::object() };
+    }
     let site = match Site::start(shared, run, root.loaded, options) {
         Ok(site) => site,
         Err(error) => return RootEnd { end: GraphEnd::Failed(error), values: Json::object() },

@@ -26,6 +26,7 @@ mod state;
 mod tail;
 mod thread_stream;
 mod turns;
+mod versions;
 mod worker;
 
 use std::collections::HashMap;
@@ -46,10 +47,12 @@ use crate::storage::SharedStorage;
 pub use crons::{CronRequest, CronSettings};
 pub use error::RuntimeError;
 pub use events::Outcome;
+pub(crate) use persist::written_by;
 pub use request::{AssistantName, HistoryQuery, RunRequest, StateUpdate, Submitted};
 pub use retention::StorageReport;
 pub use tail::ProtocolStream;
 pub use thread_stream::ThreadStream;
+pub use versions::{Unresumable, unresumable_threads};
 
 /// Settings of the runtime; the defaults are those of `config.toml`.
 #[derive(Debug, Clone)]

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::EventStream;
 use super::live::LiveRun;
-use crate::model::{CheckpointRef, Json, MultitaskStrategy, OnCompletion, Run, RunKwargs, ThreadId};
+use crate::model::{CheckpointRef, Durability, Json, MultitaskStrategy, OnCompletion, Run, RunKwargs, ThreadId};
 
 /// An assistant as clients name it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,8 +29,10 @@ pub struct RunRequest {
     pub thread: Option<ThreadId>,
     /// `None`: the thread's graph, or the only graph of the server.
     pub assistant: Option<AssistantName>,
-    /// Input, command, config, context, stream modes, .. The runtime completes `config.configurable`.
+    /// Input, command, config, context, stream modes, .. The runtime completes `config.configurable` and `durability`.
     pub kwargs: RunKwargs,
+    /// `None`: what the assistant, the graph or the server says, in this order.
+    pub durability: Option<Durability>,
     /// An object.
     pub metadata: Json,
     pub multitask_strategy: MultitaskStrategy,

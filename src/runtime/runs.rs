@@ -12,8 +12,9 @@ use super::assistants::Resolved;
 use super::follow::Follow;
 use super::live::Heard;
 use super::{AssistantName, EventStream, RunRequest, Runtime, RuntimeError, Submitted};
+use crate::graph::Graph;
 use crate::model::{
-    CancelAction, EventId, Fields, Json, OnCompletion, Run, RunId, RunStatus, Scope, ThreadId, special,
+    CancelAction, Durability, EventId, Fields, Json, OnCompletion, Run, RunId, RunStatus, Scope, ThreadId, special,
 };
 use crate::storage::{CancelRequest, CancelTarget, ClaimedRun, NewRun, RunCreated};
 
@@ -97,6 +98,7 @@ impl Runtime {
         kwargs.temporary = is_stateless && request.on_completion == OnCompletion::Delete;
         kwargs.config = resolved.config(&kwargs.config, thread_id, run_id);
         kwargs.context = resolved.context(&kwargs.context);
+        kwargs.durability = self.durability(request.durability, &kwargs.config, &assistant.graph_id);
         let ids = json!({"graph_id": assistant.graph_id, "assistant_id": assistant.assistant_id});
         let given = request.kwargs.config.get("metadata").unwrap_or_default();
         let is_here = self.inner.settings.claims && !self.inner.draining.is_cancelled();
@@ -118,6 +120,14 @@ impl Runtime {
             claim: (is_here && self.inner.free_slots() > 0).then(|| self.inner.claim()),
             actor: request.actor.clone(),
         })
+    }
+
+    /// When a run's supersteps are committed: the run says so, or its config, which is its assistant's unless the run has
+    /// its own, or its graph, or the server.
+    fn durability(&self, requested: Option<Durability>, config: &Json, graph: &str) -> Durability {
+        let configured = config.get("durability").and_then(|word| Durability::parse(word.as_str()?));
+        let of_graph = self.graph(graph).and_then(Graph::durability);
+        requested.or(configured).or(of_graph).unwrap_or(self.inner.settings.durability)
     }
 
     pub(super) async fn assistant_of(

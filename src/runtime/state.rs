@@ -470,7 +470,7 @@ fn empty_state(thread: &ThreadId, at: &CheckpointRef, id: Option<CheckpointId>) 
 }
 
 /// A namespace without task ids: `a:ID1|b:ID2` as `a|b`.
-fn strip_ids(ns: &str) -> String {
+pub(crate) fn strip_ids(ns: &str) -> String {
     ns.split('|').map(|segment| segment.split(':').next().unwrap_or(segment)).collect::<Vec<_>>().join("|")
 }
 

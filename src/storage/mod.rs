@@ -49,7 +49,7 @@ pub use runs::{
     CancelRequest, CancelTarget, Cancelled, Claim, ClaimedRun, CommitOutcome, Lease, LeaseState, NewRun, RunCreated,
     RunEnd, RunFilter, Runs, StateCommit, StateOutcome, StepCommit, StepRows, StoredEvent,
 };
-pub use threads::{NewThread, Page, ThreadCreated, ThreadFilter, ThreadPatch, ThreadSort, Threads};
+pub use threads::{NewThread, Page, ThreadCreated, ThreadFilter, ThreadPatch, ThreadSort, Threads, WaitingThread};
 
 /// What can go wrong below the contract. Business outcomes (missing, busy, lease lost) are not errors.
 #[derive(Debug, thiserror::Error)]

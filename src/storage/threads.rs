@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 
 use super::Result;
-use crate::model::{CheckpointId, Json, RunId, Scope, Thread, ThreadId, ThreadStatus, Ttl};
+use crate::model::{CheckpointId, Json, RunId, Scope, Thread, ThreadId, ThreadKey, ThreadStatus, Ttl};
 
 /// A thread to insert.
 #[derive(Debug, Clone)]
@@ -70,6 +70,14 @@ impl Default for Page {
     }
 }
 
+/// A thread that something is left to do on.
+#[derive(Debug, Clone)]
+pub struct WaitingThread {
+    pub thread: Thread,
+    /// The graphs of its active runs, sorted.
+    pub run_graphs: Vec<String>,
+}
+
 /// Threads.
 #[async_trait]
 pub trait Threads {
@@ -113,4 +121,8 @@ pub trait Threads {
 
     /// How many threads match.
     async fn count_threads(&self, scope: &Scope, filter: &ThreadFilter) -> Result<i64>;
+
+    /// One page of the threads that wait, in the order of their keys, after `after`: nodes are left to run at their head, or
+    /// runs are queued or running.
+    async fn waiting_threads(&self, scope: &Scope, after: Option<ThreadKey>, limit: i64) -> Result<Vec<WaitingThread>>;
 }

@@ -33,6 +33,11 @@ pub struct ReduceContext<'a> {
 
 /// How a channel folds a write into its value. Must be a pure function of its arguments.
 pub trait Reduce: Send + Sync {
+    /// What it does, in a word: part of a graph's topology hash.
+    fn name(&self) -> &'static str {
+        "reducer"
+    }
+
     /// The value before the first write: shown, but not stored until written. `None`: the first write is stored as it is.
     fn initial(&self) -> Option<Json>;
 

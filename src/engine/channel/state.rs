@@ -150,6 +150,11 @@ impl Channel {
         }
     }
 
+    /// The content is not what any stored checkpoint holds.
+    pub fn mark_replaced(&mut self) {
+        self.kept = 0;
+    }
+
     fn is_complete(&self) -> bool {
         matches!(&self.def.kind, ChannelKind::Barrier { names, .. } if names.iter().all(|name| self.seen.contains(name)))
     }

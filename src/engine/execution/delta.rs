@@ -208,6 +208,7 @@ impl Execution {
                 progress: Arc::new(Progress::new(&self.spec)),
                 updated: None,
                 next: Vec::new(),
+                origin: None,
                 at_exit: None,
             })
         });

@@ -48,7 +48,8 @@ impl Execution {
         if supersteps.is_empty() {
             return Err(EngineError::value("No supersteps provided"));
         }
-        let (mut execution, is_head) = Execution::load(spec, loaded, options, new_id)?;
+        let (mut execution, is_head) = Execution::load(spec, loaded, options, false, new_id)?;
+        execution.put_migrated(new_id, effects);
         execution.note_branch();
         for (index, edits) in supersteps.iter().enumerate() {
             if index > 0 {

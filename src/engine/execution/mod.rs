@@ -15,17 +15,18 @@ use std::sync::Arc;
 use super::channel::{Channel, ChannelKind};
 use super::chunk::{self, Chunk, Wanted};
 use super::command::{Destination, Output};
+use super::migrate::Migrated;
 use super::record::TaskRecord;
 use super::spec::GraphSpec;
 use super::step::{
     At, Channels, Progress, Task, TaskInput, TaskWrite, TaskWrites, Updated, WriteError, apply_writes, is_control,
     next_names, prepare_next_tasks, read_channels, should_interrupt, writes_of,
 };
-use super::{Command, EngineError, ids};
+use super::{Command, EngineError, ids, migrate};
 use crate::model::checkpoint::{Checkpoint, Versions};
 use crate::model::{
-    Breakpoints, CheckpointId, CheckpointMetadata, CheckpointSource, Fields, Interrupt, Json, TaskPath, Timestamp,
-    special,
+    Breakpoints, CheckpointId, CheckpointMetadata, CheckpointSource, Fields, Interrupt, Json, Origin, TaskPath,
+    Timestamp, WrittenBy, special,
 };
 
 use delta::Deltas;
@@ -42,6 +43,8 @@ pub struct Loaded {
     pub records: Vec<TaskRecord>,
     /// No later checkpoint exists in its namespace.
     pub is_head: bool,
+    /// The nodes that were to run next when it was written.
+    pub next: Vec<String>,
 }
 
 /// How an execution is set up.
@@ -99,6 +102,8 @@ pub struct Draft {
     pub updated: Option<Arc<Updated>>,
     /// The nodes that run next, as record views show them.
     pub next: Vec<String>,
+    /// Set by a migration: where its pending tasks were planned first.
+    pub origin: Option<Origin>,
     /// What is different if durability `exit` stores this one.
     pub at_exit: Option<AtExit>,
 }
@@ -111,6 +116,11 @@ impl Draft {
             extra.insert(COUNTERS.to_owned(), counters.clone());
         }
         CheckpointMetadata { source: self.source, step: self.step, parents: BTreeMap::clone(&self.parents), extra }
+    }
+
+    /// The graph that writes it.
+    pub fn written_by(&self) -> WrittenBy {
+        WrittenBy { version: self.spec.version.clone(), topology: self.spec.topology.clone() }
     }
 
     /// The channels that have a version, with it: those whose content the checkpoint keeps.
@@ -134,6 +144,8 @@ impl Draft {
             versions: self.progress.versions(&self.spec).map(|(name, version)| (name.to_owned(), version)).collect(),
             versions_seen,
             updated: updated.map(|updated| updated.names(&self.spec).into_iter().map(str::to_owned).collect()),
+            written_by: Some(self.written_by()),
+            origin: self.origin.clone(),
         }
     }
 }
@@ -243,6 +255,10 @@ pub struct Execution {
     updated: Option<Arc<Updated>>,
     checkpoint_id: CheckpointId,
     parent: Option<CheckpointId>,
+    /// Where the tasks of a migrated checkpoint were planned first.
+    origin: Option<Origin>,
+    /// The loaded state was brought to this build's version, and is to be stored so.
+    migrated: Option<Migrated>,
     /// The channels when values were last told: what `wait` answers with.
     last_values: Option<Arc<Channels>>,
     shown: Shown,
@@ -312,7 +328,13 @@ impl Execution {
     }
 
     fn at(&self) -> At<'_> {
-        At { checkpoint_id: &self.checkpoint_id, ns: &self.options.ns, step: self.step, stop: self.stop }
+        At {
+            checkpoint_id: &self.checkpoint_id,
+            ns: &self.options.ns,
+            step: self.step,
+            stop: self.stop,
+            origin: self.origin.as_ref(),
+        }
     }
 
     fn plan(&self) -> Vec<Arc<Task>> {
@@ -409,11 +431,14 @@ impl Execution {
         let handler = self.spec.nodes.get(&*failed.name)?.error_handler.as_ref()?;
         let node = self.spec.node_position(handler)?;
         let name = Arc::clone(&self.spec.layout.nodes[node].name);
-        let mut ids = ids::TaskIds::new(&self.checkpoint_id, &self.options.ns, self.step);
-        let (id, ns) = ids.handler(&name, &failed.id);
         let path = match &failed.path {
             TaskPath::Push(index) => TaskPath::Handler(Arc::clone(&failed.name), Some(*index)),
             _ => TaskPath::Handler(Arc::clone(&failed.name), None),
+        };
+        let mut ids = self.at().task_ids();
+        let (id, ns) = match &self.origin {
+            None => ids.handler(&name, &failed.id),
+            Some(origin) => migrate::handler_id(origin, &mut ids, &self.options.ns, &name, &path, &failed.id),
         };
         let (triggers, input) = (Arc::clone(&self.spec.layout.push), failed.input.clone());
         let task = Arc::new(Task { id, name, path, triggers, input, ns, node });
@@ -712,7 +737,36 @@ impl Execution {
         }
     }
 
+    /// Stores a state that was brought to this build's version as a checkpoint of its own, an update by nobody: the
+    /// tasks it waits for keep their ids, and with them what is recorded of them.
+    fn put_migrated(&mut self, new_id: NewId<'_>, effects: &mut Vec<Effect>) {
+        let Some(migrated) = self.migrated.take() else { return };
+        let changed = |channel: &&mut Channel| migrated.changed.contains(channel.name());
+        Arc::make_mut(&mut self.channels).iter_mut().filter(changed).for_each(Channel::mark_replaced);
+        let records = self.records.values().map(|record| &**record);
+        let origin = migrated.origin(&self.checkpoint_id, self.step, self.origin.take(), records);
+        self.updated = None;
+        let extra = Arc::clone(&self.extra);
+        Arc::make_mut(&mut self.extra).insert("migrated_from".to_owned(), Json::from(migrated.from.as_str()));
+        self.put_checkpoint_at(CheckpointSource::Update, Some(origin), new_id, effects);
+        self.extra = extra;
+        for record in self.records.values() {
+            let record = self.storable(record);
+            effects.push(Effect::Writes { checkpoint_id: self.checkpoint_id.clone(), record });
+        }
+    }
+
     fn put_checkpoint(&mut self, source: CheckpointSource, new_id: NewId<'_>, effects: &mut Vec<Effect>) {
+        self.put_checkpoint_at(source, None, new_id, effects);
+    }
+
+    fn put_checkpoint_at(
+        &mut self,
+        source: CheckpointSource,
+        origin: Option<Origin>,
+        new_id: NewId<'_>,
+        effects: &mut Vec<Effect>,
+    ) {
         let (id, at) = new_id(self.step);
         let counters = self.count_deltas(source);
         let parent = (!self.checkpoint_id.is_empty() && self.parent_exists()).then(|| self.checkpoint_id.clone());
@@ -724,6 +778,7 @@ impl Execution {
             self.parent = parent.clone();
         }
         self.checkpoint_id = id.clone();
+        self.origin = origin;
         self.step += 1;
         if self.options.has_storage {
             let is_superstep = matches!(source, CheckpointSource::Input | CheckpointSource::Loop);
@@ -742,6 +797,7 @@ impl Execution {
                 progress: Arc::clone(&self.progress),
                 updated: self.updated.clone().filter(|_| is_superstep),
                 next: next_names(&self.spec, &self.channels, &self.progress),
+                origin: self.origin.clone(),
                 at_exit: self.at_exit(),
             })));
         }

@@ -10,7 +10,7 @@ use crate::engine::command::{CommandUpdate, Destination};
 use crate::engine::record::TaskRecord;
 use crate::engine::spec::{GraphSpec, branch_to};
 use crate::engine::step::{Progress, TaskWrite, TaskWrites, Updated, channels_from, is_control, prepare_next_tasks};
-use crate::engine::{Command, EngineError, ids};
+use crate::engine::{Command, EngineError, ids, migrate};
 use crate::model::{CheckpointSource, Fields, Json, STEP_OF_NOTHING, special};
 
 /// Stands for "no checkpoint yet" where an id is needed.
@@ -41,9 +41,13 @@ impl Execution {
         if options.recursion_limit < 1 {
             return Err(EngineError::value("recursion_limit must be at least 1"));
         }
-        let (mut execution, is_head) = Execution::load(spec, loaded, options, new_id)?;
+        let goes_on = !matches!(input, Input::Value(_)) || options.resuming == Some(true);
+        let (mut execution, is_head) = Execution::load(spec, loaded, options, goes_on, new_id)?;
         let is_fresh = execution.progress.is_empty();
         let resuming = !is_fresh && execution.options.resuming.unwrap_or(!matches!(input, Input::Value(_)));
+        // A migration is nobody's edit: what was a branch before it is one still.
+        let is_branch = execution.is_branch();
+        execution.put_migrated(new_id, effects);
         let input = match input {
             Input::Command(command) if is_fresh => execution.command_on_nothing(command)?,
             Input::Command(command) => {
@@ -53,7 +57,7 @@ impl Execution {
             other => other,
         };
         if execution.options.addressed && resuming && input == Input::Null {
-            execution.replay(is_head, new_id, effects)?;
+            execution.replay(is_branch && is_head, new_id, effects)?;
         }
         if !resuming {
             // What is recorded on the checkpoint is dropped.
@@ -74,12 +78,21 @@ impl Execution {
         Ok(execution)
     }
 
+    /// `goes_on`: what is pending will run, so this build must have it.
     pub(super) fn load(
         spec: &Arc<GraphSpec>,
-        loaded: Option<Loaded>,
+        mut loaded: Option<Loaded>,
         options: Options,
+        goes_on: bool,
         new_id: NewId<'_>,
     ) -> Result<(Execution, bool), EngineError> {
+        let migrated = match &mut loaded {
+            Some(loaded) => migrate::bring_up_to_date(spec, loaded)?,
+            None => None,
+        };
+        if let Some(loaded) = loaded.as_ref().filter(|_| goes_on) {
+            migrate::check_pending(spec, loaded)?;
+        }
         let answers_by_id = options.answers_by_id.clone();
         let mut execution = Execution {
             spec: Arc::clone(spec),
@@ -91,6 +104,8 @@ impl Execution {
             updated: None,
             checkpoint_id: NOTHING.to_owned(),
             parent: None,
+            origin: None,
+            migrated,
             last_values: None,
             shown: Shown::Nothing,
             shown_parents: Arc::default(),
@@ -112,6 +127,7 @@ impl Execution {
         execution.progress = Arc::new(Progress::of(spec, &loaded.checkpoint));
         execution.updated = loaded.checkpoint.updated.map(|names| Arc::new(Updated::load(spec, &names)));
         execution.checkpoint_id = loaded.checkpoint.id;
+        execution.origin = loaded.checkpoint.origin;
         execution.parent = loaded.parent;
         execution.step = loaded.metadata.step + 1;
         execution.stop = execution.step + execution.options.recursion_limit + 1;
@@ -278,20 +294,24 @@ impl Execution {
 
     /// Null input at a checkpoint the caller named: everything from there runs again, on a branch of its own, unless the
     /// checkpoint is itself an edit or a fork that nothing followed (section 6.3).
-    fn replay(&mut self, is_head: bool, new_id: NewId<'_>, effects: &mut Vec<Effect>) -> Result<(), EngineError> {
-        let source = match &self.shown {
-            Shown::Loaded(metadata) => Some(metadata.source),
-            Shown::Made { source, .. } => Some(*source),
-            Shown::Nothing => None,
-        };
-        let is_branch = matches!(source, Some(CheckpointSource::Update | CheckpointSource::Fork));
-        if is_branch && is_head {
+    fn replay(&mut self, is_new_branch: bool, new_id: NewId<'_>, effects: &mut Vec<Effect>) -> Result<(), EngineError> {
+        if is_new_branch {
             for record in self.records.values_mut() {
                 Arc::make_mut(record).remove(special::RESUME);
             }
             return Ok(());
         }
         self.fork(new_id, effects)
+    }
+
+    /// Stands on an edit or a fork.
+    fn is_branch(&self) -> bool {
+        let source = match &self.shown {
+            Shown::Loaded(metadata) => Some(metadata.source),
+            Shown::Made { source, .. } => Some(*source),
+            Shown::Nothing => None,
+        };
+        matches!(source, Some(CheckpointSource::Update | CheckpointSource::Fork))
     }
 
     fn fork(&mut self, new_id: NewId<'_>, effects: &mut Vec<Effect>) -> Result<(), EngineError> {

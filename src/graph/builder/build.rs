@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 
-use super::{BuildError, BuildErrors, Key, Selection, Slot, StateGraph};
+use super::{BuildError, BuildErrors, Key, Selection, Slot, StateGraph, topology};
 use crate::engine::spec::{Layout, branch_to, join_channel};
 use crate::engine::{ChannelKind, GraphSpec, Managed, NodeSpec, Writers};
 use crate::graph::body::{Node, Reads, Work};
@@ -28,6 +28,7 @@ impl<S> StateGraph<S> {
         self.check_edges();
         self.check_branches();
         self.check_interrupts();
+        self.check_migrations();
         if self.errors.is_empty() {
             Ok(self.compile())
         } else {
@@ -161,6 +162,21 @@ impl<S> StateGraph<S> {
         }
     }
 
+    fn check_migrations(&mut self) {
+        let mut seen = HashSet::new();
+        if self.version.is_empty() {
+            self.errors.push(BuildError::EmptyVersion);
+        }
+        for migration in &self.migrations {
+            let from = migration.from.clone();
+            if from == self.version {
+                self.errors.push(BuildError::MigrationFromCurrent { version: from });
+            } else if !seen.insert(from.clone()) {
+                self.errors.push(BuildError::DuplicateMigration { version: from });
+            }
+        }
+    }
+
     // --- topology ---------------------------------------------------------------------------------------------------
 
     fn compile(self) -> Graph {
@@ -229,6 +245,8 @@ impl<S> StateGraph<S> {
         let spec = GraphSpec {
             name: self.name,
             version: self.version,
+            topology: String::new(),
+            migrations: self.migrations,
             channels,
             managed,
             input,
@@ -241,13 +259,16 @@ impl<S> StateGraph<S> {
             trigger_to_nodes: IndexMap::new(),
             layout: Layout::default(),
         };
+        let mut spec = spec.finish();
+        spec.topology = topology::hash(&spec, [&subgraphs, &children]);
         let inner = GraphInner {
-            spec: Arc::new(spec.finish()),
+            spec: Arc::new(spec),
             bodies,
             policies,
             subgraphs,
             children,
             checkpointing: self.checkpointing,
+            durability: self.durability,
             schemas,
             description: self.description,
         };

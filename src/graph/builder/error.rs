@@ -56,6 +56,15 @@ pub enum BuildError {
     /// The type has no fields that could be keys.
     #[error("the {role} type `{name}` is not a struct with named fields, so that it has no keys{hint}")]
     NotAnObject { role: &'static str, name: String, hint: &'static str },
+    /// The version is the empty string.
+    #[error("a version cannot be empty")]
+    EmptyVersion,
+    /// Two migrations start from one version.
+    #[error("there are two migrations from version \"{version}\"")]
+    DuplicateMigration { version: String },
+    /// A migration starts from the version that the graph has.
+    #[error("the migration from version \"{version}\" never applies: it is the version of this graph")]
+    MigrationFromCurrent { version: String },
 }
 
 /// Everything that is wrong with a graph, at once.

@@ -2,6 +2,7 @@
 
 mod build;
 mod error;
+mod topology;
 
 #[cfg(test)]
 mod tests;
@@ -25,8 +26,9 @@ use super::node::{Checkpointing, Graph, NodeError};
 use super::output::IntoOutput;
 use super::schema::{self, Keys};
 use crate::engine::channel::reducers;
+use crate::engine::migrate::{FIRST_VERSION, Migration, MigrationFrom};
 use crate::engine::{Branch, ChannelKind, EngineError, Managed, Reduce};
-use crate::model::{Breakpoints, Fields, Json};
+use crate::model::{Breakpoints, Durability, Fields, Json};
 
 /// A graph in the making, typed by its state.
 ///
@@ -78,6 +80,8 @@ pub struct StateGraph<S = Json> {
     interrupt_before: Breakpoints,
     interrupt_after: Breakpoints,
     checkpointing: Checkpointing,
+    durability: Option<Durability>,
+    migrations: Vec<MigrationFrom>,
     defaults: NodeDefaults,
     errors: Vec<BuildError>,
     typed: PhantomData<fn() -> S>,
@@ -136,7 +140,7 @@ impl<S> StateGraph<S> {
     fn empty(name: String) -> StateGraph<S> {
         StateGraph {
             name,
-            version: "1".to_owned(),
+            version: FIRST_VERSION.to_owned(),
             description: None,
             state: None,
             keys: IndexMap::new(),
@@ -152,6 +156,8 @@ impl<S> StateGraph<S> {
             interrupt_before: Breakpoints::default(),
             interrupt_after: Breakpoints::default(),
             checkpointing: Checkpointing::default(),
+            durability: None,
+            migrations: Vec::new(),
             defaults: NodeDefaults::default(),
             errors: Vec::new(),
             typed: PhantomData,
@@ -161,8 +167,43 @@ impl<S> StateGraph<S> {
     // --- what the graph is ------------------------------------------------------------------------------------------
 
     /// The graph's version, which every checkpoint it writes remembers. `"1"` unless said.
+    ///
+    /// Give it another one when threads that wait at the old graph could not go on with the new one as they are, and say
+    /// with [`StateGraph::migrate`] what becomes of them. `session-store graphs --check` lists the threads of a database
+    /// that a build could not resume.
     pub fn version(mut self, version: impl Into<String>) -> Self {
         self.version = version.into();
+        self
+    }
+
+    /// Says how the stored state of a thread that an older version wrote becomes one that this graph can go on with.
+    ///
+    /// Migrations are declared oldest first, and form a chain: each leads to the version that the next one starts from, the
+    /// last to the version of this graph. A thread is migrated when it is run or edited, never for reading: the result
+    /// is a checkpoint of its own (`source: "update"`, with `migrated_from` in its metadata), and history before it
+    /// stays as it was. If the migration fails, so does the run or the edit, with the class `GraphVersionError`, and
+    /// nothing is changed. What a migration may do, with an example: [`Migration`].
+    ///
+    /// A version without a migration is run as it is, which is right as long as the nodes it waits for still exist. If
+    /// they do not, a run fails with `GraphVersionError` before anything is executed.
+    pub fn migrate(
+        mut self,
+        from: impl Into<String>,
+        migration: impl Fn(&mut Migration) -> Result<(), NodeError> + Send + Sync + 'static,
+    ) -> Self {
+        let apply = move |old: &mut Migration| match migration(old) {
+            Ok(()) => Ok(()),
+            Err(NodeError::Failed(error)) => Err(error),
+            Err(other) => Err(EngineError::new("RuntimeError", format!("a migration cannot {other:?}"))),
+        };
+        self.migrations.push(MigrationFrom { from: from.into(), apply: Arc::new(apply) });
+        self
+    }
+
+    /// When the supersteps of this graph's runs are committed, unless the run or its assistant says otherwise; the
+    /// server's setting if nobody does.
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = Some(durability);
         self
     }
 

@@ -15,6 +15,7 @@ use crate::http::extract::PathIds;
 use crate::http::page::{self, DEFAULT_LIMIT, LIMITS, X_PAGINATION_NEXT};
 use crate::http::query::Query;
 use crate::model::{CheckpointRef, CheckpointSource, Fields, Json, Thread};
+use crate::runtime::written_by;
 use crate::storage::{CheckpointFilter, CheckpointRow, Page, Which};
 
 /// `GET /threads/{thread_id}/checkpoints`: newest first. `before` continues a list: `x-pagination-next` holds its value.
@@ -93,6 +94,7 @@ async fn next_of_parent(
 }
 
 fn document(row: &CheckpointRow, ran: &[String]) -> ApiResult<Fields> {
+    let written_by = written_by(row)?;
     let ran = if row.source == CheckpointSource::Loop { ran } else { &[] };
     Ok(Fields::from_iter([
         ("checkpoint_id".to_owned(), Json::from(row.id.as_str())),
@@ -103,6 +105,8 @@ fn document(row: &CheckpointRow, ran: &[String]) -> ApiResult<Fields> {
         ("source".to_owned(), Json::from(row.source.as_str())),
         ("nodes".to_owned(), json(ran)?),
         ("next".to_owned(), json(&row.next)?),
+        ("graph_version".to_owned(), json(&written_by.as_ref().map(|by| &by.version))?),
+        ("topology".to_owned(), json(&written_by.as_ref().map(|by| &by.topology))?),
         ("bytes".to_owned(), Json::from(row.bytes)),
         ("created_at".to_owned(), json(&row.at)?),
     ]))

@@ -53,7 +53,7 @@ pub(super) async fn create_for_thread(
 }
 
 async fn make(state: &AppState, caller: &Caller, thread: Option<ThreadId>, body: &Fields) -> ApiResult {
-    let request = read(state, caller, thread, body)?;
+    let request = read(caller, thread, body)?;
     let cron = state.runtime.create_cron(&caller.scope, request).await?;
     Ok(Reply(document(&cron)?).into_response())
 }
@@ -75,7 +75,7 @@ pub(super) async fn update(
     if changes.is_empty() {
         return Err(ApiError::BadRequest("Request body: at least one field to change is required".to_owned()));
     }
-    let change = |cron: &Cron| read(&state, &caller, cron.thread_id.clone(), &changed(&cron.payload, &changes));
+    let change = |cron: &Cron| read(&caller, cron.thread_id.clone(), &changed(&cron.payload, &changes));
     let cron = state.runtime.update_cron(&caller.scope, cron_id(&path)?, change).await?;
     Ok(Reply(document(&cron)?).into_response())
 }
@@ -136,7 +136,7 @@ fn parse_sort(word: &str) -> Option<CronSort> {
 }
 
 /// Reads a whole cron: what it is, and the run it starts.
-fn read(state: &AppState, caller: &Caller, thread: Option<ThreadId>, fields: &Fields) -> ApiResult<CronRequest> {
+fn read(caller: &Caller, thread: Option<ThreadId>, fields: &Fields) -> ApiResult<CronRequest> {
     let payload = Json::from(fields);
     let mut body = Object::body(&payload)?;
     let schedule = body.required_string("schedule")?;
@@ -152,7 +152,7 @@ fn read(state: &AppState, caller: &Caller, thread: Option<ThreadId>, fields: &Fi
         enabled: body.bool("enabled")?.unwrap_or(true),
         on_run_completed: if thread.is_some() { None } else { Some(completed.unwrap_or_default()) },
         metadata: run_request::metadata(&mut Object::body(&payload)?, "metadata")?.unwrap_or_else(Json::object),
-        run: run_request::read(state, caller, thread, body, false)?,
+        run: run_request::read(caller, thread, body, false)?,
         payload,
     })
 }

@@ -180,7 +180,7 @@ pub(super) async fn submit(
     body: Object,
     start_here: bool,
 ) -> ApiResult<Submitted> {
-    let request = run_request::read(state, caller, thread, body, start_here)?;
+    let request = run_request::read(caller, thread, body, start_here)?;
     let submitted = state.runtime.submit(&caller.scope, request).await?;
     tracing::Span::current().record("run.id", submitted.run.run_id.to_string());
     Ok(submitted)

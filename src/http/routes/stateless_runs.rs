@@ -54,7 +54,7 @@ pub(super) async fn batch(State(state): State<AppState>, caller: Caller, AnyBody
     }
     let mut requests = Vec::with_capacity(items.len());
     for (index, item) in items.iter().enumerate() {
-        let request = Object::body(item).and_then(|object| run_request::read(&state, &caller, None, object, false));
+        let request = Object::body(item).and_then(|object| run_request::read(&caller, None, object, false));
         let request = request.map_err(|error| error.at(&format!("[{index}].")))?;
         match &request.assistant {
             Some(name) => drop(state.runtime.find_assistant(&caller.scope, name).await?),

@@ -117,6 +117,9 @@ impl Threads for Nowhere {
     async fn count_threads(&self, _: &Scope, _: &ThreadFilter) -> Result<i64> {
         gone()
     }
+    async fn waiting_threads(&self, _: &Scope, _: Option<ThreadKey>, _: i64) -> Result<Vec<WaitingThread>> {
+        gone()
+    }
 }
 
 #[async_trait]

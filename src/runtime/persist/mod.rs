@@ -12,7 +12,9 @@ use crate::engine::channel::Channel;
 use crate::engine::execution::{COUNTERS, Draft, Loaded};
 use crate::engine::record::TaskRecord;
 use crate::model::checkpoint::{Checkpoint, Versions};
-use crate::model::{CheckpointMetadata, CheckpointSource, Fields, Json, RunId, Scope, TaskPath, ThreadKey};
+use crate::model::{
+    CheckpointMetadata, CheckpointSource, Fields, Json, Origin, RunId, Scope, TaskPath, ThreadKey, WrittenBy,
+};
 use crate::storage::{
     CheckpointRow, LogRange, LogRow, Payload, PayloadHash, SharedStorage, StepRows, StorageError, StoredCheckpoint,
     TaskWritesRow, Which,
@@ -72,6 +74,10 @@ struct Body {
     updated: Option<Vec<String>>,
     #[serde(rename = "c")]
     channels: BTreeMap<String, ValueRef>,
+    #[serde(rename = "g", default, skip_serializing_if = "Option::is_none")]
+    written_by: Option<WrittenBy>,
+    #[serde(rename = "o", default, skip_serializing_if = "Option::is_none")]
+    origin: Option<Origin>,
 }
 
 /// What the last stored checkpoint of a namespace refers to: the base of the next one's references.
@@ -281,6 +287,9 @@ fn body_of(draft: &Draft, stored: &Stored) -> Json {
         s: Pairs<&'a str, Pairs<&'a str, u64>>,
         u: Option<Vec<&'a str>>,
         c: Pairs<&'a str, &'a ValueRef>,
+        g: WrittenBy,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        o: Option<&'a Origin>,
     }
     let mut seen: Vec<(&str, Pairs<&str, u64>)> = Vec::new();
     for (node, channel, version) in draft.progress.seen(&draft.spec) {
@@ -295,6 +304,8 @@ fn body_of(draft: &Draft, stored: &Stored) -> Json {
         s: Pairs(seen),
         u: draft.updated.as_ref().map(|updated| updated.names(&draft.spec)),
         c: Pairs(stored.channels.iter().map(|(name, stored)| (name.as_str(), &stored.reference)).collect()),
+        g: draft.written_by(),
+        o: draft.origin.as_ref(),
     };
     Json::of(&body).unwrap_or_default()
 }
@@ -592,6 +603,8 @@ impl Values {
             versions: body.versions.clone(),
             versions_seen: body.seen,
             updated: body.updated,
+            written_by: body.written_by,
+            origin: body.origin,
         };
         let version_of = |channel: &String| body.versions.get(channel).copied().unwrap_or(0);
         let channels = body.channels.into_iter().map(|(name, reference)| {
@@ -599,7 +612,7 @@ impl Values {
             (name, StoredChannel { version, reference, is_frozen: false })
         });
         let stored = Stored { channels: channels.collect() };
-        Ok((Loaded { checkpoint, metadata, parent: row.parent, records, is_head: true }, stored))
+        Ok((Loaded { checkpoint, metadata, parent: row.parent, records, is_head: true, next: row.next }, stored))
     }
 
     fn value(&self, reference: &ValueRef, ns: &str, channel: &str, id: &str) -> Result<Json, StorageError> {
@@ -633,6 +646,17 @@ impl Values {
             }
         }
     }
+}
+
+/// Which graph wrote a checkpoint; `None` if it was written before that was remembered.
+pub(crate) fn written_by(row: &CheckpointRow) -> Result<Option<WrittenBy>, StorageError> {
+    #[derive(Deserialize)]
+    struct Part {
+        #[serde(rename = "g", default)]
+        written_by: Option<WrittenBy>,
+    }
+    let part: Part = row.body.decode().map_err(|error| corrupt("checkpoints", "body", &row.id, error))?;
+    Ok(part.written_by)
 }
 
 fn read_metadata(row: &CheckpointRow) -> Result<CheckpointMetadata, StorageError> {

@@ -244,6 +244,7 @@ impl History {
             progress: Arc::new(position.progress.clone()),
             updated: None,
             next: Vec::new(),
+            origin: None,
             at_exit: None,
             spec,
         };

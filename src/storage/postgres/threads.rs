@@ -13,7 +13,7 @@ use crate::storage::encoding::{self, PLAIN, Place};
 use crate::storage::rows::driver_error;
 use crate::storage::{
     COPIED_VIEW, NewThread, Notice, Page, Result, StorageError, ThreadCreated, ThreadFilter, ThreadPatch, ThreadSort,
-    Threads,
+    Threads, WaitingThread,
 };
 
 /// The columns [`thread_from`] reads, from `threads t`. `busy` is derived: an active run exists.
@@ -390,6 +390,36 @@ impl Threads for PostgresStorage {
             push_conditions(&mut query, scope, filter);
             let mut session = self.session().await?;
             get(&query.build().fetch_one(session.conn()).await.map_err(driver_error)?, "n")
+        })
+    }
+
+    async fn waiting_threads(&self, scope: &Scope, after: Option<ThreadKey>, limit: i64) -> Result<Vec<WaitingThread>> {
+        read!(async {
+            let mut session = self.session().await?;
+            let rows = sqlx::query(concat!(
+                "SELECT ",
+                thread_columns!(),
+                ", ARRAY(SELECT DISTINCT r.graph_id FROM runs r
+                         WHERE r.thread_key = t.thread_key AND r.status IN ('pending', 'running')
+                         ORDER BY r.graph_id) AS run_graphs
+                 FROM threads t
+                 WHERE ($1::uuid IS NULL OR t.thread_key > $1) AND ($2::uuid IS NULL OR t.tenant = $2)
+                   AND (EXISTS (SELECT 1 FROM checkpoints c
+                                WHERE c.thread_key = t.thread_key AND c.ns = '' AND c.checkpoint_id = t.head
+                                  AND c.next_nodes <> '[]'::bytea)
+                        OR EXISTS (SELECT 1 FROM runs a
+                                   WHERE a.thread_key = t.thread_key AND a.status IN ('pending', 'running')))
+                 ORDER BY t.thread_key LIMIT $3"
+            ))
+            .bind(after.map(|key| key.0))
+            .bind(scope.filter())
+            .bind(limit)
+            .fetch_all(session.conn())
+            .await
+            .map_err(driver_error)?;
+            rows.iter()
+                .map(|row| Ok(WaitingThread { thread: thread_from(row)?, run_graphs: get(row, "run_graphs")? }))
+                .collect::<Result<Vec<WaitingThread>>>()
         })
     }
 }

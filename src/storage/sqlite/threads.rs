@@ -14,7 +14,7 @@ use crate::storage::encoding::{self, PLAIN, Place};
 use crate::storage::rows::driver_error;
 use crate::storage::{
     COPIED_VIEW, NewThread, Page, Result, StorageError, ThreadCreated, ThreadFilter, ThreadPatch, ThreadSort, Threads,
-    matching,
+    WaitingThread, matching,
 };
 
 /// The columns [`thread_from`] reads, from `threads t`. `busy` is derived: an active run exists.
@@ -338,6 +338,46 @@ async fn count(conn: &mut SqliteConnection, scope: Scope, filter: ThreadFilter) 
     Ok(n)
 }
 
+async fn waiting(
+    conn: &mut SqliteConnection,
+    scope: Scope,
+    after: Option<ThreadKey>,
+    limit: i64,
+) -> Result<Vec<WaitingThread>> {
+    let rows = sqlx::query(concat!(
+        "SELECT ",
+        thread_columns!(),
+        ", (SELECT json_group_array(g.graph_id)
+            FROM (SELECT DISTINCT r.graph_id FROM runs r
+                  WHERE r.thread_key = t.thread_key AND r.status IN ('pending', 'running') ORDER BY r.graph_id) AS g)
+           AS run_graphs
+         FROM threads t
+         WHERE ($1 IS NULL OR t.thread_key > $1) AND ($2 IS NULL OR t.tenant = $2)
+           AND (EXISTS (SELECT 1 FROM checkpoints c
+                        WHERE c.thread_key = t.thread_key AND c.ns = '' AND c.checkpoint_id = t.head
+                          AND c.next_nodes <> CAST('[]' AS BLOB))
+                OR EXISTS (SELECT 1 FROM runs a
+                           WHERE a.thread_key = t.thread_key AND a.status IN ('pending', 'running')))
+         ORDER BY t.thread_key LIMIT $3"
+    ))
+    .bind(after.map(|key| key.0))
+    .bind(scope.filter())
+    .bind(limit)
+    .fetch_all(conn)
+    .await
+    .map_err(driver_error)?;
+    rows.iter()
+        .map(|row| {
+            let thread = thread_from(row)?;
+            let graphs: String = get(row, "run_graphs")?;
+            let run_graphs = serde_json::from_str(&graphs).map_err(|error| {
+                Place { table: "runs", column: "graph_id", id: &thread.id }.corrupt(error.to_string())
+            })?;
+            Ok(WaitingThread { thread, run_graphs })
+        })
+        .collect()
+}
+
 #[async_trait]
 impl Threads for SqliteStorage {
     async fn create_thread(&self, scope: &Scope, new: NewThread) -> Result<ThreadCreated> {
@@ -397,5 +437,10 @@ impl Threads for SqliteStorage {
     async fn count_threads(&self, scope: &Scope, filter: &ThreadFilter) -> Result<i64> {
         let (scope, filter) = (*scope, filter.clone());
         self.read(move |conn| Box::pin(count(conn, scope, filter))).await
+    }
+
+    async fn waiting_threads(&self, scope: &Scope, after: Option<ThreadKey>, limit: i64) -> Result<Vec<WaitingThread>> {
+        let scope = *scope;
+        self.read(move |conn| Box::pin(waiting(conn, scope, after, limit))).await
     }
 }

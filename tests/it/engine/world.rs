@@ -86,6 +86,7 @@ impl<'a> World<'a> {
             checkpoint,
             records: records.into_values().collect(),
             is_head: !self.log[at + 1..].iter().any(is_later),
+            next: draft.next.clone(),
         })
     }
 

@@ -12,6 +12,7 @@ for_each_backend!(
     deleting_is_final,
     a_copy_has_the_state_but_not_the_runs,
     twenty_racers_create_one_thread,
+    what_waits_is_found_page_by_page,
 );
 
 async fn a_thread_is_created_once(lab: Lab) {
@@ -240,4 +241,41 @@ async fn twenty_racers_create_one_thread(lab: Lab) {
     let outcomes = futures_util::future::join_all(racers).await;
     let new = outcomes.into_iter().filter(|outcome| matches!(outcome, Ok(ThreadCreated::New(_)))).count();
     assert_eq!(new, 1);
+}
+
+async fn what_waits_is_found_page_by_page(lab: Lab) {
+    let storage = &lab.storage;
+    storage.create_thread(&TENANT, thread("new")).await.unwrap();
+    let rest = start(storage, "rest", 1).await.lease;
+    let done = StepRows {
+        checkpoints: vec![CheckpointRow { next: Vec::new(), ..checkpoint("c1", Some(id(1))) }],
+        head: Some("c1".into()),
+        ..StepRows::default()
+    };
+    commit(storage, step(rest, done, end(RunStatus::Success, ThreadStatus::Idle))).await;
+    // Nodes are left at its head; the same of another tenant; a run is queued; another one, of another graph, too.
+    let asked = start(storage, "asked", 2).await.lease;
+    commit(storage, head_step(asked, "c1", end(RunStatus::Success, ThreadStatus::Interrupted))).await;
+    let theirs = storage.create_run(&OTHER, claimed_run("theirs", 3, MINUTE)).await.unwrap();
+    let RunCreated::Created { claimed: Some(theirs), .. } = theirs else { panic!("not claimed") };
+    let theirs = head_step(theirs.lease, "c1", end(RunStatus::Success, ThreadStatus::Interrupted));
+    storage.commit_steps(&OTHER, &[theirs]).await.unwrap();
+    storage.create_run(&TENANT, run("queued", 4)).await.unwrap();
+    storage.create_run(&TENANT, NewRun { graph_id: "another".into(), ..run("queued", 5) }).await.unwrap();
+
+    let (mut after, mut found) = (None, Vec::new());
+    loop {
+        let page = storage.waiting_threads(&Scope::Server, after, 2).await.unwrap();
+        assert!(page.len() <= 2);
+        let Some(last) = page.last() else { break };
+        after = Some(last.thread.key);
+        found.extend(page);
+    }
+    let mut names: Vec<(&str, Vec<&str>)> = found
+        .iter()
+        .map(|waiting| (waiting.thread.id.as_str(), waiting.run_graphs.iter().map(String::as_str).collect()))
+        .collect();
+    names.sort();
+    assert_eq!(names, [("asked", vec![]), ("queued", vec!["another", "graph"]), ("theirs", vec![])]);
+    assert_eq!(storage.waiting_threads(&OTHER, None, 9).await.unwrap().len(), 1);
 }

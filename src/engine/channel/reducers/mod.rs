@@ -57,6 +57,10 @@ where
 pub struct Append;
 
 impl Reduce for Append {
+    fn name(&self) -> &'static str {
+        "append"
+    }
+
     fn initial(&self) -> Option<Json> {
         Some(Json::list(Vector::new()))
     }
@@ -78,6 +82,10 @@ impl Reduce for Append {
 pub struct Add;
 
 impl Reduce for Add {
+    fn name(&self) -> &'static str {
+        "add"
+    }
+
     fn initial(&self) -> Option<Json> {
         Some(Json::from(0))
     }
@@ -93,6 +101,10 @@ impl Reduce for Add {
 pub struct Messages;
 
 impl Reduce for Messages {
+    fn name(&self) -> &'static str {
+        "messages"
+    }
+
     fn initial(&self) -> Option<Json> {
         Some(Json::list(Vector::new()))
     }
