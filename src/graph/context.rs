@@ -17,13 +17,19 @@ use crate::model::{Interrupt, Item, Json, JsonError, RunId};
 /// Facts about one execution of a node.
 #[derive(Debug, Clone)]
 pub struct ExecutionInfo {
+    /// The name of the thread the run is on.
     pub thread_id: String,
+    /// The run that executes the node.
     pub run_id: RunId,
+    /// The root graph of the run.
     pub graph_id: String,
+    /// The node's name in its own graph.
     pub node: String,
+    /// Derived from the checkpoint and the node: the same for every execution of the task.
     pub task_id: String,
     /// `node:task_id`, below the namespaces of the graphs around it.
     pub checkpoint_ns: String,
+    /// The superstep of the node's graph, as in the metadata of the checkpoint that follows.
     pub step: i64,
     /// 1 for the first execution of the task in this run, then 2, ..
     pub attempt: u32,
@@ -48,8 +54,11 @@ pub trait Host: Send + Sync {
     fn drain(&self, reason: &str);
     /// Runs a graph inside the node. `index` counts the calls of this execution.
     async fn call(&self, index: usize, graph: &Graph, input: Json) -> Result<Json, NodeError>;
+    /// See [`Items::put`].
     async fn put_item(&self, namespace: &[String], key: &str, value: Json) -> Result<(), NodeError>;
+    /// See [`Items::get`].
     async fn get_item(&self, namespace: &[String], key: &str) -> Result<Option<Item>, NodeError>;
+    /// See [`Items::delete`].
     async fn delete_item(&self, namespace: &[String], key: &str) -> Result<(), NodeError>;
     /// Items below the prefix whose value holds every member of `filter`, newest first.
     async fn search_items(&self, prefix: &[String], filter: Option<Json>, limit: i64) -> Result<Vec<Item>, NodeError>;
@@ -84,7 +93,9 @@ pub struct Context {
 /// The failure an error handler was called for.
 #[derive(Debug, Clone)]
 pub struct HandledError {
+    /// The node that failed.
     pub node: String,
+    /// Its last failure, after all retries.
     pub error: EngineError,
 }
 

@@ -10,12 +10,18 @@ use serde_json::{Map, Value, json};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
+    /// The user.
     Human,
+    /// The model; a chunk of its message counts as one.
     #[serde(alias = "AIMessageChunk")]
     Ai,
+    /// Whoever instructs the model.
     System,
+    /// The result of a tool call.
     Tool,
+    /// The result of a call in the older form, before tools.
     Function,
+    /// Somebody with a role of their own.
     Chat,
     /// Not a message but an instruction to a message list: remove the one with this id.
     Remove,
@@ -64,8 +70,11 @@ impl ToolCall {
 /// Tokens a model read and wrote.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Usage {
+    /// Read, cached ones included.
     pub input_tokens: u64,
+    /// Written, those of reasoning included.
     pub output_tokens: u64,
+    /// The sum, as the model reports it.
     pub total_tokens: u64,
     /// Details some models give: cached tokens, reasoning tokens.
     #[serde(flatten)]
@@ -99,10 +108,13 @@ pub struct Message {
     /// Without one, the message list gives it one.
     #[serde(default)]
     pub id: Option<String>,
+    /// Of the speaker, where there are several; of a tool message, the tool's.
     #[serde(default)]
     pub name: Option<String>,
+    /// What providers add; kept as it is.
     #[serde(default)]
     pub additional_kwargs: Map<String, Value>,
+    /// What the provider said about its answer: model, finish reason.
     #[serde(default)]
     pub response_metadata: Map<String, Value>,
     /// Of an ai message: the tools it wants called.
@@ -299,10 +311,13 @@ pub struct AiChunk {
 /// A piece of a tool call.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct ToolCallChunk {
+    /// The tool; in the first piece of a call only.
     pub name: Option<String>,
     /// A piece of the arguments' JSON text.
     pub args: Option<String>,
+    /// The id of the call; in its first piece only.
     pub id: Option<String>,
+    /// Which of the message's calls it belongs to.
     pub index: Option<u32>,
     #[serde(rename = "type")]
     kind: ChunkKind,

@@ -1,6 +1,8 @@
 //! What authors write: a [`StateGraph`] builder, node functions with a [`Context`], reducers, typed messages, and the
 //! registry of graphs a server offers.
 
+#![warn(missing_docs)]
+
 mod body;
 mod builder;
 pub mod context;

@@ -67,14 +67,18 @@ impl<E: std::error::Error + 'static> From<E> for NodeError {
 /// A node's body. Implemented by the builder for async functions; the runtime calls it.
 #[async_trait]
 pub trait NodeBody: Send + Sync {
+    /// Runs the node once. Dropped at an await when the run is stopped: what must be undone then belongs into guards.
     async fn run(&self, input: NodeInput, context: Context) -> Result<Output, NodeError>;
 }
 
 /// Which failures to retry, and how often. The defaults are the reference's.
 #[derive(Clone)]
 pub struct RetryPolicy {
+    /// The wait before the second attempt.
     pub initial_interval: Duration,
+    /// What each further wait is multiplied by.
     pub backoff_factor: f64,
+    /// No wait is longer, jitter aside.
     pub max_interval: Duration,
     /// Attempts in all, the first included.
     pub max_attempts: u32,
@@ -149,6 +153,7 @@ pub struct Policies {
 /// Cached outputs: by node and input.
 #[derive(Debug, Clone, Default)]
 pub struct CachePolicy {
+    /// How long an output may be used again; `None`: for ever.
     pub ttl: Option<Duration>,
 }
 
@@ -167,14 +172,19 @@ pub enum Checkpointing {
 /// The JSON Schemas of a graph, as `/assistants/{id}/schemas` shows them.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Schemas {
+    /// All keys of the state but the private ones.
     #[serde(rename = "state_schema")]
     pub state: Value,
+    /// What a run accepts as input.
     #[serde(rename = "input_schema")]
     pub input: Value,
+    /// What a run answers.
     #[serde(rename = "output_schema")]
     pub output: Value,
+    /// What `config.configurable` may hold.
     #[serde(rename = "config_schema")]
     pub config: Value,
+    /// What the run's context may hold.
     #[serde(rename = "context_schema")]
     pub context: Value,
 }
@@ -205,14 +215,17 @@ impl Graph {
         &self.inner.spec.name
     }
 
+    /// Its topology, as the engine executes it.
     pub fn spec(&self) -> &Arc<GraphSpec> {
         &self.inner.spec
     }
 
+    /// The JSON Schemas of what it takes and gives.
     pub fn schemas(&self) -> &Schemas {
         &self.inner.schemas
     }
 
+    /// What it is for, in its author's words.
     pub fn description(&self) -> Option<&str> {
         self.inner.description.as_deref()
     }

@@ -5,7 +5,7 @@ use std::fmt;
 use indexmap::IndexMap;
 
 use super::builder::BuildErrors;
-use super::node::Graph;
+use super::node::{Checkpointing, Graph};
 
 /// Graphs by name, in the order in which they were registered.
 #[derive(Debug, Clone, Default)]
@@ -20,13 +20,20 @@ pub struct RegistryErrors {
     pub broken: Vec<BuildErrors>,
     /// Names that several graphs have.
     pub duplicate: Vec<String>,
+    /// Graphs with [`Checkpointing::Own`]: that is for graphs inside graphs. A root graph's checkpoints are its thread's.
+    pub own_checkpoints: Vec<String>,
 }
 
 impl fmt::Display for RegistryErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let broken = self.broken.iter().map(ToString::to_string);
         let duplicate = self.duplicate.iter().map(|name| format!("two graphs have the name `{name}`"));
-        f.write_str(&broken.chain(duplicate).collect::<Vec<_>>().join("\n"))
+        let own = self.own_checkpoints.iter().map(|name| {
+            format!(
+                "graph `{name}` keeps checkpoints of its own, which cannot be used for a root graph: use it as a node"
+            )
+        });
+        f.write_str(&broken.chain(duplicate).chain(own).collect::<Vec<_>>().join("\n"))
     }
 }
 
@@ -39,11 +46,14 @@ impl Registry {
     /// Everything that is wrong with any of them.
     pub fn new(graphs: impl IntoIterator<Item = Result<Graph, BuildErrors>>) -> Result<Registry, RegistryErrors> {
         let mut registry = Registry::default();
-        let mut errors = RegistryErrors { broken: Vec::new(), duplicate: Vec::new() };
+        let mut errors = RegistryErrors { broken: Vec::new(), duplicate: Vec::new(), own_checkpoints: Vec::new() };
         for graph in graphs {
             match graph {
                 Ok(graph) if registry.graphs.contains_key(graph.name()) => {
                     errors.duplicate.push(graph.name().to_owned());
+                }
+                Ok(graph) if graph.checkpointing() == Checkpointing::Own => {
+                    errors.own_checkpoints.push(graph.name().to_owned());
                 }
                 Ok(graph) => {
                     registry.graphs.insert(graph.name().to_owned(), graph);
@@ -51,7 +61,8 @@ impl Registry {
                 Err(error) => errors.broken.push(error),
             }
         }
-        if errors.broken.is_empty() && errors.duplicate.is_empty() { Ok(registry) } else { Err(errors) }
+        let RegistryErrors { broken, duplicate, own_checkpoints } = &errors;
+        if broken.is_empty() && duplicate.is_empty() && own_checkpoints.is_empty() { Ok(registry) } else { Err(errors) }
     }
 
     /// The graph of this name.
@@ -101,6 +112,18 @@ mod tests {
         assert_eq!(registry.get("a").map(Graph::name), Some("a"));
         assert!(registry.only().is_none());
         assert_eq!(Registry::new([named("a")]).expect("registers").only().map(Graph::name), Some("a"));
+    }
+
+    #[test]
+    fn a_root_graph_with_checkpoints_of_its_own_is_refused() {
+        let graph = StateGraph::dynamic("inner")
+            .node("a", async |(), _ctx| Ok(()))
+            .edge(START, "a")
+            .checkpointing(Checkpointing::Own)
+            .build();
+        let errors = Registry::new([graph]).expect_err("refuses");
+        assert_eq!(errors.own_checkpoints, ["inner"]);
+        assert!(errors.to_string().contains("cannot be used for a root graph"), "{errors}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::fmt;
 
 /// One thing that is wrong with a graph.
+#[expect(missing_docs, reason = "the text of each variant says what its fields are")]
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BuildError {
     /// Nothing follows START.

@@ -16,7 +16,9 @@ use crate::model::Breakpoints;
 /// Nodes and edges, as `GET /assistants/{id}/graph` shows them.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Drawing {
+    /// START first, END last, the others in the order in which they were added.
     pub nodes: Vec<DrawnNode>,
+    /// Static edges and the possible answers of routers.
     pub edges: Vec<DrawnEdge>,
 }
 
@@ -29,6 +31,7 @@ pub struct DrawnNode {
     kind: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     data: Option<NodeData>,
+    /// What is special about it: deferred, breakpoints.
     #[serde(skip_serializing_if = "Map::is_empty")]
     pub metadata: Map<String, Value>,
 }
@@ -41,11 +44,14 @@ struct NodeData {
 /// An edge of a drawing. Clients accept these members and no others.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DrawnEdge {
+    /// The id of the node it leaves.
     pub source: String,
+    /// The id of the node it leads to.
     pub target: String,
     /// A router's answer, where it is not the target's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<String>,
+    /// A router decides whether it is taken.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub conditional: bool,
 }
