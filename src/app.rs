@@ -56,6 +56,7 @@ impl Server {
         let stopping = CancellationToken::new();
         let http = HttpSettings {
             api_keys: config.auth.api_key.reveal().map(ApiKey::new).into_iter().collect(),
+            mcp_origins: config.mcp.origins(),
             body_limit: config.server.max_body_bytes,
             heartbeat: seconds(config.server.heartbeat_secs),
             shutdown: stopping.clone(),

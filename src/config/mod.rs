@@ -31,6 +31,7 @@ pub struct Config {
     pub runtime: RuntimeConfig,
     pub crons: CronsConfig,
     pub threads: ThreadsConfig,
+    pub mcp: McpConfig,
     pub log: LogConfig,
 }
 
@@ -92,6 +93,20 @@ pub struct ThreadsConfig {
     #[serde(deserialize_with = "word")]
     pub default_ttl_strategy: TtlStrategy,
     pub sweep_secs: f64,
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct McpConfig {
+    pub allowed_origins: String,
+}
+
+impl McpConfig {
+    /// The origins of `allowed_origins`, one by one.
+    pub fn origins(&self) -> Vec<String> {
+        let origins = self.allowed_origins.split(',').map(|origin| origin.trim().to_owned());
+        origins.filter(|origin| !origin.is_empty()).collect()
+    }
 }
 
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -422,6 +437,13 @@ impl Config {
         );
         rule("threads.sweep_secs", &threads.sweep_secs, duration(threads.sweep_secs), DURATION);
 
+        rule(
+            "mcp.allowed_origins",
+            &self.mcp.allowed_origins,
+            self.mcp.origins().iter().all(|origin| origin == "*" || is_origin(origin)),
+            "must be origins separated by commas, as in https://app.example.com or http://10.0.0.7:3000, or *",
+        );
+
         let filter = tracing_subscriber::EnvFilter::try_new(&self.log.filter);
         rule(
             "log.filter",
@@ -462,6 +484,13 @@ impl Config {
 /// Settings in seconds, as a duration. Validated before, so that it cannot be out of range.
 pub fn seconds(secs: f64) -> Duration {
     Duration::try_from_secs_f64(secs).unwrap_or_default()
+}
+
+/// Whether a text is a scheme, a host and perhaps a port, as browsers send them.
+fn is_origin(text: &str) -> bool {
+    let Ok(uri) = text.parse::<http::Uri>() else { return false };
+    let has_host = uri.scheme().is_some() && uri.host().is_some_and(|host| !host.is_empty());
+    has_host && uri.query().is_none() && !text.ends_with('/') && uri.path() == "/"
 }
 
 /// The keys of `config.toml` in the form `section.key`.

@@ -7,6 +7,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
+use super::jsonrpc;
 use crate::clock::Clock;
 use crate::runtime::RuntimeError;
 use crate::storage::StorageError;
@@ -24,6 +25,8 @@ pub(crate) enum ApiError {
     Unauthorized,
     /// Wrong credentials (403).
     Forbidden,
+    /// A web page that may not call (403).
+    ForbiddenOrigin(String),
     NotFound(String),
     MethodNotAllowed,
     /// The body did not arrive in time (408).
@@ -76,6 +79,10 @@ impl ApiError {
                 "Missing credentials: send the header x-api-key, or Authorization: Bearer".to_owned(),
             ),
             ApiError::Forbidden => (StatusCode::FORBIDDEN, "Invalid credentials".to_owned()),
+            ApiError::ForbiddenOrigin(origin) => (
+                StatusCode::FORBIDDEN,
+                format!("Origin '{origin}' is not allowed: the setting mcp.allowed_origins lists those that are"),
+            ),
             ApiError::NotFound(text) => (StatusCode::NOT_FOUND, text),
             ApiError::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed".to_owned()),
             ApiError::BodyTimeout => {
@@ -106,6 +113,12 @@ impl ApiError {
             _ => "unknown_error",
         };
         (code, text)
+    }
+
+    /// Code and text of the error in JSON-RPC.
+    pub(crate) fn into_rpc(self) -> (i64, String) {
+        let (status, text) = self.answer();
+        (if status.is_client_error() { jsonrpc::INVALID_PARAMS } else { jsonrpc::INTERNAL_ERROR }, text)
     }
 
     /// The error of a response that has already begun: `{"error", "message"}` (contract sections 3.3 and 3.6).

@@ -11,8 +11,11 @@ mod cursor;
 mod document;
 mod error;
 mod extract;
+mod jsonrpc;
 mod keepalive;
+mod mcp;
 mod object;
+mod origin;
 mod page;
 mod pretty;
 mod protocol;
@@ -53,6 +56,8 @@ pub struct HttpSettings {
     pub body_timeout: Duration,
     /// Keys that open the server; none: everybody may ask for everything.
     pub api_keys: Vec<ApiKey>,
+    /// Web pages of other machines that may speak MCP, as in `https://app.example.com`; `*`: all.
+    pub mcp_origins: Vec<String>,
     /// How often an idle stream or a long answer shows that it is alive. Clients learn this rhythm: keep it steady.
     pub heartbeat: Duration,
     /// How long `/ok?check_db=1` waits for the database.
@@ -67,6 +72,7 @@ impl Default for HttpSettings {
             body_limit: 32 * 1024 * 1024,
             body_timeout: Duration::from_secs(120),
             api_keys: Vec::new(),
+            mcp_origins: Vec::new(),
             heartbeat: Duration::from_secs(5),
             check_timeout: Duration::from_secs(5),
             shutdown: CancellationToken::new(),

@@ -21,6 +21,7 @@ use axum::routing::{get, post, put};
 use super::AppState;
 use super::error::ApiError;
 use super::extract::discard;
+use super::mcp;
 
 pub(super) fn all() -> Router<AppState> {
     Router::new()
@@ -35,6 +36,7 @@ pub(super) fn all() -> Router<AppState> {
         .route("/store/items", put(store::put).get(store::get).delete(store::delete))
         .route("/store/items/search", post(store::search))
         .route("/store/namespaces", post(store::namespaces))
+        .route("/mcp", post(mcp::message).delete(mcp::end_session))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
 }

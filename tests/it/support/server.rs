@@ -108,6 +108,16 @@ impl TestServer {
         self.send("POST", path, body.to_string()).await
     }
 
+    /// Sends a body with headers of the test's own.
+    pub(crate) async fn send_with(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+        let method = Method::from_bytes(method.as_bytes()).expect("a method");
+        let mut request = self.client.request(method, format!("{}{path}", self.url)).body(body.to_owned());
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        Answer::of(request.send().await.expect("an answer")).await
+    }
+
     /// Asks until it holds. A deadline, not a pace.
     pub(crate) async fn until(&self, what: &str, mut holds: impl AsyncFnMut() -> bool) {
         let started = std::time::Instant::now();
