@@ -4,9 +4,9 @@ use std::process::Command;
 
 use crate::support::process::{Database, Server, provided, root, sqlite_url};
 
-/// The scripts of `tests/sdk`: the reference documents' programs, every resource, `RemoteGraph`, and
-/// event streaming.
-const SCRIPTS: [&str; 4] = ["seeds.py", "resources.py", "remote_graph.py", "thread_streams.py"];
+/// The scripts of `tests/sdk`: the reference documents' programs, every resource, `RemoteGraph`, event streaming, and
+/// MCP's own client.
+const SCRIPTS: [&str; 5] = ["seeds.py", "resources.py", "remote_graph.py", "thread_streams.py", "mcp_client.py"];
 
 fn drive(server: &Server, backend: &str) {
     for script in SCRIPTS {
