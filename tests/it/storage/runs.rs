@@ -16,6 +16,7 @@ for_each_backend!(
     rolling_back_restores_the_head,
     runs_are_listed_newest_first,
     deleting_an_ended_run_takes_its_checkpoints,
+    deleting_a_run_leaves_what_later_checkpoints_refer_to,
     active_runs_are_counted,
     notices_tell_what_happened,
 );
@@ -325,6 +326,31 @@ async fn deleting_an_ended_run_takes_its_checkpoints(lab: Lab) {
     assert_eq!(storage.delete_run(&TENANT, &tid("nobody"), id(1)).await.unwrap(), None);
     created(storage.create_run(&TENANT, run("t", 3)).await.unwrap());
     assert_eq!(storage.delete_run(&TENANT, &tid("t"), id(3)).await.unwrap(), Some(false), "pending is active");
+}
+
+/// Lists grow from run to run: the items of an earlier one are part of the states after it.
+async fn deleting_a_run_leaves_what_later_checkpoints_refer_to(lab: Lab) {
+    let storage = &lab.storage;
+    for (n, checkpoint_id, from) in [(1, "c1", 0), (2, "c2", 1)] {
+        let lease = start(storage, "t", n).await.lease;
+        let mut last = head_step(lease, checkpoint_id, end(RunStatus::Success, ThreadStatus::Idle));
+        last.rows.log = vec![log(0, from, "[7]", Some(id(n)))];
+        assert_eq!(commit(storage, last).await, CommitOutcome::Committed);
+    }
+    let items = async || {
+        let range = LogRange { ns: String::new(), channel: "messages".into(), branch: 0, start: 0, end: 2 };
+        storage
+            .load_log(&TENANT, key("t"), &[range])
+            .await
+            .unwrap()
+            .into_iter()
+            .map(|row| row.start)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(storage.delete_run(&TENANT, &tid("t"), id(1)).await.unwrap(), Some(true));
+    assert_eq!(items().await, [0, 1], "the second run's state holds the first one's item");
+    assert_eq!(storage.delete_run(&TENANT, &tid("t"), id(2)).await.unwrap(), Some(true));
+    assert_eq!(items().await, [0], "nothing is left that refers to what the second run wrote");
 }
 
 async fn active_runs_are_counted(lab: Lab) {

@@ -12,15 +12,20 @@ use crate::storage::rolled_back;
 use crate::storage::rows::driver_error;
 use crate::storage::{CommitOutcome, Lease, Notice, Result};
 
-/// Deletes a run, its checkpoints, task writes, log rows and events. Payloads stay: other checkpoints may share them.
+/// Deletes a run, its checkpoints, task writes, log rows and events. What other checkpoints may share stays, to go when
+/// the thread is pruned: payloads, and log rows once somebody else wrote checkpoints after the run's first one.
 pub(super) async fn delete_run_rows(conn: &mut SqliteConnection, key: ThreadKey, run_id: RunId) -> Result<()> {
     for statement in [
+        "DELETE FROM channel_log WHERE thread_key = $1 AND run_id = $2
+           AND NOT EXISTS (SELECT 1 FROM checkpoints c
+                           WHERE c.thread_key = $1 AND c.run_id IS NOT $2
+                             AND c.checkpoint_id > (SELECT MIN(o.checkpoint_id) FROM checkpoints o
+                                                    WHERE o.thread_key = $1 AND o.run_id = $2))",
         // Writes of others on a checkpoint that goes, too.
         "DELETE FROM task_writes WHERE thread_key = $1
            AND (run_id = $2 OR (ns, checkpoint_id) IN
                 (SELECT ns, checkpoint_id FROM checkpoints WHERE thread_key = $1 AND run_id = $2))",
         "DELETE FROM checkpoints WHERE thread_key = $1 AND run_id = $2",
-        "DELETE FROM channel_log WHERE thread_key = $1 AND run_id = $2",
         "DELETE FROM events WHERE thread_key = $1 AND run_id = $2",
         "DELETE FROM run_lookup WHERE run_id = $2 AND thread_key = $1",
         "DELETE FROM runs WHERE thread_key = $1 AND run_id = $2",
