@@ -172,10 +172,10 @@ impl Runtime {
             metadata: query.metadata.clone(),
         };
         let limit = query.limit.clamp(0, MAX_HISTORY);
-        let rows = self.storage().list_checkpoints(scope, thread.key, &filter, limit).await?;
         let reader = Reader { storage: self.storage(), scope, thread: thread.key };
-        let mut states = Vec::with_capacity(rows.len());
-        for (loaded, _) in reader.resolve(rows).await? {
+        let found = reader.list(&filter, limit).await?;
+        let mut states = Vec::with_capacity(found.len());
+        for (loaded, _) in found {
             states.push(self.present(*scope, &thread, graph.clone(), &ns, loaded, false, false).await?);
         }
         Ok(states)

@@ -13,11 +13,12 @@ use crate::engine::execution::{COUNTERS, Draft, Loaded};
 use crate::engine::record::TaskRecord;
 use crate::model::checkpoint::{Checkpoint, Versions};
 use crate::model::{
-    CheckpointMetadata, CheckpointSource, Fields, Json, Origin, RunId, Scope, TaskPath, ThreadKey, WrittenBy,
+    CheckpointId, CheckpointMetadata, CheckpointSource, Fields, Json, Origin, RunId, Scope, TaskPath, ThreadKey,
+    WrittenBy,
 };
 use crate::storage::{
-    CheckpointRow, LogRange, LogRow, Payload, PayloadHash, SharedStorage, StepRows, StorageError, StoredCheckpoint,
-    TaskWritesRow, Which,
+    CheckpointFilter, CheckpointRow, LogRange, LogRow, Payload, PayloadHash, SharedStorage, StepRows, StorageError,
+    StoredCheckpoint, TaskWritesRow, Which,
 };
 
 #[cfg(test)]
@@ -361,6 +362,12 @@ fn corrupt(table: &'static str, column: &'static str, id: &str, reason: impl ToS
     StorageError::Corrupt { table, column, id: id.to_owned(), reason: reason.to_string() }
 }
 
+/// Which checkpoints to read.
+enum Rows<'a> {
+    One(&'a str, &'a Which),
+    List(&'a CheckpointFilter, i64),
+}
+
 /// Reads checkpoints with everything they refer to.
 pub(crate) struct Reader<'a> {
     pub(crate) storage: &'a SharedStorage,
@@ -371,10 +378,43 @@ pub(crate) struct Reader<'a> {
 impl Reader<'_> {
     /// Reads one checkpoint; `None` when there is none.
     pub(crate) async fn load(&self, ns: &str, which: &Which) -> Result<Option<(Loaded, Stored)>, StorageError> {
-        let Some(stored) = self.storage.load_checkpoint(self.scope, self.thread, ns, which).await? else {
-            return Ok(None);
-        };
-        Ok(self.resolve(vec![stored]).await?.pop())
+        Ok(self.read(&Rows::One(ns, which)).await?.pop())
+    }
+
+    /// Reads a list of checkpoints.
+    pub(crate) async fn list(
+        &self,
+        filter: &CheckpointFilter,
+        limit: i64,
+    ) -> Result<Vec<(Loaded, Stored)>, StorageError> {
+        self.read(&Rows::List(filter, limit)).await
+    }
+
+    /// Reads rows and what they refer to. When something they refer to is missing, the rows are read again: it is damage
+    /// only if they are still there, since a thread may be pruned between the reads.
+    async fn read(&self, what: &Rows<'_>) -> Result<Vec<(Loaded, Stored)>, StorageError> {
+        let mut found = self.rows(what).await?;
+        loop {
+            let ids: Vec<CheckpointId> = found.iter().map(|stored| stored.row.id.clone()).collect();
+            match self.resolve(found).await {
+                Err(error @ StorageError::Corrupt { .. }) => {
+                    found = self.rows(what).await?;
+                    if found.iter().map(|stored| &stored.row.id).eq(&ids) {
+                        return Err(error);
+                    }
+                }
+                resolved => return resolved,
+            }
+        }
+    }
+
+    async fn rows(&self, what: &Rows<'_>) -> Result<Vec<StoredCheckpoint>, StorageError> {
+        match what {
+            Rows::One(ns, which) => {
+                Ok(self.storage.load_checkpoint(self.scope, self.thread, ns, which).await?.into_iter().collect())
+            }
+            Rows::List(filter, limit) => self.storage.list_checkpoints(self.scope, self.thread, filter, *limit).await,
+        }
     }
 
     /// Finds out which lists of a checkpoint must not be appended to in place, because another branch did.
