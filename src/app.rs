@@ -22,7 +22,10 @@ use crate::config::{Config, DatabaseConfig, DatabaseUrl, Role, SqliteSynchronous
 use crate::graph::Graph;
 use crate::http::{ApiKey, HttpSettings, router};
 use crate::model::Ttl;
-use crate::runtime::{CronSettings, Runtime, Settings, Unresumable, unresumable_threads};
+use crate::runtime::webhooks::{AllowedHost, WebhookSecrets};
+use crate::runtime::{
+    CronSettings, Runtime, Settings, Unresumable, WebhookPolicy, WebhookSettings, unresumable_threads,
+};
 use crate::storage::connect::{ConnectOptions, connect};
 use crate::storage::{Description, SharedStorage};
 
@@ -50,7 +53,7 @@ impl Server {
         let storage = open_storage(&config.database).await?;
         storage.migrate().await.with_context(|| format!("preparing the database {}", config.database.url))?;
 
-        let runtime = Runtime::new(storage.clone(), graphs.clone(), Clock::default(), runtime_settings(&config));
+        let runtime = Runtime::new(storage.clone(), graphs.clone(), Clock::default(), runtime_settings(&config)?);
         runtime.start();
 
         let stopping = CancellationToken::new();
@@ -237,9 +240,26 @@ fn check_names(graphs: &[Graph]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn runtime_settings(config: &Config) -> Settings {
+fn webhook_settings(config: &Config) -> anyhow::Result<WebhookSettings> {
+    let webhooks = &config.webhooks;
+    let bad = |rule: String| anyhow::anyhow!("webhooks: {rule}");
+    Ok(WebhookSettings {
+        policy: WebhookPolicy {
+            allow_private: webhooks.allow_private,
+            https_only: webhooks.https_only,
+            allowed_hosts: AllowedHost::parse_list(&webhooks.allowed_hosts).map_err(bad)?,
+        },
+        secrets: WebhookSecrets::parse(webhooks.secret.reveal().unwrap_or_default())
+            .map_err(|rule| bad(format!("secret {rule}")))?,
+        max_attempts: webhooks.max_attempts,
+        timeout: seconds(webhooks.timeout_secs),
+        keep_dead: seconds(webhooks.keep_dead_days * 86_400.0),
+    })
+}
+
+fn runtime_settings(config: &Config) -> anyhow::Result<Settings> {
     let runtime = &config.runtime;
-    Settings {
+    Ok(Settings {
         worker: worker_name(),
         concurrency: runtime.concurrency,
         lease: seconds(runtime.lease_secs),
@@ -257,7 +277,8 @@ fn runtime_settings(config: &Config) -> Settings {
             poll_every: seconds(config.crons.poll_secs),
             catch_up: seconds(config.crons.catch_up_secs),
         },
-    }
+        webhooks: webhook_settings(config)?,
+    })
 }
 
 /// `host:pid`: a name for humans.

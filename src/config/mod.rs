@@ -32,6 +32,7 @@ pub struct Config {
     pub crons: CronsConfig,
     pub threads: ThreadsConfig,
     pub mcp: McpConfig,
+    pub webhooks: WebhooksConfig,
     pub log: LogConfig,
 }
 
@@ -107,6 +108,18 @@ impl McpConfig {
         let origins = self.allowed_origins.split(',').map(|origin| origin.trim().to_owned());
         origins.filter(|origin| !origin.is_empty()).collect()
     }
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct WebhooksConfig {
+    pub secret: Secret,
+    pub allow_private: bool,
+    pub https_only: bool,
+    pub allowed_hosts: String,
+    pub max_attempts: i32,
+    pub timeout_secs: f64,
+    pub keep_dead_days: f64,
 }
 
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -442,6 +455,23 @@ impl Config {
             &self.mcp.allowed_origins,
             self.mcp.origins().iter().all(|origin| origin == "*" || is_origin(origin)),
             "must be origins separated by commas, as in https://app.example.com or http://10.0.0.7:3000, or *",
+        );
+
+        let webhooks = &self.webhooks;
+        // Whether they are well-formed to the last byte is decided by what reads them, at the start.
+        rule(
+            "webhooks.secret",
+            &webhooks.secret,
+            webhooks.secret.reveal().is_none_or(|text| text.split_whitespace().all(|one| one.starts_with("whsec_"))),
+            "must be whsec_ followed by base64; several are separated by spaces",
+        );
+        rule("webhooks.max_attempts", &webhooks.max_attempts, webhooks.max_attempts >= 1, "must be at least 1");
+        rule("webhooks.timeout_secs", &webhooks.timeout_secs, duration(webhooks.timeout_secs), DURATION);
+        rule(
+            "webhooks.keep_dead_days",
+            &webhooks.keep_dead_days,
+            (0.01..=365.0).contains(&webhooks.keep_dead_days),
+            "must be days between 0.01 and 365",
         );
 
         let filter = tracing_subscriber::EnvFilter::try_new(&self.log.filter);

@@ -9,11 +9,10 @@ use super::object::Object;
 use super::reserved::{strip_configurable, strip_metadata};
 use super::sse::check_mode;
 use crate::model::{Breakpoints, Durability, Fields, Json, MultitaskStrategy, OnCompletion, RunKwargs, ThreadId};
-use crate::runtime::{AssistantName, RunRequest};
+use crate::runtime::{AssistantName, RunRequest, WebhookPolicy};
 
 /// The largest metadata of a run or thread.
 pub(crate) const MAX_METADATA_BYTES: usize = 256 * 1024;
-const MAX_WEBHOOK_BYTES: usize = 4096;
 const MAX_AFTER_SECONDS: f64 = 366.0 * 86_400.0;
 const MAX_NODES: usize = 1000;
 const MAX_TAGS: usize = 1000;
@@ -37,7 +36,7 @@ pub(crate) fn read(
         stream_mode: stream_modes(&mut body)?,
         interrupt_before: breakpoints(&mut body, "interrupt_before")?,
         interrupt_after: breakpoints(&mut body, "interrupt_after")?,
-        webhook: webhook(&mut body)?,
+        webhook: webhook(state.runtime.webhook_policy(), &mut body)?,
         feedback_keys: body.strings("feedback_keys", 100)?,
         temporary: thread.is_none() && on_completion == OnCompletion::Delete,
         subgraphs: body.bool("stream_subgraphs")?.unwrap_or(false),
@@ -224,14 +223,11 @@ fn breakpoints(body: &mut Object, key: &str) -> ApiResult<Option<Breakpoints>> {
     Ok(Some(if all { Breakpoints::All } else { Breakpoints::Nodes(names) }))
 }
 
-fn webhook(body: &mut Object) -> ApiResult<Option<String>> {
-    let Some(url) = body.string("webhook")? else { return Ok(None) };
-    if url.is_empty() || url.len() > MAX_WEBHOOK_BYTES {
-        return Err(ApiError::invalid(format!("webhook: expected 1 to {MAX_WEBHOOK_BYTES} characters")));
-    }
-    let uri: Option<http::Uri> = url.parse().ok();
-    let is_web = uri.is_some_and(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some());
-    if is_web { Ok(Some(url)) } else { Err(ApiError::invalid("webhook: expected an absolute http or https URL")) }
+fn webhook(policy: &WebhookPolicy, body: &mut Object) -> ApiResult<Option<String>> {
+    let Some(value) = body.json("webhook") else { return Ok(None) };
+    let Some(url) = value.as_str() else { return Err(ApiError::invalid("webhook: expected a URL")) };
+    policy.check(url).map_err(|rule| ApiError::invalid(format!("webhook: {rule}")))?;
+    Ok(Some(url.to_owned()))
 }
 
 #[cfg(test)]
@@ -298,9 +294,11 @@ mod tests {
         assert_eq!(points(r#"{"interrupt_before":"a"}"#).expect("valid"), named);
         assert!(points(r#"{"interrupt_before":[1]}"#).is_err());
         for bad in ["", "/relative", "ftp://x/y", "http://"] {
-            assert!(webhook(&mut body(&format!(r#"{{"webhook":"{bad}"}}"#))).is_err(), "{bad}");
+            let mut body = body(&format!(r#"{{"webhook":"{bad}"}}"#));
+            assert!(webhook(&WebhookPolicy::default(), &mut body).is_err(), "{bad}");
         }
-        assert!(webhook(&mut body(r#"{"webhook":"https://example.com/hook"}"#)).expect("valid").is_some());
+        let mut good = body(r#"{"webhook":"https://example.com/hook"}"#);
+        assert!(webhook(&WebhookPolicy::default(), &mut good).expect("valid").is_some());
     }
 
     #[test]

@@ -21,9 +21,9 @@ use crate::engine::execution::{Input, Loaded};
 use crate::engine::{EngineError, ids};
 use crate::graph::Graph;
 use crate::model::{
-    CancelAction, CheckpointId, ErrorInfo, Fields, Json, RunKwargs, RunStatus, Scope, StreamMode, ThreadStatus,
+    CancelAction, CheckpointId, ErrorInfo, Fields, Json, RunKwargs, RunStatus, Scope, StreamMode, ThreadStatus, special,
 };
-use crate::storage::{ClaimedRun, RunEnd, StorageError, Which};
+use crate::storage::{ClaimedRun, RunEnd, StorageError, WebhookEnd, Which};
 
 /// How a run ends, before it is committed.
 struct Ending {
@@ -34,6 +34,8 @@ struct Ending {
     view: Option<Json>,
     /// What `wait` answers.
     result: Json,
+    /// The last root values, if there are any.
+    values: Option<Json>,
 }
 
 impl Ending {
@@ -43,6 +45,7 @@ impl Ending {
             view: None,
             status: RunStatus::Error,
             result: Json::from(json!({"__error__": info})),
+            values: None,
             error: Some(info),
             thread_status: ThreadStatus::Error,
         }
@@ -110,15 +113,24 @@ impl Runtime {
                 let (status, result) = (ending.status, ending.result);
                 let (rest, error) = (ending.thread_status, ending.error.clone());
                 events.ended(false, status, rest, error.as_ref());
+                let has_webhook = claimed.run.kwargs.get("webhook").is_some_and(|url| !url.is_null());
+                let webhook = has_webhook.then(|| WebhookEnd {
+                    values: ending.values.map(|values| without_questions(&values)),
+                    started_at: claimed.run.updated_at,
+                });
                 let end = RunEnd {
                     status,
                     error: ending.error,
                     thread_status: ending.thread_status,
                     view: ending.view,
+                    webhook,
                     announce,
                 };
                 if committer.end(end).await {
                     events.ended(true, status, rest, error.as_ref());
+                    if has_webhook {
+                        self.wake_webhooks();
+                    }
                     self.inner.hub.set_result(run_id, &result);
                     let _ = live.result.set(result);
                     tracing::debug!(run.id = %run_id, status = status.as_str(), "run ended");
@@ -126,6 +138,7 @@ impl Runtime {
             }
             Outcome::RolledBack(thread_status) => {
                 if committer.rollback(thread_status).await {
+                    self.wake_webhooks();
                     let _ = live.result.set(Json::object());
                     tracing::debug!(run.id = %run_id, "run rolled back");
                 }
@@ -315,10 +328,11 @@ impl Runtime {
             thread_status: rest,
             view: view.document(),
             result: values.clone(),
+            values: Some(values.clone()),
         };
         let failed = |error: &EngineError| {
             shared.emit_named("error".to_owned(), Json::of(&error.info()).unwrap_or_default());
-            Outcome::Ended(Ending { view: view.document(), ..Ending::failed(error) })
+            Outcome::Ended(Ending { view: view.document(), values: Some(values.clone()), ..Ending::failed(error) })
         };
         match end {
             GraphEnd::Done(_) | GraphEnd::Interrupted(_) => Outcome::Ended(done(RunStatus::Success)),
@@ -340,7 +354,11 @@ impl Runtime {
                         let limit = self.inner.settings.run_timeout.as_secs_f64();
                         let error = EngineError::new("RunTimeout", format!("the run took longer than {limit}s"));
                         shared.emit_named("error".to_owned(), Json::of(&error.info()).unwrap_or_default());
-                        Outcome::Ended(Ending { status: RunStatus::Timeout, ..Ending::failed(&error) })
+                        Outcome::Ended(Ending {
+                            status: RunStatus::Timeout,
+                            values: Some(values.clone()),
+                            ..Ending::failed(&error)
+                        })
                     }
                     Some(StopReason::LeaseLost) | None => Outcome::LeaseLost,
                 }
@@ -388,6 +406,15 @@ impl From<StorageError> for Refused {
             StorageError::Corrupt { .. } => Refused::Run(EngineError::new("CorruptCheckpoint", error.to_string())),
             error => Refused::Storage(error),
         }
+    }
+}
+
+/// Values without the questions that `wait` adds to them.
+fn without_questions(values: &Json) -> Json {
+    let Some(mut fields) = values.fields() else { return values.clone() };
+    match fields.shift_remove(special::INTERRUPT) {
+        Some(_) => Json::from(&fields),
+        None => values.clone(),
     }
 }
 

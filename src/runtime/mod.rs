@@ -27,6 +27,7 @@ mod tail;
 mod thread_stream;
 mod turns;
 mod versions;
+pub mod webhooks;
 mod worker;
 
 use std::collections::HashMap;
@@ -53,6 +54,7 @@ pub use retention::StorageReport;
 pub use tail::ProtocolStream;
 pub use thread_stream::ThreadStream;
 pub use versions::{Unresumable, unresumable_threads};
+pub use webhooks::{WebhookPolicy, WebhookSettings};
 
 /// Settings of the runtime; the defaults are those of `config.toml`.
 #[derive(Debug, Clone)]
@@ -78,6 +80,7 @@ pub struct Settings {
     /// Take runs from the queue (`serve --role api` does not).
     pub claims: bool,
     pub crons: CronSettings,
+    pub webhooks: WebhookSettings,
 }
 
 /// Events of one run, in order, ending when the run has ended and its final status is committed.
@@ -108,6 +111,8 @@ pub(crate) struct Inner {
     pub(crate) at_limit: AtomicBool,
     /// A cron may be due earlier than known.
     pub(crate) crons: Notify,
+    /// A webhook may be due.
+    pub(crate) webhooks: Notify,
     /// A run ended here.
     pub(crate) idle: Notify,
     pub(crate) draining: CancellationToken,
@@ -133,6 +138,7 @@ impl Runtime {
                 wake: Notify::new(),
                 at_limit: AtomicBool::new(false),
                 crons: Notify::new(),
+                webhooks: Notify::new(),
                 idle: Notify::new(),
                 draining: CancellationToken::new(),
                 stopped: CancellationToken::new(),

@@ -119,6 +119,7 @@ impl Runtime {
             thread_metadata: Json::from(&ids),
             claim: (is_here && self.inner.free_slots() > 0).then(|| self.inner.claim()),
             actor: request.actor.clone(),
+            webhook: request.kwargs.webhook.clone(),
         })
     }
 

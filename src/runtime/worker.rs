@@ -67,6 +67,7 @@ impl Runtime {
             tokio::spawn(self.clone().claim_loop());
             tokio::spawn(self.clone().cron_loop());
             tokio::spawn(self.clone().sweep_loop());
+            tokio::spawn(self.clone().webhook_loop());
         }
         tokio::spawn(self.clone().lease_loop());
         tokio::spawn(self.clone().notice_loop());

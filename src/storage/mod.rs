@@ -27,6 +27,7 @@ pub mod items;
 pub mod retention;
 pub mod runs;
 pub mod threads;
+pub mod webhooks;
 
 mod cron_rows;
 mod encoding;
@@ -36,6 +37,7 @@ mod payloads;
 mod postgres;
 mod rows;
 mod sqlite;
+mod webhook_rows;
 
 pub use assistants::{AssistantCreated, AssistantFilter, AssistantPatch, AssistantSort, Assistants, NewAssistant};
 pub use checkpoints::{
@@ -50,6 +52,7 @@ pub use runs::{
     RunEnd, RunFilter, Runs, StateCommit, StateOutcome, StepCommit, StepRows, StoredEvent,
 };
 pub use threads::{NewThread, Page, ThreadCreated, ThreadFilter, ThreadPatch, ThreadSort, Threads, WaitingThread};
+pub use webhooks::{Attempt, AttemptOutcome, ClaimedWebhooks, DueWebhook, Webhook, WebhookEnd, WebhookState, Webhooks};
 
 /// What can go wrong below the contract. Business outcomes (missing, busy, lease lost) are not errors.
 #[derive(Debug, thiserror::Error)]
@@ -104,7 +107,18 @@ pub struct Description {
 /// A backend: all nouns, and the few things that concern the whole database.
 #[async_trait]
 pub trait Storage:
-    Assistants + Threads + Retention + Runs + Checkpoints + Items + Crons + std::fmt::Debug + Send + Sync + 'static
+    Assistants
+    + Threads
+    + Retention
+    + Runs
+    + Checkpoints
+    + Items
+    + Crons
+    + Webhooks
+    + std::fmt::Debug
+    + Send
+    + Sync
+    + 'static
 {
     fn describe(&self) -> Description;
 

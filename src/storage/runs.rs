@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::checkpoints::{CheckpointRow, LogRow, Payload, TaskWritesRow};
+use super::webhooks::WebhookEnd;
 use super::{Page, Result};
 use crate::model::{
     CancelAction, CheckpointId, ErrorInfo, EventId, Json, MultitaskStrategy, Run, RunId, RunStatus, Scope, Thread,
@@ -59,6 +60,8 @@ pub struct NewRun {
     pub claim: Option<Claim>,
     /// Who asked for what this cancels: shown as the reason of runs cancelled by the strategy.
     pub actor: Option<String>,
+    /// Where the end of the run is told: an outbox row, written with the run.
+    pub webhook: Option<String>,
 }
 
 /// What [`Runs::create_run`] did.
@@ -148,6 +151,8 @@ pub struct RunEnd {
     pub thread_status: ThreadStatus,
     /// What the thread's document shows instead of its head from now on ([`Thread::view`]); `None` clears it.
     pub view: Option<Json>,
+    /// What the run's webhook is told, if it has one.
+    pub webhook: Option<WebhookEnd>,
     /// Tell other replicas ([`super::Notice::RunEnded`]); the own process is always told.
     pub announce: bool,
 }

@@ -22,3 +22,4 @@ mod storage;
 mod support;
 mod tidy;
 mod versions;
+mod webhooks;

@@ -13,6 +13,7 @@ mod thread_search;
 mod thread_socket;
 mod thread_state;
 mod threads;
+mod webhooks;
 
 use axum::Router;
 use axum::extract::Request;
@@ -33,6 +34,8 @@ pub(super) fn all() -> Router<AppState> {
         .merge(thread_routes())
         .merge(run_routes())
         .merge(cron_routes())
+        .route("/webhooks", get(webhooks::list))
+        .route("/webhooks/redrive", post(webhooks::redrive))
         .route("/store/items", put(store::put).get(store::get).delete(store::delete))
         .route("/store/items/search", post(store::search))
         .route("/store/namespaces", post(store::namespaces))

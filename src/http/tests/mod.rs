@@ -37,6 +37,7 @@ fn runtime() -> Runtime {
         crons: crate::runtime::CronSettings::default(),
         default_ttl: None,
         sweep_every: Duration::from_secs(60),
+        webhooks: crate::runtime::WebhookSettings::default(),
     };
     Runtime::new(Arc::new(nowhere::Nowhere), Vec::new(), Clock::default(), settings)
 }

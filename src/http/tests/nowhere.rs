@@ -288,3 +288,22 @@ impl Crons for Nowhere {
         gone()
     }
 }
+
+#[async_trait]
+impl Webhooks for Nowhere {
+    async fn claim_webhooks(&self, _: &Scope, _: i64, _: Duration) -> Result<ClaimedWebhooks> {
+        gone()
+    }
+    async fn settle_webhook(&self, _: &Scope, _: Attempt, _: AttemptOutcome) -> Result<bool> {
+        gone()
+    }
+    async fn list_webhooks(&self, _: &Scope, _: WebhookState, _: Page) -> Result<Vec<Webhook>> {
+        gone()
+    }
+    async fn redrive_webhooks(&self, _: &Scope, _: Option<&[RunId]>) -> Result<i64> {
+        gone()
+    }
+    async fn sweep_webhooks(&self, _: &Scope, _: Duration) -> Result<u64> {
+        gone()
+    }
+}

@@ -37,6 +37,7 @@ mod listen;
 mod retention;
 mod runs;
 mod threads;
+mod webhooks;
 
 mod rows {
     //! The shared mapping over Postgres' row type.
@@ -54,6 +55,11 @@ const MIGRATIONS: &[Migration] = &[
     },
     Migration { version: 7, name: "0007_threads", sql: include_str!("../../../migrations/postgres/0007_threads.sql") },
     Migration { version: 8, name: "0008_crons", sql: include_str!("../../../migrations/postgres/0008_crons.sql") },
+    Migration {
+        version: 9,
+        name: "0009_webhooks",
+        sql: include_str!("../../../migrations/postgres/0009_webhooks.sql"),
+    },
 ];
 
 /// The advisory lock of migrations: `sessstor` in bytes.

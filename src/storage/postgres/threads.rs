@@ -81,7 +81,8 @@ pub(super) async fn delete_thread_rows(conn: &mut PgConnection, key: ThreadKey) 
          drop_payloads AS (DELETE FROM payloads WHERE thread_key = $1),
          drop_log AS (DELETE FROM channel_log WHERE thread_key = $1),
          drop_ticks AS (DELETE FROM cron_ticks WHERE cron_id IN (SELECT cron_id FROM crons WHERE thread_key = $1)),
-         drop_crons AS (DELETE FROM crons WHERE thread_key = $1)
+         drop_crons AS (DELETE FROM crons WHERE thread_key = $1),
+         drop_webhooks AS (DELETE FROM webhooks WHERE thread_key = $1 AND state = 'waiting')
          DELETE FROM events WHERE thread_key = $1",
     )
     .bind(key.0)

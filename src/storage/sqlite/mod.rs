@@ -34,6 +34,7 @@ mod items;
 mod retention;
 mod runs;
 mod threads;
+mod webhooks;
 
 mod rows {
     //! The shared mapping over SQLite's row type.
@@ -51,6 +52,7 @@ const MIGRATIONS: &[Migration] = &[
     },
     Migration { version: 7, name: "0007_threads", sql: include_str!("../../../migrations/sqlite/0007_threads.sql") },
     Migration { version: 8, name: "0008_crons", sql: include_str!("../../../migrations/sqlite/0008_crons.sql") },
+    Migration { version: 9, name: "0009_webhooks", sql: include_str!("../../../migrations/sqlite/0009_webhooks.sql") },
 ];
 
 /// Operations that may share a transaction. A bound, so that the first caller does not wait for a crowd.

@@ -91,6 +91,7 @@ pub(super) async fn delete_thread_rows(conn: &mut SqliteConnection, key: ThreadK
         "DELETE FROM events WHERE thread_key = $1",
         "DELETE FROM cron_ticks WHERE cron_id IN (SELECT cron_id FROM crons WHERE thread_key = $1)",
         "DELETE FROM crons WHERE thread_key = $1",
+        "DELETE FROM webhooks WHERE thread_key = $1 AND state = 'waiting'",
     ] {
         sqlx::query(statement).bind(key.0).execute(&mut *conn).await.map_err(driver_error)?;
     }

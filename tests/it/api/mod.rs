@@ -15,3 +15,4 @@ mod streams;
 mod system;
 mod thread_streams;
 mod threads;
+mod webhooks;

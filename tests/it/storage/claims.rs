@@ -136,6 +136,7 @@ async fn attempts_without_progress_end_in_quarantine(lab: Lab) {
         error: Some(ErrorInfo { error: "Boom".into(), message: "nul \0 inside".into() }),
         thread_status: ThreadStatus::Error,
         view: None,
+        webhook: None,
         announce: false,
     };
     assert_eq!(commit(storage, step(next[0].lease, StepRows::default(), Some(ended))).await, CommitOutcome::Committed);

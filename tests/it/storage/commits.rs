@@ -145,7 +145,8 @@ async fn the_end_of_a_run_sets_what_the_thread_rests_at(lab: Lab) {
         (RunStatus::Interrupted, ThreadStatus::Idle, None),
     ]) {
         let lease = start(storage, "t", n).await.lease;
-        let ended = RunEnd { status, error: error.clone(), thread_status: rest, view: None, announce: true };
+        let ended =
+            RunEnd { status, error: error.clone(), thread_status: rest, view: None, webhook: None, announce: true };
         let last = step(lease, StepRows::default(), Some(ended));
         assert_eq!(commit(storage, last.clone()).await, CommitOutcome::Committed);
         assert_eq!(commit(storage, last).await, CommitOutcome::LeaseLost, "it ended");

@@ -22,6 +22,7 @@ mod runs;
 mod schema;
 mod threads;
 mod views;
+mod webhooks;
 
 /// A backend with a fresh database, and what a test needs beside the contract.
 pub(crate) struct Lab {
@@ -152,6 +153,7 @@ fn run(name: &str, n: u128) -> NewRun {
         temporary: false,
         claim: None,
         actor: Some("tester".into()),
+        webhook: None,
     }
 }
 
@@ -216,7 +218,7 @@ fn event(event_id: i64, run_id: Uuid) -> StoredEvent {
 }
 
 fn end(status: RunStatus, thread_status: ThreadStatus) -> Option<RunEnd> {
-    Some(RunEnd { status, error: None, thread_status, view: None, announce: true })
+    Some(RunEnd { status, error: None, thread_status, view: None, webhook: None, announce: true })
 }
 
 fn step(lease: Lease, rows: StepRows, end: Option<RunEnd>) -> StepCommit {

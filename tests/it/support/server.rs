@@ -13,7 +13,7 @@ use session_store::graph::Graph;
 use session_store::graphs;
 use session_store::http::{HttpSettings, router};
 use session_store::model::{Durability, Ttl, TtlStrategy};
-use session_store::runtime::{CronSettings, Runtime, Settings};
+use session_store::runtime::{CronSettings, Runtime, Settings, WebhookSettings};
 use session_store::storage::SharedStorage;
 use session_store::storage::connect::{ConnectOptions, connect};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -53,6 +53,12 @@ impl TestServer {
 
     pub(crate) async fn with(settings: HttpSettings) -> TestServer {
         TestServer::serving(settings, shipped()).await
+    }
+
+    /// A server whose runtime is set otherwise, too.
+    pub(crate) async fn with_runtime(settings: HttpSettings, runtime: Settings) -> TestServer {
+        let storage = connect("memory", &ConnectOptions::default()).await.expect("a database in memory");
+        TestServer::run(storage, settings, runtime, shipped()).await
     }
 
     /// A server of other graphs.
@@ -254,7 +260,7 @@ fn shipped() -> Vec<Graph> {
     graphs::all().into_iter().map(|graph| graph.expect("a shipped graph")).collect()
 }
 
-fn runtime_settings() -> Settings {
+pub(crate) fn runtime_settings() -> Settings {
     Settings {
         worker: "test".into(),
         concurrency: 8,
@@ -269,5 +275,6 @@ fn runtime_settings() -> Settings {
         sweep_every: Duration::from_millis(50),
         claims: true,
         crons: CronSettings { poll_every: Duration::from_millis(200), ..CronSettings::default() },
+        webhooks: WebhookSettings::default(),
     }
 }

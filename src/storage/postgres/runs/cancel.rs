@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::super::rows::get;
 use super::super::threads::{delete_thread_rows, lock_thread};
-use super::super::{PostgresStorage, notify, now};
+use super::super::{PostgresStorage, notify, now, webhooks};
 use super::delete::{delete_run_rows, move_head_back};
 use crate::model::{CancelAction, RunId, Scope, ThreadKey};
 use crate::storage::encoding::hide_nul;
@@ -54,6 +54,10 @@ pub(super) async fn cancel_active(
             continue;
         }
         let running = status == "running";
+        if !running {
+            let is_rollback = request.action == CancelAction::Rollback;
+            webhooks::ended(conn, key, run_id, if is_rollback { "rollback" } else { "interrupted" }, None).await?;
+        }
         cancelled.push(Cancelled { run_id, thread: key, running });
         if running || request.action == CancelAction::Interrupt {
             flag(conn, key, run_id, request).await?;

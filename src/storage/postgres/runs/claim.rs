@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::super::rows::{cancel_from, get, run_from};
 use super::super::threads::{delete_thread_rows, lock_thread, threads_by_key};
-use super::super::{PostgresStorage, micros, notify, now};
+use super::super::{PostgresStorage, micros, notify, now, webhooks};
 use super::run_columns;
 use crate::model::{Scope, ThreadKey};
 use crate::storage::encoding::{error_bytes, hide_nul};
@@ -168,6 +168,7 @@ impl PostgresStorage {
         .map_err(driver_error)?;
         let Some(row) = row else { return Ok(()) };
         let error = error_bytes(&quarantined(get(&row, "attempts")?));
+        webhooks::ended(&mut transaction, key, run_id, "error", Some(&error)).await?;
         if get(&row, "temporary")? {
             delete_thread_rows(&mut transaction, key).await?;
         } else {

@@ -7,13 +7,13 @@ use sqlx::postgres::PgConnection;
 
 use super::super::rows::get;
 use super::super::threads::lock_thread;
-use super::super::{PostgresStorage, now};
+use super::super::{PostgresStorage, now, webhooks};
 use super::columns::{Members, Rows};
 use crate::model::Scope;
 use crate::storage::encoding;
 use crate::storage::rows::driver_error;
 use crate::storage::{
-    CommitOutcome, Lease, Notice, Result, StateCommit, StateOutcome, StepCommit, StepRows, StoredEvent,
+    CommitOutcome, Lease, Notice, Result, RunEnd, StateCommit, StateOutcome, StepCommit, StepRows, StoredEvent,
 };
 
 /// The inserts of rows: parameters 1-35, from `live (member, thread_key, tenant, gone)`. A row that is there already (a
@@ -232,9 +232,32 @@ impl PostgresStorage {
         let any_ends = indexes.iter().any(|index| batch[*index].end.is_some());
         let query = sqlx::query(if any_ends { COMMIT_ENDS } else { COMMIT });
         let query = members.bind(columns.bind(query)).bind(scope.filter());
-        let mut session = self.session().await?;
-        let rows = query.fetch_all(session.conn()).await.map_err(driver_error)?;
-        self.wrote(session).await?;
+        let hooks: Vec<(Lease, &RunEnd)> = indexes
+            .iter()
+            .filter_map(|index| Some((batch[*index].lease, batch[*index].end.as_ref()?)))
+            .filter(|(_, end)| end.webhook.is_some())
+            .collect();
+        let rows = if hooks.is_empty() {
+            let mut session = self.session().await?;
+            let rows = query.fetch_all(session.conn()).await.map_err(driver_error)?;
+            self.wrote(session).await?;
+            rows
+        } else {
+            // Webhooks copy from runs that the end may delete: first, behind the same locks.
+            let mut transaction = self.begin().await?;
+            let threads: Vec<uuid::Uuid> = indexes.iter().map(|index| batch[*index].lease.thread.0).collect();
+            sqlx::query("SELECT 1 FROM threads WHERE thread_key = ANY ($1) ORDER BY thread_key FOR NO KEY UPDATE")
+                .bind(threads)
+                .execute(&mut *transaction)
+                .await
+                .map_err(driver_error)?;
+            for (lease, end) in hooks {
+                webhooks::ended_by(&mut transaction, lease, end).await?;
+            }
+            let rows = query.fetch_all(&mut *transaction).await.map_err(driver_error)?;
+            self.commit(transaction).await?;
+            rows
+        };
         for row in rows {
             let member = usize::try_from(get::<i32>(&row, "member")?).unwrap_or(usize::MAX);
             let Some(index) = indexes.get(member) else { continue };

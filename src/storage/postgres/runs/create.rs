@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::super::rows::{get, run_from, thread_from};
 use super::super::threads::lock_thread;
+use super::super::webhooks::{self, copy_run};
 use super::super::{PostgresStorage, micros, notify, now};
 use super::cancel::{Selection, cancel_active};
 use super::run_columns;
@@ -77,6 +78,13 @@ const CREATE: &str = concat!(
         WHERE $7 = 'interrupt' AND r.thread_key = taken.thread_key AND r.status IN ('pending', 'running')
         RETURNING r.run_id, r.status
     ),
+    hooks AS (
+        UPDATE webhooks w SET run_status = 'interrupted', error = r.error, ",
+    copy_run!(),
+    "   FROM cancelled c, runs r, clock
+        WHERE c.status = 'interrupted' AND r.thread_key = $1 AND r.run_id = c.run_id
+          AND w.thread_key = $1 AND w.run_id = c.run_id AND w.state = 'waiting'
+    ),
     lookup AS (
         -- A run id that is taken fails the whole statement here, so nothing at all happens.
         INSERT INTO run_lookup (run_id, tenant, thread_key) SELECT $8, $2, $1 FROM taken
@@ -137,8 +145,10 @@ impl PostgresStorage {
     pub(super) async fn insert_run(&self, scope: &Scope, new: NewRun) -> Result<RunCreated> {
         let tenant = scope.tenant();
         let rollback = new.multitask_strategy == MultitaskStrategy::Rollback;
+        // What takes more than one statement.
+        let together = rollback || new.webhook.is_some();
         for attempt in 0..ATTEMPTS {
-            let outcome = if rollback || attempt >= OPTIMISTIC {
+            let outcome = if together || attempt >= OPTIMISTIC {
                 let mut transaction = self.begin().await?;
                 let tried = locked(&mut transaction, tenant, &new).await;
                 match tried {
@@ -250,11 +260,12 @@ async fn locked(conn: &mut PgConnection, tenant: Uuid, new: &NewRun) -> std::res
             .collect();
         notify(conn, &notices).await?;
     }
-    let mut tried = statement(conn, tenant, new).await?;
+    let mut tried = statement(&mut *conn, tenant, new).await?;
     if let Tried::Done(created) = &mut tried
         && let RunCreated::Created { cancelled: reported, .. } = &mut **created
     {
         reported.extend(cancelled);
+        webhooks::expect(conn, tenant, new).await?;
     }
     Ok(tried)
 }

@@ -4,7 +4,7 @@ use sqlx::postgres::PgConnection;
 
 use super::super::rows::get;
 use super::super::threads::{delete_thread_rows, head_status, lock_thread};
-use super::super::{PostgresStorage, notify, now};
+use super::super::{PostgresStorage, notify, now, webhooks};
 use crate::model::{RunId, Scope, ThreadId, ThreadKey, ThreadStatus};
 use crate::storage::encoding::error_bytes;
 use crate::storage::rolled_back;
@@ -97,6 +97,7 @@ impl PostgresStorage {
         .await
         .map_err(driver_error)?;
         let Some(row) = row else { return Ok(CommitOutcome::LeaseLost) };
+        webhooks::ended(&mut transaction, lease.thread, lease.run_id, "rollback", None).await?;
         if get(&row, "temporary")? {
             delete_thread_rows(&mut transaction, lease.thread).await?;
         } else {

@@ -2,9 +2,9 @@
 
 use uuid::Uuid;
 
-use super::super::Write;
 use super::super::rows::get;
 use super::super::threads::delete_thread_rows;
+use super::super::{Write, webhooks};
 use super::delete::{delete_run_rows, move_head_back};
 use crate::model::{CancelAction, RunId, Scope, ThreadKey};
 use crate::storage::encoding::hide_nul;
@@ -52,6 +52,10 @@ pub(super) async fn cancel_active(
             continue;
         }
         let running = status == "running";
+        if !running {
+            let is_rollback = request.action == CancelAction::Rollback;
+            webhooks::ended(write, key, run_id, if is_rollback { "rollback" } else { "interrupted" }, None).await?;
+        }
         cancelled.push(Cancelled { run_id, thread: key, running });
         if running || request.action == CancelAction::Interrupt {
             flag(write, key, run_id, request).await?;

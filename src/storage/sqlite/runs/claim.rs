@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::super::rows::{cancel_from, get, run_from};
 use super::super::threads::{delete_thread_rows, thread_by_key};
-use super::super::{Write, micros};
+use super::super::{Write, micros, webhooks};
 use super::run_columns;
 use crate::model::{Scope, ThreadKey};
 use crate::storage::encoding::{error_bytes, hide_nul};
@@ -110,6 +110,7 @@ async fn claim_one(write: &mut Write, scope: Scope, claim: &Claim, key: ThreadKe
 /// Ends a run that was attempted too often without progress.
 async fn quarantine(write: &mut Write, key: ThreadKey, run_id: Uuid, attempts: i32, temporary: bool) -> Result<()> {
     let error = error_bytes(&quarantined(attempts));
+    webhooks::ended(write, key, run_id, "error", Some(&error)).await?;
     if temporary {
         delete_thread_rows(&mut write.conn, key).await?;
     } else {

@@ -3,9 +3,9 @@
 use sqlx::QueryBuilder;
 use uuid::Uuid;
 
-use super::super::Write;
 use super::super::rows::get;
 use super::super::threads::delete_thread_rows;
+use super::super::{Write, webhooks};
 use crate::model::{Json, Scope, ThreadKey};
 use crate::storage::encoding::{self, PLAIN, error_bytes, hide_nul};
 use crate::storage::rows::driver_error;
@@ -62,6 +62,9 @@ async fn commit_step(write: &mut Write, held: Held, step: StepCommit) -> Result<
     let key = step.lease.thread;
     if step.end.is_some() {
         write.notices.push(Notice::RunEnded(step.lease.run_id));
+        if let Some(end) = &step.end {
+            webhooks::ended_by(write, step.lease, end).await?;
+        }
         if held.temporary {
             return delete_thread_rows(&mut write.conn, key).await;
         }

@@ -3,7 +3,7 @@
 use super::super::retention::is_dead;
 use super::super::rows::get;
 use super::super::threads::{insert_thread, merge, thread_by_key};
-use super::super::{Write, micros};
+use super::super::{Write, micros, webhooks};
 use super::cancel::{Selection, cancel_active};
 use super::run_by_key;
 use crate::model::{CancelAction, Json, MultitaskStrategy, Scope};
@@ -124,6 +124,7 @@ pub(in crate::storage::sqlite) async fn create_run(
     .await
     .map_err(driver_error)?;
 
+    webhooks::expect(write, tenant, &new).await?;
     let lost = || StorageError::Other(format!("run {} is not there after its insert", new.run_id));
     let run = run_by_key(&mut write.conn, key, new.run_id).await?.ok_or_else(lost)?;
     let claimed = if claim.is_some() {

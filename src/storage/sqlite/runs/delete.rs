@@ -2,9 +2,9 @@
 
 use sqlx::sqlite::SqliteConnection;
 
-use super::super::Write;
 use super::super::rows::get;
 use super::super::threads::{delete_thread_rows, head_status};
+use super::super::{Write, webhooks};
 use super::commit::fence;
 use crate::model::{RunId, Scope, ThreadKey, ThreadStatus};
 use crate::storage::encoding::error_bytes;
@@ -69,6 +69,7 @@ pub(super) async fn rollback_run(
     thread_status: ThreadStatus,
 ) -> Result<CommitOutcome> {
     let Some(held) = fence(write, scope, lease).await? else { return Ok(CommitOutcome::LeaseLost) };
+    webhooks::ended(write, lease.thread, lease.run_id, "rollback", None).await?;
     if held.temporary {
         delete_thread_rows(&mut write.conn, lease.thread).await?;
     } else {
