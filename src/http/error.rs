@@ -153,6 +153,7 @@ fn runtime(error: RuntimeError) -> (StatusCode, String) {
             tracing::warn!(%reason, "storage is unavailable");
             (StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable: storage cannot be reached, try again".to_owned())
         }
+        RuntimeError::Storage(StorageError::KeyUsed) => (StatusCode::CONFLICT, format!("Idempotency-Key: {text}")),
         RuntimeError::Storage(_) => internal(&text),
     }
 }

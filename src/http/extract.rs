@@ -100,15 +100,21 @@ impl FromRequest<AppState> for AnyBody {
 
 /// Reads and validates the body whatever its Content-Type. One that says it is too long is refused unread.
 async fn read(request: Request, state: &AppState) -> ApiResult<Json> {
+    parse(&read_bytes(request, state).await?.1)
+}
+
+/// Reads the body as it is, apart from the rest of the request.
+pub(super) async fn read_bytes(request: Request, state: &AppState) -> ApiResult<(Parts, axum::body::Bytes)> {
     let limit = state.settings.body_limit;
     let announced = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > limit as u64) {
         return Err(ApiError::TooLarge(limit));
     }
-    let bytes = tokio::time::timeout(state.settings.body_timeout, collect(request.into_body(), limit))
+    let (parts, body) = request.into_parts();
+    let bytes = tokio::time::timeout(state.settings.body_timeout, collect(body, limit))
         .await
         .map_err(|_| ApiError::BodyTimeout)??;
-    parse(&bytes)
+    Ok((parts, bytes))
 }
 
 /// Reads and drops what is left of a refused request, if it is little and comes soon: the connection is closed under an
@@ -127,7 +133,7 @@ async fn collect(body: HttpBody, limit: usize) -> ApiResult<axum::body::Bytes> {
     })
 }
 
-fn parse(bytes: &[u8]) -> ApiResult<Json> {
+pub(super) fn parse(bytes: &[u8]) -> ApiResult<Json> {
     let refused = |why: String| ApiError::invalid(format!("Invalid JSON in request body: {why}"));
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let text = std::str::from_utf8(bytes).map_err(|error| refused(error.to_string()))?;

@@ -11,6 +11,7 @@ mod cursor;
 mod document;
 mod error;
 mod extract;
+mod idempotency;
 mod jsonrpc;
 mod keepalive;
 mod mcp;
@@ -92,6 +93,7 @@ pub fn router(runtime: Runtime, settings: HttpSettings) -> Router {
     let state = AppState { runtime: runtime.clone(), settings: Arc::new(settings) };
     let api_key = HeaderName::from_static("x-api-key");
     let routes = routes::all()
+        .layer(from_fn_with_state(state.clone(), idempotency::once))
         .layer(from_fn_with_state(state.clone(), auth::authenticate))
         .layer(CatchPanicLayer::custom(error::panicked))
         .layer(from_fn_with_state(state.clone(), pretty::prettify))

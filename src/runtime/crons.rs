@@ -16,6 +16,7 @@ use super::{AssistantName, RunRequest, Runtime, RuntimeError};
 use crate::model::{
     Cron, Durability, Fields, Json, MultitaskStrategy, OnCompletion, RunKwargs, Scope, ThreadId, Timestamp,
 };
+use crate::storage::idempotency;
 use crate::storage::{CronFired, CronReplaced, CronTick, DueCron, DueCrons, RunCreated};
 
 /// Due crons read at once.
@@ -77,6 +78,7 @@ impl Runtime {
             ..self.cron_of(scope, cron_id, request, now, None).await?
         };
         let thread = new.thread_id.clone();
+        idempotency::leads_to(|| format!("/runs/crons/{cron_id}"));
         let created = self.storage().create_cron(scope, new).await?;
         self.inner.crons.notify_one();
         created.ok_or_else(|| RuntimeError::ThreadNotFound(thread.map_or_else(String::new, |id| id.to_string())))

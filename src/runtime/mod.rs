@@ -26,6 +26,7 @@ mod state;
 mod tail;
 mod thread_stream;
 mod turns;
+mod upkeep;
 mod versions;
 pub mod webhooks;
 mod worker;

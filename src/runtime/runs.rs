@@ -16,7 +16,8 @@ use crate::graph::Graph;
 use crate::model::{
     CancelAction, Durability, EventId, Fields, Json, OnCompletion, Run, RunId, RunStatus, Scope, ThreadId, special,
 };
-use crate::storage::{CancelRequest, CancelTarget, ClaimedRun, NewRun, RunCreated};
+use crate::storage::idempotency;
+use crate::storage::{CancelRequest, CancelTarget, ClaimedRun, NewRun, RunCreated, StorageError};
 
 /// From the commit of a run's end until its result is kept: at most this.
 const MOMENT: Duration = Duration::from_millis(200);
@@ -62,6 +63,23 @@ impl Runtime {
         Ok(Submitted { run, live, events })
     }
 
+    /// [`Runtime::submit`] for one part of a request with an idempotency key: the run that the part was used for before, if
+    /// it was.
+    pub async fn submit_once(&self, scope: &Scope, request: RunRequest) -> Result<Run, RuntimeError> {
+        let keyed = idempotency::unused();
+        match (self.submit(scope, request).await, keyed) {
+            (Err(RuntimeError::Storage(StorageError::KeyUsed)), Some(keyed)) => {
+                let key = &keyed.key;
+                let row = self.storage().find_key(scope, &key.operation, &key.key).await?;
+                let row = row.filter(|row| row.fingerprint == key.fingerprint);
+                let run_id = row.and_then(|row| row.location?.rsplit_once('/')?.1.parse().ok());
+                let run_id = run_id.ok_or(RuntimeError::Storage(StorageError::KeyUsed))?;
+                self.storage().locate_run(scope, run_id).await?.ok_or(RuntimeError::RunNotFound(run_id))
+            }
+            (submitted, _) => Ok(submitted?.run),
+        }
+    }
+
     /// Inserts a run. What is remembered of its assistant may be stale: then it is read, and the run inserted with that.
     async fn accept(
         &self,
@@ -70,6 +88,7 @@ impl Runtime {
         run_id: RunId,
         thread_id: &ThreadId,
     ) -> Result<(Run, Option<Box<ClaimedRun>>), RuntimeError> {
+        idempotency::leads_to(|| format!("/threads/{thread_id}/runs/{run_id}"));
         for look in [false, true, true] {
             let assistant = self.assistant_of(scope, request, look).await?;
             let new = self.new_run(request, &assistant, run_id, thread_id)?;

@@ -68,6 +68,7 @@ impl Runtime {
             tokio::spawn(self.clone().cron_loop());
             tokio::spawn(self.clone().sweep_loop());
             tokio::spawn(self.clone().webhook_loop());
+            tokio::spawn(self.clone().upkeep_loop());
         }
         tokio::spawn(self.clone().lease_loop());
         tokio::spawn(self.clone().notice_loop());

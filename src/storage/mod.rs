@@ -23,6 +23,7 @@ pub mod assistants;
 pub mod checkpoints;
 pub mod connect;
 pub mod crons;
+pub mod idempotency;
 pub mod items;
 pub mod retention;
 pub mod runs;
@@ -45,6 +46,7 @@ pub use checkpoints::{
     TaskWritesRow, Which,
 };
 pub use crons::{CronFilter, CronFired, CronReplaced, CronSort, CronTick, Crons, DueCron, DueCrons};
+pub use idempotency::{IdempotencyKey, IdempotencyKeys, KeyRow};
 pub use items::{ItemFilter, ItemMatch, Items, NamespaceFilter, NewItem};
 pub use retention::{ExpiredThread, Kept, Pruned, Retention, STEP_ROWS, Size, ThreadSizes};
 pub use runs::{
@@ -69,6 +71,9 @@ pub enum StorageError {
     /// A database URL this build does not understand. Never contains the password.
     #[error("database URL: {0}")]
     Url(String),
+    /// The request's idempotency key was used before: nothing was done ([`idempotency`]).
+    #[error("the idempotency key was used before")]
+    KeyUsed,
     /// Everything else a driver reports.
     #[error("storage failed: {0}")]
     Other(String),
@@ -115,6 +120,7 @@ pub trait Storage:
     + Items
     + Crons
     + Webhooks
+    + IdempotencyKeys
     + std::fmt::Debug
     + Send
     + Sync

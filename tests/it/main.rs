@@ -13,6 +13,7 @@ mod durability;
 mod engine;
 mod growth;
 mod handlers;
+mod idempotency;
 mod panics;
 mod queue;
 mod readme;

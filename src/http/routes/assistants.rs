@@ -18,6 +18,7 @@ use crate::http::run_request::{MAX_METADATA_BYTES, given_config, metadata};
 use crate::http::select::Columns;
 use crate::model::{Assistant, Fields, Json};
 use crate::runtime::{AssistantName, Runtime, RuntimeError};
+use crate::storage::idempotency;
 use crate::storage::{AssistantFilter, AssistantPatch, AssistantSort, NewAssistant};
 
 const COLUMNS: [&str; 10] = [
@@ -58,6 +59,7 @@ pub(super) async fn create(State(state): State<AppState>, caller: Caller, Body(m
         context: Json::from(&given.configurable),
         metadata: metadata(&mut body, "metadata")?.unwrap_or_else(Json::object),
     };
+    idempotency::leads_to(|| format!("/assistants/{}", new.assistant_id));
     Ok(Reply(state.runtime.create_assistant(&caller.scope, new, keep_existing).await?).into_response())
 }
 

@@ -187,7 +187,7 @@ fn changed(payload: &Json, changes: &Fields) -> Fields {
     fields
 }
 
-fn document(cron: &Cron) -> ApiResult<Fields> {
+pub(in crate::http) fn document(cron: &Cron) -> ApiResult<Fields> {
     Ok(Fields::from_iter([
         ("cron_id".to_owned(), json(&cron.cron_id)?),
         ("assistant_id".to_owned(), json(&cron.assistant_id)?),

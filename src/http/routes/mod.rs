@@ -2,9 +2,9 @@
 
 mod assistants;
 mod checkpoints;
-mod crons;
+pub(super) mod crons;
 mod retention;
-mod runs;
+pub(super) mod runs;
 mod stateless_runs;
 mod store;
 mod system;

@@ -228,12 +228,12 @@ pub(super) async fn joined(
     }
 }
 
-fn content_location(run: &Run) -> String {
+pub(in crate::http) fn content_location(run: &Run) -> String {
     format!("/threads/{}/runs/{}", run.thread_id, run.run_id)
 }
 
 /// Adds headers that say where something is.
-pub(super) fn located(mut response: Response, headers: &[(HeaderName, String)]) -> Response {
+pub(in crate::http) fn located(mut response: Response, headers: &[(HeaderName, String)]) -> Response {
     for (name, place) in headers {
         if let Ok(value) = HeaderValue::from_str(place) {
             response.headers_mut().insert(name, value);

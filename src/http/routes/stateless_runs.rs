@@ -15,6 +15,7 @@ use crate::http::object::{Object, kind, parse_uuid};
 use crate::http::query::Query;
 use crate::http::{AppState, run_request};
 use crate::model::{Fields, RunStatus};
+use crate::storage::idempotency;
 use crate::storage::{CancelRequest, CancelTarget};
 
 /// The most runs of a batch.
@@ -67,8 +68,10 @@ pub(super) async fn batch(State(state): State<AppState>, caller: Caller, AnyBody
         requests.push(request);
     }
     let mut runs: Vec<Fields> = Vec::with_capacity(requests.len());
-    for request in requests {
-        runs.push(document::run(&state.runtime.submit(&caller.scope, request).await?.run)?);
+    for (index, request) in requests.into_iter().enumerate() {
+        // Under an idempotency key every run has its own: a repeat accepts what is left.
+        let run = idempotency::part(index, state.runtime.submit_once(&caller.scope, request)).await?;
+        runs.push(document::run(&run)?);
     }
     Ok(Reply(runs).into_response())
 }

@@ -16,6 +16,7 @@ use crate::http::query::Query;
 use crate::http::run_request::metadata;
 use crate::model::{CheckpointRef, Fields, Json, ThreadId, ThreadTtl, Ttl, TtlStrategy};
 use crate::runtime::StateUpdate;
+use crate::storage::idempotency;
 use crate::storage::{NewThread, ThreadCreated, ThreadPatch};
 
 /// The most supersteps of a new thread, and updates of one of them.
@@ -43,6 +44,7 @@ pub(super) async fn create(State(state): State<AppState>, caller: Caller, Body(m
         return Err(ApiError::invalid("supersteps: metadata.graph_id must name the graph"));
     }
     let new = NewThread { id: id.clone(), graph_id, metadata, config: Json::object(), ttl };
+    idempotency::leads_to(|| format!("/threads/{id}"));
     let thread = match state.runtime.storage().create_thread(&caller.scope, new).await? {
         ThreadCreated::New(thread) => thread,
         ThreadCreated::Existing(thread) if keep_existing => {
@@ -123,6 +125,7 @@ pub(super) async fn delete(State(state): State<AppState>, caller: Caller, path: 
 pub(super) async fn copy(State(state): State<AppState>, caller: Caller, path: PathIds) -> ApiResult {
     let from = path.thread()?;
     let to = ThreadId::from_uuid(state.runtime.clock().new_uuid());
+    idempotency::leads_to(|| format!("/threads/{to}"));
     let copied = state.runtime.storage().copy_thread(&caller.scope, &from, &to).await?;
     let copied =
         copied.ok_or_else(|| ApiError::Conflict(format!("Thread with ID {from} not found: nothing to copy")))?;

@@ -307,3 +307,19 @@ impl Webhooks for Nowhere {
         gone()
     }
 }
+
+#[async_trait]
+impl IdempotencyKeys for Nowhere {
+    async fn find_key(&self, _: &Scope, _: &str, _: &str) -> Result<Option<KeyRow>> {
+        gone()
+    }
+    async fn answer_key(&self, _: &Scope, _: &IdempotencyKey, _: u16, _: Vec<u8>) -> Result<()> {
+        gone()
+    }
+    async fn forget_key(&self, _: &Scope, _: &str, _: &str) -> Result<()> {
+        gone()
+    }
+    async fn purge_keys(&self, _: &Scope, _: i64) -> Result<u64> {
+        gone()
+    }
+}

@@ -32,6 +32,7 @@ use crate::model::Scope;
 mod assistants;
 mod checkpoints;
 mod crons;
+mod idempotency;
 mod items;
 mod listen;
 mod retention;
@@ -59,6 +60,11 @@ const MIGRATIONS: &[Migration] = &[
         version: 9,
         name: "0009_webhooks",
         sql: include_str!("../../../migrations/postgres/0009_webhooks.sql"),
+    },
+    Migration {
+        version: 10,
+        name: "0010_idempotency_keys",
+        sql: include_str!("../../../migrations/postgres/0010_idempotency_keys.sql"),
     },
 ];
 
@@ -191,19 +197,32 @@ impl PostgresStorage {
     }
 
     async fn session(&self) -> Result<Session> {
-        if self.pgbouncer {
-            return Ok(Session::Pinned(self.begin().await?));
+        // Under a key the statement shares a transaction with the key's row: see `wrote`.
+        if self.pgbouncer || super::idempotency::unused().is_some() {
+            return Ok(Session::Pinned(self.pool.begin().await.map_err(driver_error)?));
         }
         Ok(Session::Plain(self.pool.acquire().await.map_err(driver_error)?))
     }
 
+    /// Begins a writing transaction; under a key the key's row is its first.
     async fn begin(&self) -> Result<Transaction<'static, Postgres>> {
-        self.pool.begin().await.map_err(driver_error)
+        let mut transaction = self.pool.begin().await.map_err(driver_error)?;
+        if let Some(keyed) = super::idempotency::unused() {
+            idempotency::take(&mut transaction, &keyed).await?;
+        }
+        Ok(transaction)
     }
 
     /// Ends a writing session.
-    async fn wrote(&self, session: Session) -> Result<()> {
+    async fn wrote(&self, mut session: Session) -> Result<()> {
+        let keyed = super::idempotency::unused();
+        if let Some(keyed) = &keyed {
+            idempotency::take(session.conn(), keyed).await?;
+        }
         session.finish().await?;
+        if let Some(keyed) = keyed {
+            keyed.set_used();
+        }
         self.commits.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
@@ -212,6 +231,9 @@ impl PostgresStorage {
     async fn commit(&self, transaction: Transaction<'static, Postgres>) -> Result<()> {
         transaction.commit().await.map_err(driver_error)?;
         self.commits.fetch_add(1, Ordering::Relaxed);
+        if let Some(keyed) = super::idempotency::unused() {
+            keyed.set_used();
+        }
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use super::rows::{get, thread_from};
 use super::{PostgresStorage, notify, now, read};
 use crate::model::{CheckpointId, Json, RunId, Scope, Thread, ThreadId, ThreadKey};
 use crate::storage::encoding::{self, PLAIN, Place};
+use crate::storage::idempotency;
 use crate::storage::rows::driver_error;
 use crate::storage::{
     COPIED_VIEW, NewThread, Notice, Page, Result, StorageError, ThreadCreated, ThreadFilter, ThreadPatch, ThreadSort,
@@ -202,7 +203,8 @@ pub(super) async fn bury_thread(conn: &mut PgConnection, tenant: Uuid, key: Thre
              DELETE FROM runs WHERE thread_key = $1 AND status IN ('pending', 'running') RETURNING run_id
          ),
          drop_ticks AS (DELETE FROM cron_ticks WHERE cron_id IN (SELECT cron_id FROM crons WHERE thread_key = $1)),
-         drop_crons AS (DELETE FROM crons WHERE thread_key = $1)
+         drop_crons AS (DELETE FROM crons WHERE thread_key = $1),
+         drop_webhooks AS (DELETE FROM webhooks WHERE thread_key = $1 AND state = 'waiting')
          DELETE FROM run_lookup WHERE run_id IN (SELECT run_id FROM drop_active)",
     )
     .bind(key.0)
@@ -270,7 +272,7 @@ impl Threads for PostgresStorage {
             if let Some(thread) = found {
                 return Ok(ThreadCreated::Existing(thread));
             }
-            self.reclaim_thread(key).await?;
+            idempotency::aside(self.reclaim_thread(key)).await?;
         }
         Err(StorageError::Unavailable(format!("thread {} is being created and deleted", new.id)))
     }

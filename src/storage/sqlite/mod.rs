@@ -30,6 +30,7 @@ use crate::model::Scope;
 mod assistants;
 mod checkpoints;
 mod crons;
+mod idempotency;
 mod items;
 mod retention;
 mod runs;
@@ -53,6 +54,11 @@ const MIGRATIONS: &[Migration] = &[
     Migration { version: 7, name: "0007_threads", sql: include_str!("../../../migrations/sqlite/0007_threads.sql") },
     Migration { version: 8, name: "0008_crons", sql: include_str!("../../../migrations/sqlite/0008_crons.sql") },
     Migration { version: 9, name: "0009_webhooks", sql: include_str!("../../../migrations/sqlite/0009_webhooks.sql") },
+    Migration {
+        version: 10,
+        name: "0010_idempotency_keys",
+        sql: include_str!("../../../migrations/sqlite/0010_idempotency_keys.sql"),
+    },
 ];
 
 /// Operations that may share a transaction. A bound, so that the first caller does not wait for a crowd.
@@ -176,11 +182,29 @@ impl SqliteStorage {
         T: Send + 'static,
         F: for<'c> FnOnce(&'c mut Write) -> BoxFuture<'c, Result<T>> + Send + 'static,
     {
+        self.write_if(|_| true, operation).await
+    }
+
+    /// [`SqliteStorage::write`] of an operation that may be refused: then nothing of it stays, nor of its key.
+    async fn write_if<T, F>(&self, is_done: fn(&T) -> bool, operation: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut Write) -> BoxFuture<'c, Result<T>> + Send + 'static,
+    {
         let (answer, result) = oneshot::channel();
+        let keyed = super::idempotency::unused();
+        let taken = keyed.clone();
         let operation: Operation = Box::new(move |write: &mut Write| {
             Box::pin(async move {
-                let result = operation(write).await;
-                let keep = result.is_ok();
+                let is_free = match &taken {
+                    Some(keyed) => idempotency::take(write, keyed).await,
+                    None => Ok(()),
+                };
+                let result = match is_free {
+                    Ok(()) => operation(write).await,
+                    Err(used) => Err(used),
+                };
+                let keep = result.as_ref().is_ok_and(is_done);
                 let answer = Box::new(move |failure: Option<String>| {
                     let outcome = match failure {
                         Some(reason) => result.and(Err(StorageError::Unavailable(reason))),
@@ -193,7 +217,11 @@ impl SqliteStorage {
             })
         });
         self.send(Job { writes: true, operation }).await?;
-        result.await.map_err(|_| StorageError::Unavailable("the database was closed".into()))?
+        let outcome = result.await.map_err(|_| StorageError::Unavailable("the database was closed".into()))?;
+        if let Some(keyed) = keyed.filter(|_| outcome.as_ref().is_ok_and(is_done)) {
+            keyed.set_used();
+        }
+        outcome
     }
 
     /// Runs a read in one snapshot.

@@ -11,6 +11,7 @@ use super::rows::{get, thread_from};
 use super::{SqliteStorage, Write};
 use crate::model::{CheckpointId, Fields, Json, RunId, Scope, Thread, ThreadId, ThreadKey};
 use crate::storage::encoding::{self, PLAIN, Place};
+use crate::storage::idempotency;
 use crate::storage::rows::driver_error;
 use crate::storage::{
     COPIED_VIEW, NewThread, Page, Result, StorageError, ThreadCreated, ThreadFilter, ThreadPatch, ThreadSort, Threads,
@@ -172,6 +173,7 @@ pub(super) async fn bury_thread(write: &mut Write, tenant: Uuid, key: ThreadKey)
         "DELETE FROM runs WHERE thread_key = $1 AND status IN ('pending', 'running')",
         "DELETE FROM cron_ticks WHERE cron_id IN (SELECT cron_id FROM crons WHERE thread_key = $1)",
         "DELETE FROM crons WHERE thread_key = $1",
+        "DELETE FROM webhooks WHERE thread_key = $1 AND state = 'waiting'",
     ] {
         sqlx::query(statement).bind(key.0).execute(&mut write.conn).await.map_err(driver_error)?;
     }
@@ -385,10 +387,12 @@ impl Threads for SqliteStorage {
         let scope = *scope;
         for _ in 0..3 {
             let again = new.clone();
-            if let Some(created) = self.write(move |write| Box::pin(create_thread(write, scope, again))).await? {
+            let is_new = |outcome: &Option<ThreadCreated>| matches!(outcome, Some(ThreadCreated::New(_)));
+            let created = self.write_if(is_new, move |write| Box::pin(create_thread(write, scope, again))).await?;
+            if let Some(created) = created {
                 return Ok(created);
             }
-            self.reclaim_thread(new.id.key(scope.tenant())).await?;
+            idempotency::aside(self.reclaim_thread(new.id.key(scope.tenant()))).await?;
         }
         Err(StorageError::Unavailable(format!("thread {} is being created and deleted", new.id)))
     }

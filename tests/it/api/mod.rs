@@ -3,6 +3,7 @@
 mod assistants;
 mod bad_input;
 mod crons;
+mod idempotency;
 mod mcp;
 mod multitask;
 mod protocol;

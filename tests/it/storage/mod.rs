@@ -16,6 +16,7 @@ mod checkpoints;
 mod claims;
 mod commits;
 mod crons;
+mod idempotency;
 mod items;
 mod retention;
 mod runs;

@@ -19,6 +19,7 @@ use super::cancel::{Selection, cancel_active};
 use super::run_columns;
 use crate::model::{CancelAction, MultitaskStrategy, RunStatus, Scope};
 use crate::storage::encoding::{self, hide_nul};
+use crate::storage::idempotency;
 use crate::storage::rows::driver_error;
 use crate::storage::{CancelRequest, Cancelled, ClaimedRun, Lease, NewRun, Notice, Result, RunCreated, StorageError};
 
@@ -146,7 +147,7 @@ impl PostgresStorage {
         let tenant = scope.tenant();
         let rollback = new.multitask_strategy == MultitaskStrategy::Rollback;
         // What takes more than one statement.
-        let together = rollback || new.webhook.is_some();
+        let together = rollback || new.webhook.is_some() || idempotency::unused().is_some();
         for attempt in 0..ATTEMPTS {
             let outcome = if together || attempt >= OPTIMISTIC {
                 let mut transaction = self.begin().await?;
@@ -180,7 +181,7 @@ impl PostgresStorage {
                     return Ok(*created);
                 }
                 Ok(Tried::Stale) => {}
-                Ok(Tried::Dead) => self.reclaim_thread(new.thread_id.key(tenant)).await?,
+                Ok(Tried::Dead) => idempotency::aside(self.reclaim_thread(new.thread_id.key(tenant))).await?,
                 Err(Failure::RunExists) => return Ok(RunCreated::RunExists),
                 Err(Failure::Raced) => {}
                 Err(Failure::Storage(error)) => return Err(error),

@@ -9,6 +9,7 @@ use super::rows::{event_from, get, run_from};
 use super::threads::thread_by_key;
 use super::{SqliteStorage, clock};
 use crate::model::{EventId, Run, RunId, RunStatus, Scope, ThreadId, ThreadKey, ThreadStatus};
+use crate::storage::idempotency;
 use crate::storage::rows::driver_error;
 use crate::storage::{
     CancelRequest, CancelTarget, Cancelled, Claim, ClaimedRun, CommitOutcome, Lease, LeaseState, NewRun, Page, Result,
@@ -83,13 +84,16 @@ impl Runs for SqliteStorage {
     async fn create_run(&self, scope: &Scope, new: NewRun) -> Result<RunCreated> {
         let scope = *scope;
         let (id, key) = (new.run_id, new.thread_id.key(scope.tenant()));
+        let is_created = |outcome: &Option<RunCreated>| matches!(outcome, Some(RunCreated::Created { .. }));
         let mut next = Some(new);
         while let Some(new) = next.take() {
             let again = new.create_thread.then(|| new.clone());
-            if let Some(created) = self.write(move |write| Box::pin(create::create_run(write, scope, new))).await? {
+            let created =
+                self.write_if(is_created, move |write| Box::pin(create::create_run(write, scope, new))).await?;
+            if let Some(created) = created {
                 return Ok(created);
             }
-            self.reclaim_thread(key).await?;
+            idempotency::aside(self.reclaim_thread(key)).await?;
             next = again;
         }
         Err(StorageError::Other(format!("run {id} was neither inserted nor refused")))
