@@ -119,6 +119,7 @@ impl Runtime {
         now: Timestamp,
         before: Option<&Cron>,
     ) -> Result<Cron, RuntimeError> {
+        self.check_webhook(&request.run)?;
         let assistant = self.assistant_of(scope, &request.run, true).await?.assistant;
         let schedule =
             Schedule::parse(&request.schedule, request.timezone.as_deref()).map_err(RuntimeError::Invalid)?;

@@ -103,6 +103,13 @@ impl Runtime {
         Err(RuntimeError::Conflict("the assistant is being changed: try again".into()))
     }
 
+    /// Refuses a webhook that must not be sent where it says.
+    pub fn check_webhook(&self, request: &RunRequest) -> Result<(), RuntimeError> {
+        let Some(url) = &request.kwargs.webhook else { return Ok(()) };
+        let checked = self.inner.settings.webhooks.policy.check(url);
+        checked.map(drop).map_err(|rule| RuntimeError::Invalid(format!("webhook: {rule}")))
+    }
+
     /// What a request is in storage.
     pub(super) fn new_run(
         &self,
@@ -111,6 +118,7 @@ impl Runtime {
         run_id: RunId,
         thread_id: &ThreadId,
     ) -> Result<NewRun, RuntimeError> {
+        self.check_webhook(request)?;
         let assistant = &resolved.assistant;
         let is_stateless = request.thread.is_none();
         let mut kwargs = request.kwargs.clone();

@@ -57,6 +57,7 @@ pub(super) async fn batch(State(state): State<AppState>, caller: Caller, AnyBody
     for (index, item) in items.iter().enumerate() {
         let request = Object::body(item).and_then(|object| run_request::read(&caller, None, object, false));
         let request = request.map_err(|error| error.at(&format!("[{index}].")))?;
+        state.runtime.check_webhook(&request).map_err(|error| ApiError::invalid(format!("[{index}].{error}")))?;
         match &request.assistant {
             Some(name) => drop(state.runtime.find_assistant(&caller.scope, name).await?),
             None if state.runtime.graphs().len() == 1 => {}

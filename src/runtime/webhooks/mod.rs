@@ -68,11 +68,6 @@ struct Sender {
 }
 
 impl Runtime {
-    /// The rules for URLs.
-    pub fn webhook_policy(&self) -> &WebhookPolicy {
-        &self.inner.settings.webhooks.policy
-    }
-
     /// A webhook may be due: look now.
     pub fn wake_webhooks(&self) {
         self.inner.webhooks.notify_one();

@@ -9,7 +9,7 @@ fn counter() -> Value {
 }
 
 async fn post(server: &TestServer, path: &str, key: &str, body: &Value) -> Answer {
-    server.send_with("POST", path, &[("idempotency-key", key)], body.to_string()).await
+    server.send_with("POST", path, &[("idempotency-key", key)], &body.to_string()).await
 }
 
 /// How many runs a thread has.

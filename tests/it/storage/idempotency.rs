@@ -85,8 +85,10 @@ async fn every_kind_of_write_takes_the_key(lab: Lab) {
         Box::pin(async {
             let change = StateCommit {
                 thread_id: tid("t"),
+                base: None,
                 expected_head: None,
                 rows: StepRows::default(),
+                events: Vec::new(),
                 thread_status: ThreadStatus::Idle,
                 view: None,
             };

@@ -106,22 +106,6 @@ impl TestServer {
         Answer::of(request.send().await.expect("an answer")).await
     }
 
-    /// [`TestServer::send`] with headers.
-    pub(crate) async fn send_with(
-        &self,
-        method: &str,
-        path: &str,
-        headers: &[(&str, &str)],
-        body: impl Into<reqwest::Body>,
-    ) -> Answer {
-        let method = Method::from_bytes(method.as_bytes()).expect("a method");
-        let mut request = self.client.request(method, format!("{}{path}", self.url)).body(body);
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        Answer::of(request.send().await.expect("an answer")).await
-    }
-
     pub(crate) async fn get(&self, path: &str) -> Answer {
         self.send("GET", path, "").await
     }
