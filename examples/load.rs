@@ -6,6 +6,9 @@
 //! * `counter`: creates a thread, runs `counter` on it and waits for the result.
 //! * `state`: reads the state of one thread that has run `counter`.
 //! * `chat`: `--turns` runs of `chat` on one thread, one after the other.
+//! * `durability`: `counter` in each durability mode, in turns, with one client and with `--concurrency`; how each mode
+//!   compares with `sync`. With `--postgres URL` (the server's database, used by nobody else meanwhile) also the
+//!   transactions and bytes of WAL per run.
 
 use std::error::Error;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -20,7 +23,8 @@ type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 fn main() -> Outcome<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [work, url, options @ ..] = args.as_slice() else {
-        return Err("usage: load counter|state|chat URL [--concurrency N] [--seconds S] [--turns N]".into());
+        let usage = "usage: load counter|state|chat|durability URL [--concurrency N] [--seconds S] [--turns N] [--postgres URL]";
+        return Err(usage.into());
     };
     let option = |name: &str, default: f64| -> Outcome<f64> {
         let Some(at) = options.iter().position(|option| option == name) else { return Ok(default) };
@@ -31,13 +35,19 @@ fn main() -> Outcome<()> {
     let limit = Duration::from_secs_f64(option("--seconds", 5.0)?);
     let began = Instant::now();
     let times = match work.as_str() {
-        "counter" => everybody(concurrency, limit, || counter(address))?,
+        "durability" => {
+            let postgres = options.iter().position(|option| option == "--postgres").and_then(|at| options.get(at + 1));
+            let postgres = postgres.map(|url| Postgres::connect(url)).transpose()?;
+            println!("{}", durability(address, concurrency, limit, postgres)?);
+            return Ok(());
+        }
+        "counter" => everybody(concurrency, limit, || counter(address, None))?,
         "state" => {
             let path = format!("/threads/{}/state", prepared(address)?);
             everybody(concurrency, limit, || state(address, &path))?
         }
         "chat" => chat(address, turns)?,
-        other => return Err(format!("unknown work {other:?}: counter, state or chat").into()),
+        other => return Err(format!("unknown work {other:?}: counter, state, chat or durability").into()),
     };
     println!("{}", report(work, concurrency, began.elapsed(), times));
     Ok(())
@@ -73,23 +83,95 @@ fn timed(operation: &mut impl FnMut() -> Outcome<()>) -> Outcome<f64> {
     Ok(began.elapsed().as_secs_f64() * 1000.0)
 }
 
-fn counter(address: &str) -> Outcome<impl FnMut() -> Outcome<()>> {
+fn counter(address: &str, durability: Option<&'static str>) -> Outcome<impl FnMut() -> Outcome<()>> {
     let mut client = Client::connect(address)?;
-    Ok(move || run_counter(&mut client).map(drop))
+    Ok(move || run_counter(&mut client, durability).map(drop))
 }
 
 /// Creates a thread and runs `counter` on it; returns the thread's id.
-fn run_counter(client: &mut Client) -> Outcome<String> {
+fn run_counter(client: &mut Client, durability: Option<&str>) -> Outcome<String> {
     let thread = client.send("POST", "/threads", "{}")?;
     let id = thread["thread_id"].as_str().ok_or("a thread without an id")?.to_owned();
-    let body = r#"{"assistant_id":"counter","input":{"counter":0}}"#;
-    let result = client.send("POST", &format!("/threads/{id}/runs/wait"), body)?;
+    let body = json!({"assistant_id": "counter", "input": {"counter": 0}, "durability": durability});
+    let result = client.send("POST", &format!("/threads/{id}/runs/wait"), &body.to_string())?;
     expect(&result["counter"], &json!(3))?;
     Ok(id)
 }
 
 fn prepared(address: &str) -> Outcome<String> {
-    run_counter(&mut Client::connect(address)?)
+    run_counter(&mut Client::connect(address)?, None)
+}
+
+/// What one durability mode was measured to cost, over all rounds.
+#[derive(Default)]
+struct Cost {
+    alone: Vec<f64>,
+    together: Vec<f64>,
+    together_ms: f64,
+    transactions: i64,
+    wal_bytes: i64,
+}
+
+/// Runs the modes in turns, so that whatever else the machine does meets all of them alike.
+fn durability(address: &str, clients: usize, limit: Duration, mut postgres: Option<Postgres>) -> Outcome<Value> {
+    const MODES: [&str; 3] = ["sync", "async", "exit"];
+    const ROUNDS: u32 = 3;
+    let mut costs: [Cost; 3] = Default::default();
+    // Connections prepare their statements first.
+    everybody(clients, Duration::from_secs(1), || counter(address, Some("sync")))?;
+    for _ in 0..ROUNDS {
+        for (mode, cost) in MODES.into_iter().zip(&mut costs) {
+            let before = postgres.as_mut().map(Postgres::counters).transpose()?;
+            cost.alone.extend(everybody(1, limit / ROUNDS, || counter(address, Some(mode)))?);
+            let began = Instant::now();
+            cost.together.extend(everybody(clients, limit / ROUNDS, || counter(address, Some(mode)))?);
+            cost.together_ms += began.elapsed().as_secs_f64() * 1000.0;
+            let after = postgres.as_mut().map(Postgres::counters).transpose()?;
+            if let (Some(before), Some(after)) = (before, after) {
+                cost.transactions += after.0 - before.0;
+                cost.wal_bytes += after.1 - before.1;
+            }
+        }
+    }
+    let figures = |cost: &Cost| {
+        let runs = (cost.alone.len() + cost.together.len()) as f64;
+        let per_second = cost.together.len() as f64 / cost.together_ms * 1000.0;
+        [median(&cost.alone), per_second, cost.transactions as f64 / runs, cost.wal_bytes as f64 / runs]
+    };
+    let sync = figures(&costs[0]);
+    let shown = |figures: [f64; 4]| {
+        let [p50, per_second, transactions, wal] = figures.map(|figure| (figure * 1000.0).round() / 1000.0);
+        let database = postgres.is_some().then(|| json!({"transactions": transactions, "wal_bytes": wal}));
+        json!({"p50_alone": p50, "per_second": per_second, "per_run": database})
+    };
+    let modes = MODES.into_iter().zip(&costs).map(|(mode, cost)| {
+        let own = figures(cost);
+        let ratios = [own[0] / sync[0], own[1] / sync[1], own[2] / sync[2], own[3] / sync[3]];
+        (mode.to_owned(), json!({"measured": shown(own), "to_sync": shown(ratios)}))
+    });
+    Ok(json!({"work": "durability", "concurrency": clients, "modes": modes.collect::<serde_json::Map<_, _>>()}))
+}
+
+/// The counters of a Postgres server.
+struct Postgres {
+    runtime: tokio::runtime::Runtime,
+    connection: sqlx::PgConnection,
+}
+
+impl Postgres {
+    fn connect(url: &str) -> Outcome<Postgres> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let connection = runtime.block_on(<sqlx::PgConnection as sqlx::Connection>::connect(url))?;
+        Ok(Postgres { runtime, connection })
+    }
+
+    /// Transactions committed in the database, and bytes of WAL, so far. Waits until backends have reported.
+    fn counters(&mut self) -> Outcome<(i64, i64)> {
+        thread::sleep(Duration::from_millis(1500));
+        let query = "SELECT xact_commit, pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint
+                     FROM pg_stat_database WHERE datname = current_database()";
+        Ok(self.runtime.block_on(sqlx::query_as(query).fetch_one(&mut self.connection))?)
+    }
 }
 
 fn state(address: &str, path: &str) -> Outcome<impl FnMut() -> Outcome<()>> {
