@@ -358,7 +358,8 @@ impl Site {
     /// when inner graphs are streamed, of whichever came last.
     fn note_view(&self, execution: &Execution) {
         // Inner graphs are seen by their checkpoints: when these are streamed, and if they have any.
-        if !self.run.ns.is_empty() && !(self.shared.subgraphs && self.run.has_storage) {
+        let is_seen = self.run.ns.is_empty() || (self.shared.subgraphs && self.run.has_storage);
+        if !is_seen {
             return;
         }
         let (values, is_pending) = execution.view();
