@@ -5,6 +5,7 @@
 //! then its route. Handlers read (`extract`, `object`, `query`), ask the [`Runtime`] or, for plain rows, the storage
 //! behind it, and render (`document`, `sse`, `keepalive`). Only `error` knows status codes of failures.
 
+mod a2a;
 mod auth;
 mod contain;
 mod cursor;

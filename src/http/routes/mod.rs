@@ -20,6 +20,7 @@ use axum::extract::Request;
 use axum::routing::{get, post, put};
 
 use super::AppState;
+use super::a2a;
 use super::error::ApiError;
 use super::extract::discard;
 use super::mcp;
@@ -40,6 +41,10 @@ pub(super) fn all() -> Router<AppState> {
         .route("/store/items/search", post(store::search))
         .route("/store/namespaces", post(store::namespaces))
         .route("/mcp", post(mcp::message).delete(mcp::end_session))
+        .route("/a2a/{assistant_id}", post(a2a::message).get(a2a::of_path))
+        .route("/a2a/{assistant_id}/.well-known/agent-card.json", get(a2a::of_path))
+        .route("/a2a/{assistant_id}/.well-known/agent.json", get(a2a::of_path))
+        .route("/.well-known/agent-card.json", get(a2a::of_query))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
 }

@@ -1,5 +1,6 @@
 //! The HTTP interface, one file per noun: request in, answer out.
 
+mod a2a;
 mod assistants;
 mod bad_input;
 mod crons;
