@@ -5,8 +5,9 @@ use std::process::Command;
 use crate::support::process::{Database, Server, provided, root, sqlite_url};
 
 /// The scripts of `tests/sdk`: the reference documents' programs, every resource, `RemoteGraph`, event streaming, and
-/// MCP's own client.
-const SCRIPTS: [&str; 5] = ["seeds.py", "resources.py", "remote_graph.py", "thread_streams.py", "mcp_client.py"];
+/// the clients of MCP and A2A.
+const SCRIPTS: [&str; 6] =
+    ["seeds.py", "resources.py", "remote_graph.py", "thread_streams.py", "mcp_client.py", "a2a_client.py"];
 
 fn drive(server: &Server, backend: &str) {
     for script in SCRIPTS {
