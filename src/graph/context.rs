@@ -67,6 +67,7 @@ pub trait Host: Send + Sync {
 /// A question for a human.
 #[derive(Debug, Clone)]
 pub struct Question {
+    /// What is asked, as its node wrote it.
     pub value: Json,
     /// A JSON Schema the answer must satisfy.
     pub response_schema: Option<Json>,

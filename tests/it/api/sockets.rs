@@ -107,7 +107,8 @@ async fn refusals_close_the_socket_with_their_status() {
     let own = [("cookie", "a=b; api_key=s3cret".to_owned()), ("origin", format!("http://{host}"))];
     let foreign = [("cookie", "api_key=s3cret".to_owned()), ("origin", "http://evil.example".to_owned())];
     let header = [("x-api-key", "s3cret".to_owned())];
-    let cases: [(&str, &str, &[(&'static str, String)], Option<u16>); 7] = [
+    type Case<'a> = (&'a str, &'a str, &'a [(&'static str, String)], Option<u16>);
+    let cases: [Case<'_>; 7] = [
         ("t", "", &[], Some(4401)),
         ("t", "?api_key=wrong", &[], Some(4403)),
         ("t", "", &foreign, Some(4401)),
