@@ -27,6 +27,8 @@ pub struct Wanted {
     pub updates: bool,
     pub tasks: bool,
     pub checkpoints: bool,
+    /// What routers are asked and answer.
+    pub routers: bool,
 }
 
 fn is_one_of(channel: &str, keys: &[String]) -> bool {

@@ -503,13 +503,14 @@ pub fn should_interrupt<'a>(progress: &Progress, at: &Breakpoints, tasks: &'a [A
 }
 
 /// What a node's output makes it write: state, Command gotos, static edges and joins, then the routers' decisions.
-/// `Err(Ok(command))` is a Command for the parent graph.
+/// `Err(Ok(command))` is a Command for the parent graph. What routers were asked and answered goes into `routed`.
 pub fn writes_of(
     spec: &GraphSpec,
     channels: &Channels,
     task: &Task,
     at: At<'_>,
     output: &Output,
+    mut routed: Option<&mut Vec<Routed>>,
 ) -> Result<Vec<TaskWrite>, WriteError> {
     let node = &spec.layout.nodes[task.node];
     let branches: &[Branch] = spec.node(&node.name).map_or(&[], |node| &node.writers.branches);
@@ -521,17 +522,33 @@ pub fn writes_of(
     writes.extend(node.edges.iter().map(|edge| (Arc::clone(edge), Json::null())));
     writes.extend(node.joins.iter().map(|join| (Arc::clone(join), node.mark.clone())));
     for branch in branches {
-        let routed = router_state(spec, node, channels, task, at, output, &writes)
-            .and_then(|state| decide(branch, &state))
+        let went = router_state(spec, node, channels, task, at, output, &writes)
+            .and_then(|state| {
+                let answer = ask(branch, &state);
+                if let Some(routed) = routed.as_deref_mut() {
+                    let destinations = answer.as_ref().ok().cloned();
+                    routed.push(Routed { name: branch.name.clone(), state, destinations });
+                }
+                decide(branch, answer?)
+            })
             .and_then(|destinations| {
                 destinations.iter().try_for_each(|to| push_destination(to, Json::null(), &mut writes))
             });
-        if let Err(error) = routed {
+        if let Err(error) = went {
             writes.truncate(own);
             return Err(WriteError::Router { error, own: writes });
         }
     }
     Ok(writes)
+}
+
+/// What a router was asked, and what it answered.
+#[derive(Debug, Clone)]
+pub struct Routed {
+    pub name: String,
+    pub state: Fields,
+    /// Its own words, before they are looked up; `None`: it failed.
+    pub destinations: Option<Vec<Destination>>,
 }
 
 /// Why an output could not be turned into writes.
@@ -669,10 +686,17 @@ fn router_state(
     Ok(state)
 }
 
-fn decide(branch: &Branch, state: &Fields) -> Result<Vec<Destination>, EngineError> {
-    let invalid = || EngineError::value("Branch did not return a valid destination");
+fn no_destination() -> EngineError {
+    EngineError::value("Branch did not return a valid destination")
+}
+
+fn ask(branch: &Branch, state: &Fields) -> Result<Vec<Destination>, EngineError> {
+    EngineError::guard(|| (branch.route)(state))?.ok_or_else(no_destination)
+}
+
+fn decide(branch: &Branch, answer: Vec<Destination>) -> Result<Vec<Destination>, EngineError> {
     let mut destinations = Vec::new();
-    for destination in EngineError::guard(|| (branch.route)(state))?.ok_or_else(invalid)? {
+    for destination in answer {
         let destination = match (destination, &branch.path_map) {
             (Destination::Node(name), Some(map)) => {
                 let target = map.get(&name).ok_or_else(|| EngineError::new("KeyError", name))?;
@@ -681,7 +705,7 @@ fn decide(branch: &Branch, state: &Fields) -> Result<Vec<Destination>, EngineErr
             (destination, _) => destination,
         };
         match &destination {
-            Destination::Node(name) if name == special::START => return Err(invalid()),
+            Destination::Node(name) if name == special::START => return Err(no_destination()),
             Destination::Node(name) if is_end(name) => {}
             _ => destinations.push(destination),
         }

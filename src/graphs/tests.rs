@@ -154,7 +154,7 @@ async fn invoke(graph: &Graph, probe: &Probe, input: Value) -> Result<Value, Eng
         answers_by_id: Fields::new(),
         exit: false,
         has_storage: true,
-        wanted: Wanted { values: false, updates: false, tasks: false, checkpoints: false },
+        wanted: Wanted::default(),
     };
     let mut ids = 0;
     let mut new_id = |_: i64| {

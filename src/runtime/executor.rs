@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::cache;
+use super::chain_events::{self, Chain, NodeChain};
 use super::host::TaskHost;
 use super::messages;
 use super::persist::Reader;
@@ -29,7 +30,7 @@ use crate::engine::execution::{Effect, Execution, Finished, Input, Job, Loaded, 
 use crate::engine::step::{Task, TaskInput};
 use crate::graph::context::{Context, ExecutionInfo, HandledError};
 use crate::graph::node::{Checkpointing, Graph, NodeError, NodeInput, Policies};
-use crate::model::{Breakpoints, CheckpointId, Durability, Fields, Interrupt, Json};
+use crate::model::{Breakpoints, CheckpointId, Durability, Fields, Interrupt, Json, special};
 use crate::storage::Which;
 
 /// Ends of jobs are committed together when they come within this time.
@@ -40,6 +41,8 @@ const GRACE: Duration = Duration::from_millis(20);
 /// A graph to run, at the root of a run or inside a task.
 pub(crate) struct GraphRun {
     pub(crate) graph: Graph,
+    /// As chain events tell it, if they are asked for; set at the start at the root.
+    pub(crate) chain: Option<Arc<Chain>>,
     pub(crate) ns: String,
     pub(crate) parents: BTreeMap<String, CheckpointId>,
     pub(crate) input: Input,
@@ -82,6 +85,8 @@ pub(crate) struct Around {
     pub(crate) answers_by_id: Fields,
     /// The root graph's task around it; empty in the root graph itself.
     pub(crate) outermost: String,
+    /// The graph as chain events tell it, if they are asked for.
+    pub(crate) chain: Option<Arc<Chain>>,
 }
 
 impl Around {
@@ -97,6 +102,8 @@ pub(crate) struct Root {
     pub(crate) addressed: bool,
     pub(crate) interrupt_before: Option<Breakpoints>,
     pub(crate) interrupt_after: Option<Breakpoints>,
+    /// What the run was given, as chain events show it, if they are asked for.
+    pub(crate) given: Option<Json>,
 }
 
 /// What became of the root graph.
@@ -107,7 +114,12 @@ pub(crate) struct RootEnd {
 }
 
 /// Runs the root graph of a run.
-pub(crate) async fn run_root(shared: &Arc<Shared>, run: GraphRun, root: Root) -> RootEnd {
+pub(crate) async fn run_root(shared: &Arc<Shared>, mut run: GraphRun, root: Root) -> RootEnd {
+    let chain = root.given.as_ref().and_then(|_| Chain::root(shared)).map(Arc::new);
+    run.chain = chain.clone();
+    if let (Some(chain), Some(given)) = (&chain, &root.given) {
+        chain_events::tell(shared, chain.started(given));
+    }
     let options = options(shared, &run, root.addressed, root.interrupt_before, root.interrupt_after);
     if let Some(loaded) = root.loaded.as_ref().filter(|_| !matches!(run.input, Input::Value(_)))
         && let Err(error) = versions::check_inner(shared, &run.graph, loaded).await
@@ -123,6 +135,11 @@ pub(crate) async fn run_root(shared: &Arc<Shared>, run: GraphRun, root: Root) ->
     let values = site.last_values(&end);
     if shared.durability == Durability::Exit && !matches!(end, GraphEnd::Stopped) {
         shared.store_held("");
+    }
+    if let (Some(chain), GraphEnd::Done(_) | GraphEnd::Interrupted(_)) = (&chain, &end) {
+        let mut output = values.fields().unwrap_or_default();
+        output.shift_remove(special::INTERRUPT);
+        chain_events::tell(shared, chain.ended(&Json::from(&output), None));
     }
     shared.push(false);
     RootEnd { end, values }
@@ -380,6 +397,7 @@ impl Site {
             resuming: core.execution.is_resuming(),
             answers_by_id: core.execution.answers_by_id().clone(),
             outermost: self.run.outermost.clone(),
+            chain: self.run.chain.clone(),
         })
     }
 
@@ -395,7 +413,7 @@ impl Site {
             for job in jobs {
                 if job.task.is_hidden() {
                     let output = Execution::start_output(&job.task);
-                    self.finish(&mut core, &job, End::Task(TaskEnd::Output(output)), &[]);
+                    self.finish(&mut core, &job, End::Task(TaskEnd::Output(output)), &[], None);
                 } else if !self.finish_from_cache(&mut core, &job) {
                     self.open(&mut core, &job);
                     work.push(job);
@@ -476,7 +494,7 @@ impl Site {
         let mut open: Vec<(usize, Job)> = std::mem::take(&mut core.open).into_values().collect();
         open.sort_by_key(|(place, _)| *place);
         for (_, job) in open {
-            self.finish(&mut core, &job, End::Task(TaskEnd::Cancelled), &[]);
+            self.finish(&mut core, &job, End::Task(TaskEnd::Cancelled), &[], None);
         }
     }
 
@@ -497,7 +515,7 @@ impl Site {
             // A panic of a node is caught here: an error of that node, not of the run.
             let ended = std::panic::AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|panic| {
                 let error = EngineError::panicked(&*panic);
-                JobEnd { task_id: id, end: End::Task(TaskEnd::Failed(error)), answers: Vec::new() }
+                JobEnd { task_id: id, end: End::Task(TaskEnd::Failed(error)), answers: Vec::new(), chain: None }
             });
             let has_routed = matches!(ended.end, End::Task(TaskEnd::Output(_)));
             turns.pass(after + if has_routed { routers * rounds::ROUTER } else { 0 }).await;
@@ -517,7 +535,7 @@ impl Site {
             }
             self.keep_in_cache(&job, output);
         }
-        let handler = self.finish(&mut core, &job, ended.end, &ended.answers)?;
+        let handler = self.finish(&mut core, &job, ended.end, &ended.answers, ended.chain.as_deref())?;
         self.open(&mut core, &handler);
         Some(handler)
     }
@@ -569,7 +587,7 @@ impl Site {
     }
 
     /// Turns a job's end into effects and the superstep's outcome; returns the error handler to run, if one is owed.
-    fn finish(&self, core: &mut Core, job: &Job, end: End, answers: &[Json]) -> Option<Job> {
+    fn finish(&self, core: &mut Core, job: &Job, end: End, answers: &[Json], chain: Option<&NodeChain>) -> Option<Job> {
         let Core { execution, hold_chunks, held, outcome, .. } = core;
         let end = match end {
             End::Task(end) => end,
@@ -587,7 +605,15 @@ impl Site {
             }
         };
         let mut effects: Vec<Effect> = Vec::new();
+        let returned = chain.and_then(|chain| match &end {
+            TaskEnd::Output(output) => Some((chain, chain_events::returned(output))),
+            _ => None,
+        });
         let finished = execution.finish_task(job, end, answers, &mut effects);
+        if let Some((chain, output)) = &returned {
+            let is_done = matches!(finished, Finished::Done);
+            chain.end(&self.shared, &execution.take_routed(), is_done.then_some(output));
+        }
         if self.run.ns.is_empty() && self.shared.plain_spent.swap(false, Ordering::Relaxed) {
             execution.spend_plain_answer(&mut effects);
         }
@@ -613,7 +639,7 @@ impl Site {
             Finished::Parent(command) if self.run.ns.is_empty() => {
                 let _ = command;
                 let error = EngineError::new("ParentCommand", "there is no parent graph");
-                self.finish(core, job, End::Task(TaskEnd::Failed(error)), answers)
+                self.finish(core, job, End::Task(TaskEnd::Failed(error)), answers, None)
             }
             Finished::Parent(command) => {
                 outcome.parent.get_or_insert(command);
@@ -653,6 +679,8 @@ struct JobEnd {
     task_id: Arc<str>,
     end: End,
     answers: Vec<Json>,
+    /// As chain events tell it, if they are asked for.
+    chain: Option<Arc<NodeChain>>,
 }
 
 enum End {
@@ -669,12 +697,14 @@ async fn run_job(shared: Arc<Shared>, graph: Graph, job: Job, around: Arc<Around
     let host = Arc::new(TaskHost::new(Arc::clone(&shared), Arc::clone(&around), job.task.clone(), job.answers.clone()));
     let mut attempt = 1;
     let end = loop {
-        host.begin_attempt();
+        host.begin_attempt(attempt);
         let result = one_attempt(&shared, &graph, &job, &around, &host, &policies, attempt).await;
         match result {
             Ok(output) => break End::Task(TaskEnd::Output(output)),
             Err(NodeError::Parent(command)) if graph.inner.subgraphs.contains_key(name) => {
-                // A Command from the graph that is this node: the node's own output here (section 1.6).
+                // A Command from the graph that is this node: the node's own output here (section 1.6). The graph did
+                // not end by itself, and neither did the node.
+                *lock(&host.chain) = None;
                 break End::Task(TaskEnd::Output(Output::Command(Command { parent: false, ..*command })));
             }
             Err(NodeError::Parent(command)) => break End::Parent(command),
@@ -696,7 +726,8 @@ async fn run_job(shared: Arc<Shared>, graph: Graph, job: Job, around: Arc<Around
     };
     // Answers that were never reached stay with the question they were given for.
     let answers = std::mem::take(&mut lock(&host.answers).given);
-    JobEnd { task_id, end, answers }
+    let chain = lock(&host.chain).take();
+    JobEnd { task_id, end, answers, chain }
 }
 
 /// How long to wait before the next attempt; `None`: no more attempts.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use tokio::sync::Notify;
 
+use super::chain_events::{self, NodeChain};
 use super::executor::{Around, GraphEnd, GraphRun, run_graph};
 use super::messages;
 use super::shared::{Shared, lock};
@@ -28,6 +29,8 @@ pub(crate) struct TaskHost {
     pub(crate) alive: Notify,
     /// Calls of graphs so far, over all attempts: each has a namespace of its own.
     pub(crate) calls: Mutex<usize>,
+    /// The attempt as chain events tell it, if they are asked for.
+    pub(crate) chain: Mutex<Option<Arc<NodeChain>>>,
 }
 
 /// The questions of an execution and their answers.
@@ -43,14 +46,16 @@ pub(crate) struct Answers {
 impl TaskHost {
     pub(crate) fn new(shared: Arc<Shared>, around: Arc<Around>, task: Arc<Task>, given: Vec<Json>) -> TaskHost {
         let answers = Mutex::new(Answers { given, ..Answers::default() });
-        TaskHost { shared, around, task, answers, alive: Notify::new(), calls: Mutex::new(0) }
+        TaskHost { shared, around, task, answers, alive: Notify::new(), calls: Mutex::new(0), chain: Mutex::default() }
     }
 
     /// Forgets what an attempt asked; answers stay.
-    pub(crate) fn begin_attempt(&self) {
+    pub(crate) fn begin_attempt(&self, attempt: u32) {
         let mut answers = lock(&self.answers);
         answers.pending.clear();
         answers.inner = None;
+        let chain = NodeChain::begin(&self.shared, &self.around, &self.task, attempt);
+        *lock(&self.chain) = chain.map(Arc::new);
     }
 
     /// Runs a graph inside this task. `Err` is control flow: the caller must stop.
@@ -63,8 +68,14 @@ impl TaskHost {
         let ns = inner_ns(graph.checkpointing(), &self.task.ns, index);
         let mut parents = self.around.parents.clone();
         parents.insert(self.around.ns.clone(), self.around.checkpoint_id.clone());
+        let chain = lock(&self.chain).as_ref().map(|node| Arc::new(node.graph(index)));
+        if let Some(chain) = &chain {
+            chain_events::tell(&self.shared, chain.started(&input));
+        }
+        let told = chain.clone().map(|chain| (chain, input.clone()));
         let run = GraphRun {
             graph: graph.clone(),
+            chain,
             ns,
             parents,
             input: Input::Value(input),
@@ -76,6 +87,9 @@ impl TaskHost {
             has_storage: graph.checkpointing() != Checkpointing::Off,
         };
         let end = run_graph(Arc::clone(&self.shared), run).await;
+        if let (Some((chain, input)), GraphEnd::Done(fields)) = (told, &end) {
+            chain_events::tell(&self.shared, chain.ended(&Json::from(fields), Some(&input)));
+        }
         let way_out = match &end {
             GraphEnd::Interrupted(_) => rounds::OUT_OF_INTERRUPTED_GRAPH,
             GraphEnd::Parent(_) => rounds::OUT_OF_GRAPH_BY_COMMAND,
@@ -162,8 +176,15 @@ impl Host for TaskHost {
 
     fn message(&self, message: Json, complete: bool) {
         self.alive.notify_one();
+        let chain = lock(&self.chain).clone();
+        if let Some(chain) = &chain {
+            chain.say(&self.shared, &message, complete);
+        }
         if messages::wanted(&self.shared, &self.around.ns) {
             messages::tell_chunk(&self.shared, &self.around, &self.task, &message, complete);
+        }
+        if let Some(chain) = &chain {
+            chain.end_message(&self.shared, &message, complete);
         }
     }
 

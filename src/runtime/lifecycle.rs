@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::json;
 
 use super::Runtime;
+use super::chain_events;
 use super::commit::Committer;
 use super::events::Events;
 use super::executor::{GraphEnd, GraphRun, Root, RootEnd, run_root};
@@ -244,6 +245,10 @@ impl Runtime {
             addressed: position.addressed,
             interrupt_before: kwargs.interrupt_before,
             interrupt_after: kwargs.interrupt_after,
+            given: shared.modes.contains(&StreamMode::Events).then(|| {
+                // Also after a crash: the run is told as it was.
+                chain_events::given(kwargs.input.as_ref(), kwargs.command.as_ref())
+            }),
         };
         Ok((shared, graph_run, root))
     }
@@ -421,6 +426,7 @@ fn without_questions(values: &Json) -> Json {
 fn root_graph(graph: Graph, input: Input, answers_by_id: Fields, parents: BTreeMap<String, CheckpointId>) -> GraphRun {
     GraphRun {
         graph,
+        chain: None,
         ns: String::new(),
         parents,
         input,

@@ -81,7 +81,7 @@ fn tell(shared: &Shared, graph_ns: &str, message: &Json, metadata: &Json, form: 
 }
 
 /// A chunk as the message it will become.
-fn whole(message: &Json) -> Json {
+pub(super) fn whole(message: &Json) -> Json {
     let mut fields = message.fields().unwrap_or_default();
     if fields.get("type").and_then(Json::as_str) == Some("AIMessageChunk") {
         fields.insert("type".to_owned(), Json::from("ai"));
@@ -92,7 +92,7 @@ fn whole(message: &Json) -> Json {
 }
 
 /// The accumulated message with a chunk's text, tool calls and usage added.
-fn joined(before: &Json, chunk: &Json) -> Json {
+pub(super) fn joined(before: &Json, chunk: &Json) -> Json {
     let mut fields = before.fields().unwrap_or_default();
     let mut chunk = whole(chunk).fields().unwrap_or_default();
     let text = |fields: &Fields| fields.get("content").and_then(Json::as_str).map(str::to_owned);
@@ -108,7 +108,8 @@ fn joined(before: &Json, chunk: &Json) -> Json {
     Json::from(&fields)
 }
 
-fn metadata(shared: &Shared, around: &Around, task: &Task, streamed: bool) -> Json {
+/// What is known of whoever tells something: the task's place in the run. `streamed`: told by what the task calls.
+pub(super) fn metadata(shared: &Shared, around: &Around, task: &Task, streamed: bool) -> Json {
     let triggers: Json = task.triggers.iter().map(|trigger| Json::from(trigger.as_str())).collect();
     let mut fields = shared.task_metadata.fields().unwrap_or_default();
     fields.insert("thread_id".to_owned(), Json::from(shared.thread_id.as_str()));

@@ -2,6 +2,7 @@
 
 mod assistants;
 mod cache;
+mod chain_events;
 mod commit;
 mod crons;
 pub mod error;

@@ -154,8 +154,10 @@ impl Shared {
 
     /// What the payloads of a graph are built for.
     pub(crate) fn wanted(&self, ns: &str) -> Wanted {
+        // Chain events tell of all graphs.
+        let routers = self.modes.contains(&StreamMode::Events);
         if !ns.is_empty() && !self.subgraphs {
-            return Wanted::default();
+            return Wanted { routers, ..Wanted::default() };
         }
         let debug = self.modes.contains(&StreamMode::Debug);
         Wanted {
@@ -163,6 +165,7 @@ impl Shared {
             updates: self.modes.contains(&StreamMode::Updates),
             tasks: debug || self.modes.contains(&StreamMode::Tasks),
             checkpoints: debug || self.modes.contains(&StreamMode::Checkpoints),
+            routers,
         }
     }
 

@@ -73,6 +73,16 @@ async def streams(client):
 
 
 @check
+async def chain_events(client):
+    tid, events = (await client.threads.create())["thread_id"], []
+    async for part in client.runs.stream(tid, "greeter", input={"messages": []}, stream_mode="events"):
+        if part.event == "events":
+            events.append((part.data["event"], part.data["name"]))
+    node = [(f"on_chain_{what}", "chat") for what in ("start", "stream", "end")]
+    equal(events, [("on_chain_start", "greeter"), *node, ("on_chain_end", "greeter")])
+
+
+@check
 async def history_and_replay(client):
     tid = (await client.threads.create())["thread_id"]
     await client.runs.wait(tid, "counter", input={"counter": 0})

@@ -202,7 +202,7 @@ impl Execution {
                 ns: Arc::default(),
                 node,
             });
-            let writes = match writes_of(&self.spec, &self.channels, &task, self.at(), &edit.values) {
+            let writes = match writes_of(&self.spec, &self.channels, &task, self.at(), &edit.values, None) {
                 Ok(writes) => writes,
                 Err(WriteError::Failed(error) | WriteError::Router { error, .. }) => return Err(error),
                 Err(WriteError::Parent(_)) => {

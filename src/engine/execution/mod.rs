@@ -19,8 +19,8 @@ use super::migrate::Migrated;
 use super::record::TaskRecord;
 use super::spec::GraphSpec;
 use super::step::{
-    At, Channels, Progress, Task, TaskInput, TaskWrite, TaskWrites, Updated, WriteError, apply_writes, is_control,
-    next_names, prepare_next_tasks, read_channels, should_interrupt, writes_of,
+    At, Channels, Progress, Routed, Task, TaskInput, TaskWrite, TaskWrites, Updated, WriteError, apply_writes,
+    is_control, next_names, prepare_next_tasks, read_channels, should_interrupt, writes_of,
 };
 use super::{Command, EngineError, ids, migrate};
 use crate::model::checkpoint::{Checkpoint, Versions};
@@ -275,12 +275,19 @@ pub struct Execution {
     is_copying: bool,
     interrupted: bool,
     resuming: bool,
+    /// What the routers of the last task that finished were asked, if that is told.
+    routed: Vec<Routed>,
 }
 
 impl Execution {
     /// The channels' values under the graph's output keys: its result, and what `values` events show.
     pub fn output(&self) -> Fields {
         read_channels(&self.channels, &self.spec.layout.output)
+    }
+
+    /// What the routers of the task that finished last were asked and answered: [`Wanted::routers`].
+    pub fn take_routed(&mut self) -> Vec<Routed> {
+        std::mem::take(&mut self.routed)
     }
 
     fn output_keys(&self) -> &[String] {
@@ -499,7 +506,7 @@ impl Execution {
     /// The output cannot be turned into writes; the task should run instead.
     pub fn finish_cached(&mut self, job: &Job, output: &Output, effects: &mut Vec<Effect>) -> Result<(), EngineError> {
         let task = &job.task;
-        let outputs = match writes_of(&self.spec, &self.channels, task, self.at(), output) {
+        let outputs = match writes_of(&self.spec, &self.channels, task, self.at(), output, None) {
             Ok(outputs) => outputs,
             Err(WriteError::Failed(error) | WriteError::Router { error, .. }) => return Err(error),
             Err(WriteError::Parent(_)) => return Err(EngineError::value("a cached Command for a parent graph")),
@@ -552,7 +559,11 @@ impl Execution {
         effects: &mut Vec<Effect>,
     ) -> Finished {
         let task = &job.task;
-        match writes_of(&self.spec, &self.channels, task, self.at(), output) {
+        let mut routed = Vec::new();
+        let told = self.options.wanted.routers.then_some(&mut routed);
+        let writes = writes_of(&self.spec, &self.channels, task, self.at(), output, told);
+        self.routed = routed;
+        match writes {
             Ok(outputs) => {
                 record.set_outputs(outputs);
                 if !task.is_hidden() {

@@ -119,6 +119,7 @@ impl Execution {
             is_copying: false,
             interrupted: false,
             resuming: false,
+            routed: Vec::new(),
             options,
         };
         execution.load_deltas(loaded.as_ref().map(|loaded| &loaded.metadata), new_id);

@@ -3,6 +3,7 @@
 mod a2a;
 mod assistants;
 mod bad_input;
+mod chain_events;
 mod crons;
 mod idempotency;
 mod mcp;

@@ -254,6 +254,6 @@ fn options(answers_by_id: Fields, exact_answers: bool, exit: bool) -> Options {
         exact_answers,
         exit,
         has_storage: true,
-        wanted: Wanted { values: true, updates: true, tasks: true, checkpoints: true },
+        wanted: Wanted { values: true, updates: true, tasks: true, checkpoints: true, routers: false },
     }
 }
