@@ -18,6 +18,9 @@ pub struct EngineError {
 /// What clients read instead of the message of a class that is not public.
 pub const MASKED: &str = "An internal error occurred";
 
+/// The class of what strict resume refuses.
+pub(super) const UNKNOWN_INTERRUPT: &str = "UnknownInterruptError";
+
 impl EngineError {
     /// The classes whose messages are shown on runs and streams.
     pub const PUBLIC: [&'static str; 19] = [
@@ -83,5 +86,10 @@ impl EngineError {
     pub fn info(&self) -> ErrorInfo {
         let message = if Self::PUBLIC.contains(&self.class.as_str()) { self.text() } else { MASKED.to_owned() };
         ErrorInfo { error: self.class.clone(), message }
+    }
+
+    /// Refused by strict resume. The reference masks why; who asked for it by our own field is told.
+    pub fn is_unknown_interrupt(&self) -> bool {
+        self.class == UNKNOWN_INTERRUPT
     }
 }

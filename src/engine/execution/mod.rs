@@ -168,6 +168,8 @@ pub struct Job {
     pub task: Arc<Task>,
     /// Answers to the task's questions so far, in order.
     pub answers: Vec<Json>,
+    /// How many of them an earlier execution of the task took; the rest is new.
+    pub recorded: usize,
     /// Set for an error handler: the failed node and its failure.
     pub handles: Option<(String, EngineError)>,
 }
@@ -404,24 +406,26 @@ impl Execution {
                     jobs.extend(self.handler_job(&task, error));
                 }
                 _ => {
-                    let answers = self.answers_of(&task);
-                    jobs.push(Job { task, answers, handles: None });
+                    let (answers, recorded) = self.answers_of(&task);
+                    jobs.push(Job { task, answers, recorded, handles: None });
                 }
             }
         }
         Next::Run(jobs)
     }
 
-    /// The answers a task starts with: recorded ones, and one given by id for its current question.
-    fn answers_of(&mut self, task: &Task) -> Vec<Json> {
+    /// The answers a task starts with: recorded ones, and one given by id for its current question. And how many are
+    /// recorded.
+    fn answers_of(&mut self, task: &Task) -> (Vec<Json>, usize) {
         let mut answers = self.records.get(&task.id).map(|record| record.answers()).unwrap_or_default();
+        let recorded = answers.len();
         if !self.answers_by_path.is_empty()
             && let Some(carried) = self.answers_by_path.get(&task.path.sort_key())
         {
             answers.extend(carried.iter().cloned());
         }
         if self.answers_by_id.is_empty() {
-            return answers;
+            return (answers, recorded);
         }
         let current = ids::interrupt(&task.ns, answers.len());
         let mut answer = self.answers_by_id.get(&current);
@@ -431,7 +435,13 @@ impl Execution {
             answer = self.answers_by_id.get(&ids::interrupt(&task.ns, 0));
         }
         answers.extend(answer.cloned());
-        answers
+        (answers, recorded)
+    }
+
+    /// The questions that a task waits for, its own or those of graphs inside it; none once it has finished.
+    pub fn questions_of(&self, task_id: &str) -> Vec<Interrupt> {
+        let open = self.records.get(task_id).filter(|record| !record.is_finished());
+        open.map(|record| record.interrupts()).unwrap_or_default()
     }
 
     fn handler_job(&mut self, failed: &Task, error: EngineError) -> Option<Job> {
@@ -454,8 +464,8 @@ impl Execution {
         if self.is_finished(&task.id) {
             return None;
         }
-        let answers = self.answers_of(&task);
-        Some(Job { task, answers, handles: Some((failed.name.to_string(), error)) })
+        let (answers, recorded) = self.answers_of(&task);
+        Some(Job { task, answers, recorded, handles: Some((failed.name.to_string(), error)) })
     }
 
     /// What the hidden start node returns.

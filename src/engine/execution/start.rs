@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::delta::Deltas;
 use super::{Effect, Execution, Loaded, NewId, Options, Shown};
 use crate::engine::command::{CommandUpdate, Destination};
+use crate::engine::error::UNKNOWN_INTERRUPT;
 use crate::engine::record::TaskRecord;
 use crate::engine::spec::{GraphSpec, branch_to};
 use crate::engine::step::{Progress, TaskWrite, TaskWrites, Updated, channels_from, is_control, prepare_next_tasks};
@@ -143,6 +144,9 @@ impl Execution {
     /// nodes, and an answer has no question to go to. (The reference applies the update twice.)
     fn command_on_nothing(&mut self, command: Command) -> Result<Input, EngineError> {
         check_command(&command, &self.options)?;
+        if let Some(resume) = &command.resume {
+            self.check_strictly(resume_map(resume).as_ref(), &[])?;
+        }
         let update = match command.update {
             Some(CommandUpdate::Fields(fields)) => Json::from(&fields),
             Some(CommandUpdate::Pairs(pairs)) => Json::from(&pairs.into_iter().collect::<Fields>()),
@@ -170,7 +174,7 @@ impl Execution {
         check_command(&command, &self.options)?;
         let by_id = command.resume.as_ref().and_then(resume_map);
         if let Some(resume) = &command.resume {
-            self.check_resume(resume, by_id.as_ref())?;
+            self.check_resume(by_id.as_ref())?;
             if self.options.addressed && !is_head && self.answers_answered(by_id.as_ref()) {
                 self.branch_with_answers(resume, by_id, new_id, effects)?;
                 return self.record_command(&command, None, effects);
@@ -203,11 +207,13 @@ impl Execution {
                 return Err(EngineError::invalid_update(format!("Expected dict, got {value}")));
             }
         }
-        if writes.is_empty() && plain.is_none() {
+        let replaces = command.resume.is_some() && self.null_resume().is_some();
+        if writes.is_empty() && plain.is_none() && !replaces {
             return Ok(());
         }
         let mut null = self.records.remove(special::NULL_TASK).map_or_else(TaskRecord::null, Arc::unwrap_or_clone);
-        null.writes.retain(|(channel, _)| plain.is_none() || &**channel != special::RESUME);
+        // Also answers by id replace a plain one that was refused.
+        null.writes.retain(|(channel, _)| command.resume.is_none() || &**channel != special::RESUME);
         null.writes.extend(writes);
         if let Some(plain) = plain {
             null.writes.push((special::RESUME.into(), plain));
@@ -228,23 +234,9 @@ impl Execution {
             .collect()
     }
 
-    fn check_resume(&self, resume: &Json, by_id: Option<&Fields>) -> Result<(), EngineError> {
+    fn check_resume(&self, by_id: Option<&Fields>) -> Result<(), EngineError> {
         let pending = self.pending_questions();
-        if self.options.strict_resume && !self.is_nested() {
-            let refuse = |reason: &str| {
-                EngineError::new(
-                    "UnknownInterruptError",
-                    format!("cannot resume ({reason}): pending interrupts are {pending:?}, given {resume}"),
-                )
-            };
-            match by_id {
-                Some(map) if map.is_empty() => return Err(refuse("empty_map")),
-                Some(map) if map.keys().any(|id| !pending.contains(id)) => return Err(refuse("not_pending")),
-                None if pending.len() > 1 => return Err(refuse("ambiguous")),
-                None if pending.is_empty() => return Err(refuse("not_pending")),
-                _ => {}
-            }
-        }
+        self.check_strictly(by_id, &pending)?;
         if by_id.is_none() && pending.len() > 1 {
             return Err(EngineError::new(
                 "RuntimeError",
@@ -253,6 +245,25 @@ impl Execution {
             ));
         }
         Ok(())
+    }
+
+    /// Strict resume (section 5.3): answers that no pending question waits for are refused.
+    fn check_strictly(&self, by_id: Option<&Fields>, pending: &[String]) -> Result<(), EngineError> {
+        if !self.options.strict_resume || self.is_nested() {
+            return Ok(());
+        }
+        let unknown: Vec<&String> =
+            by_id.into_iter().flat_map(Fields::keys).filter(|id| !pending.contains(id)).collect();
+        let (reason, why) = match by_id {
+            Some(map) if map.is_empty() => ("empty_map", "the map of answers is empty"),
+            Some(_) if !unknown.is_empty() => ("not_pending", "no pending interrupt has these ids"),
+            None if pending.len() > 1 => ("ambiguous", "several interrupts are pending: answer them by id"),
+            None if pending.is_empty() => ("not_pending", "no interrupt is pending"),
+            _ => return Ok(()),
+        };
+        let (ids, pending) = (Json::of(&unknown).unwrap_or_default(), Json::of(pending).unwrap_or_default());
+        let message = format!("cannot resume ({reason}): {why}; interrupt_ids: {ids}; pending_ids: {pending}");
+        Err(EngineError::new(UNKNOWN_INTERRUPT, message))
     }
 
     /// Whether the answers go to questions that have been answered before.
