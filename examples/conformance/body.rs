@@ -8,7 +8,7 @@ use indexmap::IndexMap;
 use serde_json::{Value, json};
 use session_store::engine::CommandUpdate;
 use session_store::graph::{
-    AiChunk, Command, Context, Graph, IntoOutput, Message, NodeBody, NodeError, NodeInput, Output,
+    AiChunk, Command, Context, Graph, IntoOutput, Message, NodeBody, NodeError, NodeInput, Output, Question,
 };
 use session_store::model::Json;
 
@@ -137,11 +137,11 @@ impl Execution<'_> {
     }
 
     fn interrupt(&mut self, op: &Value) -> Result<(), NodeError> {
-        let question = self.eval(&op["value"])?;
-        let answer = match op.get("response_schema").filter(|schema| !schema.is_null()) {
-            Some(schema) => self.ctx.interrupt_with_schema(question, Json::from(schema))?,
-            None => self.ctx.interrupt(question)?,
-        };
+        let mut question = Question::new(self.eval(&op["value"])?)?;
+        if let Some(schema) = op.get("response_schema").filter(|schema| !schema.is_null()) {
+            question = question.showing(Json::from(schema));
+        }
+        let answer = self.ctx.interrupt_with(&question)?;
         self.env.answers.push(answer.value().clone());
         Ok(())
     }

@@ -6,13 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 use super::node::{Graph, NodeError};
+use super::question::Question;
 use crate::engine::EngineError;
-use crate::model::{Interrupt, Item, Json, JsonError, RunId};
+use crate::model::{Item, Json, JsonError, RunId};
 
 /// Facts about one execution of a node.
 #[derive(Debug, Clone)]
@@ -49,7 +51,7 @@ pub trait Host: Send + Sync {
     /// Restarts the idle timeout.
     fn heartbeat(&self);
     /// Asks for the answer to the `index`-th question of this execution.
-    fn answer(&self, index: usize, question: Question) -> Result<Json, NodeError>;
+    fn answer(&self, index: usize, question: &Question) -> Result<Json, NodeError>;
     /// Asks the run to stop after this superstep.
     fn drain(&self, reason: &str);
     /// Runs a graph inside the node. `index` counts the calls of this execution.
@@ -62,22 +64,6 @@ pub trait Host: Send + Sync {
     async fn delete_item(&self, namespace: &[String], key: &str) -> Result<(), NodeError>;
     /// Items below the prefix whose value holds every member of `filter`, newest first.
     async fn search_items(&self, prefix: &[String], filter: Option<Json>, limit: i64) -> Result<Vec<Item>, NodeError>;
-}
-
-/// A question for a human.
-#[derive(Debug, Clone)]
-pub struct Question {
-    /// What is asked, as its node wrote it.
-    pub value: Json,
-    /// A JSON Schema the answer must satisfy.
-    pub response_schema: Option<Json>,
-}
-
-impl Question {
-    /// The question as clients see it.
-    pub fn with_id(self, id: String) -> Interrupt {
-        Interrupt { id, value: self.value, response_schema: self.response_schema }
-    }
 }
 
 /// A node's view of its surroundings. Cheap to clone; valid while the node runs.
@@ -147,15 +133,46 @@ impl Context {
     /// # Errors
     /// [`NodeError::Interrupted`], to be passed on with `?`.
     pub fn interrupt(&self, question: impl Serialize) -> Result<Json, NodeError> {
-        self.ask(Question { value: Json::of(&question)?, response_schema: None })
+        self.interrupt_with(&Question::new(question)?)
     }
 
-    /// [`Context::interrupt`], with a JSON Schema for the answer.
+    /// [`Context::interrupt`], with a JSON Schema that the answer must satisfy.
+    ///
+    /// # Errors
+    /// Those of [`Context::interrupt_with`]; `ValueError` if the schema is none.
     pub fn interrupt_with_schema(&self, question: impl Serialize, schema: Json) -> Result<Json, NodeError> {
-        self.ask(Question { value: Json::of(&question)?, response_schema: Some(schema) })
+        self.interrupt_with(&Question::new(question)?.requiring(schema)?)
     }
 
-    fn ask(&self, question: Question) -> Result<Json, NodeError> {
+    /// Asks for an answer of a type: clients see the type's JSON Schema, and only an answer that satisfies it is taken.
+    ///
+    /// ```
+    /// # use session_store::graph::{Context, NodeError};
+    /// #[derive(serde::Deserialize, schemars::JsonSchema)]
+    /// struct Decision {
+    ///     approved: bool,
+    /// }
+    ///
+    /// async fn approve((): (), ctx: Context) -> Result<(), NodeError> {
+    ///     let decision: Decision = ctx.ask("Publish this draft?")?;
+    ///     # drop(decision.approved);
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`Context::interrupt_with`].
+    pub fn ask<T: JsonSchema + DeserializeOwned>(&self, question: impl Serialize) -> Result<T, NodeError> {
+        let answer = self.interrupt_with(&Question::new(question)?.requiring_type::<T>()?)?;
+        Ok(answer.decode()?)
+    }
+
+    /// Asks a question that says what its answer must look like.
+    ///
+    /// # Errors
+    /// [`NodeError::Interrupted`] without an answer; a failure of the class `ValidationError` when the answer is not what
+    /// was asked for: it is not taken, and the question stays open (section 5.2). Both are to be passed on with `?`.
+    pub fn interrupt_with(&self, question: &Question) -> Result<Json, NodeError> {
         let index = self.questions.fetch_add(1, Ordering::Relaxed);
         self.host.answer(index, question)
     }

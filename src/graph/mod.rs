@@ -12,6 +12,7 @@ pub mod message;
 pub mod node;
 #[doc(hidden)]
 pub mod output;
+pub(crate) mod question;
 mod registry;
 mod schema;
 pub mod testing;
@@ -28,4 +29,5 @@ pub use draw::{Drawing, DrawnEdge, DrawnNode};
 pub use message::{AiChunk, Message, Role, ToolCall, ToolCallChunk, Usage};
 pub use node::{CachePolicy, Checkpointing, Graph, NodeBody, NodeError, NodeInput, Policies, RetryPolicy};
 pub use output::{END, IntoOutput, START, Update, goto, send};
+pub use question::Question;
 pub use registry::{Registry, RegistryErrors};

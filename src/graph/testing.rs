@@ -26,8 +26,9 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::context::{Context, ExecutionInfo, HandledError, Host, Question};
+use super::context::{Context, ExecutionInfo, HandledError, Host};
 use super::node::{Graph, NodeError, NodeInput};
+use super::question::Question;
 use crate::engine::{EngineError, Output};
 use crate::model::{Item, Json, RunId, Timestamp};
 
@@ -141,10 +142,12 @@ impl Host for Probe {
 
     fn heartbeat(&self) {}
 
-    fn answer(&self, index: usize, question: Question) -> Result<Json, NodeError> {
+    fn answer(&self, index: usize, question: &Question) -> Result<Json, NodeError> {
         let mut seen = self.seen();
-        seen.questions.push(question.value);
-        seen.answers.get(index).cloned().ok_or(NodeError::Interrupted)
+        seen.questions.push(question.value().clone());
+        let answer = seen.answers.get(index).cloned().ok_or(NodeError::Interrupted)?;
+        question.check(&answer)?;
+        Ok(answer)
     }
 
     fn drain(&self, reason: &str) {

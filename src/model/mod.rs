@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod cron;
 pub mod event;
 pub mod id;
+pub mod interrupt;
 pub mod item;
 pub mod json;
 pub mod run;
@@ -22,6 +23,7 @@ pub use checkpoint::{
 pub use cron::Cron;
 pub use event::{Event, EventId, StreamMode};
 pub use id::{CheckpointId, IdError, RunId, ThreadId, ThreadKey, system_assistant_id};
+pub use interrupt::{InterruptRecord, InterruptStatus};
 pub use item::Item;
 pub use json::{Fields, Json, JsonError};
 pub use run::{

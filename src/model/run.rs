@@ -247,4 +247,6 @@ pub struct Run {
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
     pub error: Option<ErrorInfo>,
+    /// Who asked for it: a name for records, not a proof.
+    pub actor: Option<String>,
 }

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::live::LiveRun;
+use super::questions;
 use super::shared::lock;
 use super::worker::{Active, StopReason};
 use crate::model::{Event, Json, Scope, ThreadStatus};
@@ -197,6 +198,7 @@ impl Batch {
             && rows.task_writes.is_empty()
             && rows.payloads.is_empty()
             && rows.log.is_empty()
+            && rows.interrupts.is_empty()
             && self.events.is_empty()
             && !self.input_applied
     }
@@ -209,7 +211,8 @@ fn size(rows: &StepRows) -> usize {
     let writes: usize = rows.task_writes.iter().map(|row| text(&row.body)).sum();
     let payloads: usize = rows.payloads.iter().map(|payload| text(&payload.value)).sum();
     let log: usize = rows.log.iter().map(|row| text(&row.items)).sum();
-    checkpoints + writes + payloads + log
+    let questions: usize = rows.interrupts.iter().map(|row| text(&row.question)).sum();
+    checkpoints + writes + payloads + log + questions
 }
 
 fn merge(into: &mut StepRows, rows: StepRows) {
@@ -222,6 +225,7 @@ fn merge(into: &mut StepRows, rows: StepRows) {
     into.checkpoints.extend(rows.checkpoints);
     into.payloads.extend(rows.payloads);
     into.log.extend(rows.log);
+    questions::merge(&mut into.interrupts, rows.interrupts);
     if rows.head.is_some() {
         into.head = rows.head;
     }

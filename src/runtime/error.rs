@@ -19,6 +19,8 @@ pub enum RuntimeError {
     RunNotFound(RunId),
     #[error("Cron not found")]
     CronNotFound,
+    #[error("Interrupt {0} not found: GET /interrupts lists the pending ones")]
+    InterruptNotFound(String),
     /// An assistant id that is a UUID but unknown.
     #[error("Assistant not found")]
     AssistantNotFound,

@@ -17,9 +17,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::cache;
 use super::chain_events::{self, Chain, NodeChain};
-use super::host::TaskHost;
+use super::host::{Exchange, TaskHost};
 use super::messages;
 use super::persist::Reader;
+use super::questions;
 use super::shared::{Shared, View, lock};
 use super::turns::{Siblings, rounds};
 use super::versions;
@@ -413,7 +414,7 @@ impl Site {
             for job in jobs {
                 if job.task.is_hidden() {
                     let output = Execution::start_output(&job.task);
-                    self.finish(&mut core, &job, End::Task(TaskEnd::Output(output)), &[], None);
+                    self.finish(&mut core, &job, End::Task(TaskEnd::Output(output)), &Exchange::default(), None);
                 } else if !self.finish_from_cache(&mut core, &job) {
                     self.open(&mut core, &job);
                     work.push(job);
@@ -494,7 +495,7 @@ impl Site {
         let mut open: Vec<(usize, Job)> = std::mem::take(&mut core.open).into_values().collect();
         open.sort_by_key(|(place, _)| *place);
         for (_, job) in open {
-            self.finish(&mut core, &job, End::Task(TaskEnd::Cancelled), &[], None);
+            self.finish(&mut core, &job, End::Task(TaskEnd::Cancelled), &Exchange::default(), None);
         }
     }
 
@@ -515,7 +516,12 @@ impl Site {
             // A panic of a node is caught here: an error of that node, not of the run.
             let ended = std::panic::AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|panic| {
                 let error = EngineError::panicked(&*panic);
-                JobEnd { task_id: id, end: End::Task(TaskEnd::Failed(error)), answers: Vec::new(), chain: None }
+                JobEnd {
+                    task_id: id,
+                    end: End::Task(TaskEnd::Failed(error)),
+                    exchange: Exchange::default(),
+                    chain: None,
+                }
             });
             let has_routed = matches!(ended.end, End::Task(TaskEnd::Output(_)));
             turns.pass(after + if has_routed { routers * rounds::ROUTER } else { 0 }).await;
@@ -535,7 +541,7 @@ impl Site {
             }
             self.keep_in_cache(&job, output);
         }
-        let handler = self.finish(&mut core, &job, ended.end, &ended.answers, ended.chain.as_deref())?;
+        let handler = self.finish(&mut core, &job, ended.end, &ended.exchange, ended.chain.as_deref())?;
         self.open(&mut core, &handler);
         Some(handler)
     }
@@ -587,7 +593,14 @@ impl Site {
     }
 
     /// Turns a job's end into effects and the superstep's outcome; returns the error handler to run, if one is owed.
-    fn finish(&self, core: &mut Core, job: &Job, end: End, answers: &[Json], chain: Option<&NodeChain>) -> Option<Job> {
+    fn finish(
+        &self,
+        core: &mut Core,
+        job: &Job,
+        end: End,
+        exchange: &Exchange,
+        chain: Option<&NodeChain>,
+    ) -> Option<Job> {
         let Core { execution, hold_chunks, held, outcome, .. } = core;
         let end = match end {
             End::Task(end) => end,
@@ -595,6 +608,7 @@ impl Site {
                 if self.run.ns.is_empty() {
                     TaskEnd::Failed(EngineError::new("ParentCommand", "there is no parent graph"))
                 } else {
+                    questions::note(&self.shared, &self.run, execution, job, exchange, &[]);
                     outcome.parent.get_or_insert(command);
                     return None;
                 }
@@ -609,7 +623,9 @@ impl Site {
             TaskEnd::Output(output) => Some((chain, chain_events::returned(output))),
             _ => None,
         });
-        let finished = execution.finish_task(job, end, answers, &mut effects);
+        let open = execution.questions_of(&job.task.id);
+        let finished = execution.finish_task(job, end, &exchange.answers, &mut effects);
+        questions::note(&self.shared, &self.run, execution, job, exchange, &open);
         if let Some((chain, output)) = &returned {
             let is_done = matches!(finished, Finished::Done);
             chain.end(&self.shared, &execution.take_routed(), is_done.then_some(output));
@@ -639,7 +655,7 @@ impl Site {
             Finished::Parent(command) if self.run.ns.is_empty() => {
                 let _ = command;
                 let error = EngineError::new("ParentCommand", "there is no parent graph");
-                self.finish(core, job, End::Task(TaskEnd::Failed(error)), answers, None)
+                self.finish(core, job, End::Task(TaskEnd::Failed(error)), exchange, None)
             }
             Finished::Parent(command) => {
                 outcome.parent.get_or_insert(command);
@@ -674,11 +690,11 @@ impl Outcome {
     }
 }
 
-/// How a job ended, with the answers its questions took.
+/// How a job ended, with its questions and the answers they took.
 struct JobEnd {
     task_id: Arc<str>,
     end: End,
-    answers: Vec<Json>,
+    exchange: Exchange,
     /// As chain events tell it, if they are asked for.
     chain: Option<Arc<NodeChain>>,
 }
@@ -694,7 +710,7 @@ async fn run_job(shared: Arc<Shared>, graph: Graph, job: Job, around: Arc<Around
     let task_id = job.task.id.clone();
     let name = &*job.task.name;
     let policies = graph.inner.policies.get(name).cloned().unwrap_or_default();
-    let host = Arc::new(TaskHost::new(Arc::clone(&shared), Arc::clone(&around), job.task.clone(), job.answers.clone()));
+    let host = Arc::new(TaskHost::new(Arc::clone(&shared), Arc::clone(&around), &job));
     let mut attempt = 1;
     let end = loop {
         host.begin_attempt(attempt);
@@ -724,10 +740,8 @@ async fn run_job(shared: Arc<Shared>, graph: Graph, job: Job, around: Arc<Around
             }
         }
     };
-    // Answers that were never reached stay with the question they were given for.
-    let answers = std::mem::take(&mut lock(&host.answers).given);
     let chain = lock(&host.chain).take();
-    JobEnd { task_id, end, answers, chain }
+    JobEnd { task_id, end, exchange: host.exchange(), chain }
 }
 
 /// How long to wait before the next attempt; `None`: no more attempts.

@@ -14,7 +14,7 @@ use super::log;
 use super::{EventStream, Runtime, RuntimeError};
 use crate::model::event::is_record;
 use crate::model::{CancelAction, Event, EventId, Json, Run, RunId, Scope, ThreadId, ThreadKey};
-use crate::storage::Notice;
+use crate::storage::{CancelRequest, Notice};
 
 /// How often to look at a run that another process executes, when no notice comes.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -48,8 +48,8 @@ impl Runtime {
                 Ok(Pumped::Ended) => {}
                 Ok(Pumped::Left) if cancel => {
                     let reason = Some("the client went away".to_owned());
-                    let action = CancelAction::Interrupt;
-                    let _ = runtime.cancel(&scope, &thread, run_id, action, reason, false).await;
+                    let request = CancelRequest { action: CancelAction::Interrupt, actor: None, reason };
+                    let _ = runtime.cancel(&scope, &thread, run_id, &request, false).await;
                 }
                 Ok(Pumped::Left) => {}
                 Err(error) => tracing::warn!(run.id = %run_id, %error, "a listener was cut off"),

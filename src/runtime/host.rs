@@ -11,10 +11,11 @@ use super::executor::{Around, GraphEnd, GraphRun, run_graph};
 use super::messages;
 use super::shared::{Shared, lock};
 use super::turns::rounds;
-use crate::engine::execution::Input;
+use crate::engine::execution::{Input, Job};
 use crate::engine::ids;
 use crate::engine::step::Task;
-use crate::graph::context::{Host, Question};
+use crate::graph::Question;
+use crate::graph::context::Host;
 use crate::graph::node::{Checkpointing, Graph, NodeError};
 use crate::model::{Interrupt, Item, Json, StreamMode};
 use crate::storage::{ItemFilter, ItemMatch, NewItem, Page};
@@ -37,25 +38,59 @@ pub(crate) struct TaskHost {
 #[derive(Default)]
 pub(crate) struct Answers {
     pub(crate) given: Vec<Json>,
+    /// How many of them an earlier execution took: they were good then.
+    recorded: usize,
+    /// What this execution asked, in order.
+    asked: Vec<Asked>,
+    /// The first question whose answer was not what it asks for.
+    refused: Option<usize>,
     /// Asked, without an answer.
     pub(crate) pending: Vec<Interrupt>,
     /// A graph inside stopped at a breakpoint, or ended otherwise than by an output.
     pub(crate) inner: Option<GraphEnd>,
 }
 
+/// A question of a task.
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    pub(crate) interrupt: Interrupt,
+    /// Its response schema refuses answers; otherwise it is only shown.
+    pub(crate) checked: bool,
+}
+
+/// What a job asked and the answers it took, both in order. There may be more answers than questions: those that were
+/// never reached stay with the question they were given for.
+#[derive(Debug, Default)]
+pub(crate) struct Exchange {
+    pub(crate) asked: Vec<Asked>,
+    pub(crate) answers: Vec<Json>,
+}
+
 impl TaskHost {
-    pub(crate) fn new(shared: Arc<Shared>, around: Arc<Around>, task: Arc<Task>, given: Vec<Json>) -> TaskHost {
-        let answers = Mutex::new(Answers { given, ..Answers::default() });
+    pub(crate) fn new(shared: Arc<Shared>, around: Arc<Around>, job: &Job) -> TaskHost {
+        let answers = Answers { given: job.answers.clone(), recorded: job.recorded, ..Answers::default() };
+        let (answers, task) = (Mutex::new(answers), Arc::clone(&job.task));
         TaskHost { shared, around, task, answers, alive: Notify::new(), calls: Mutex::new(0), chain: Mutex::default() }
     }
 
     /// Forgets what an attempt asked; answers stay.
     pub(crate) fn begin_attempt(&self, attempt: u32) {
         let mut answers = lock(&self.answers);
+        answers.asked.clear();
+        answers.refused = None;
         answers.pending.clear();
         answers.inner = None;
         let chain = NodeChain::begin(&self.shared, &self.around, &self.task, attempt);
         *lock(&self.chain) = chain.map(Arc::new);
+    }
+
+    /// What was asked and answered, once the job has ended. An answer that was refused is not among them: its question
+    /// stays open.
+    pub(crate) fn exchange(&self) -> Exchange {
+        let mut answers = lock(&self.answers);
+        let mut given = std::mem::take(&mut answers.given);
+        given.truncate(answers.refused.unwrap_or(usize::MAX));
+        Exchange { asked: std::mem::take(&mut answers.asked), answers: given }
     }
 
     /// Runs a graph inside this task. `Err` is control flow: the caller must stop.
@@ -192,22 +227,30 @@ impl Host for TaskHost {
         self.alive.notify_one();
     }
 
-    fn answer(&self, index: usize, question: Question) -> Result<Json, NodeError> {
+    fn answer(&self, index: usize, question: &Question) -> Result<Json, NodeError> {
         let mut answers = lock(&self.answers);
-        if index >= answers.given.len()
-            && let Some(plain) = lock(&self.shared.plain_answer).take()
-        {
-            answers.given.push(plain);
-            self.shared.plain_spent.store(true, Ordering::Relaxed);
-        }
-        match answers.given.get(index).cloned() {
-            Some(answer) => Ok(answer),
-            None => {
-                let id = ids::interrupt(&self.task.ns, index);
-                answers.pending = vec![question.with_id(id)];
-                Err(NodeError::Interrupted)
+        let interrupt = question.with_id(ids::interrupt(&self.task.ns, index));
+        answers.asked.push(Asked { interrupt: interrupt.clone(), checked: question.is_checked() });
+        if index >= answers.given.len() {
+            let mut plain = lock(&self.shared.plain_answer);
+            if let Some(answer) = plain.as_ref() {
+                // One that is refused stays where it is: null input is refused again, until another answer comes.
+                question.check(answer)?;
+                answers.given.extend(plain.take());
+                self.shared.plain_spent.store(true, Ordering::Relaxed);
             }
         }
+        let Some(answer) = answers.given.get(index).cloned() else {
+            answers.pending = vec![interrupt];
+            return Err(NodeError::Interrupted);
+        };
+        if index >= answers.recorded
+            && let Err(error) = question.check(&answer)
+        {
+            answers.refused.get_or_insert(index);
+            return Err(error.into());
+        }
+        Ok(answer)
     }
 
     fn drain(&self, reason: &str) {

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::json;
 
-use super::Runtime;
 use super::chain_events;
 use super::commit::Committer;
 use super::events::Events;
@@ -17,6 +16,7 @@ use super::runs::merged;
 use super::shared::{Outgoing, Replay, Shared, View, lock};
 use super::turns::Turns;
 use super::worker::{Active, StopReason};
+use super::{EXPLAIN_STRICT_RESUME, Runtime};
 use crate::engine::command::Command;
 use crate::engine::execution::{Input, Loaded};
 use crate::engine::{EngineError, ids};
@@ -40,8 +40,7 @@ struct Ending {
 }
 
 impl Ending {
-    fn failed(error: &EngineError) -> Ending {
-        let info = error.info();
+    fn failed(info: ErrorInfo) -> Ending {
         Ending {
             view: None,
             status: RunStatus::Error,
@@ -93,7 +92,7 @@ impl Runtime {
             }
             Err(Refused::Run(error)) => {
                 events.tell("error".to_owned(), Json::of(&error.info()).unwrap_or_default());
-                Outcome::Ended(Ending::failed(&error))
+                Outcome::Ended(Ending::failed(error.info()))
             }
         };
         self.conclude(ending, &committer, &events, &live, &claimed, announce).await;
@@ -217,6 +216,7 @@ impl Runtime {
             modes: shared_modes,
             subgraphs: kwargs.subgraphs,
             strict_resume: configurable.get("__pregel_strict_resume").is_some_and(|strict| strict.value() == true),
+            explains_strict_resume: configurable.get(EXPLAIN_STRICT_RESUME).is_some_and(|told| told.value() == true),
             config: kwargs.config.clone(),
             context: kwargs.context.clone(),
             committer: committer.clone(),
@@ -336,8 +336,12 @@ impl Runtime {
             values: Some(values.clone()),
         };
         let failed = |error: &EngineError| {
-            shared.emit_named("error".to_owned(), Json::of(&error.info()).unwrap_or_default());
-            Outcome::Ended(Ending { view: view.document(), values: Some(values.clone()), ..Ending::failed(error) })
+            let mut info = error.info();
+            if error.is_unknown_interrupt() && shared.explains_strict_resume {
+                info.message.clone_from(&error.message);
+            }
+            shared.emit_named("error".to_owned(), Json::of(&info).unwrap_or_default());
+            Outcome::Ended(Ending { view: view.document(), values: Some(values.clone()), ..Ending::failed(info) })
         };
         match end {
             GraphEnd::Done(_) | GraphEnd::Interrupted(_) => Outcome::Ended(done(RunStatus::Success)),
@@ -357,12 +361,12 @@ impl Runtime {
                     }
                     Some(StopReason::Timeout) => {
                         let limit = self.inner.settings.run_timeout.as_secs_f64();
-                        let error = EngineError::new("RunTimeout", format!("the run took longer than {limit}s"));
-                        shared.emit_named("error".to_owned(), Json::of(&error.info()).unwrap_or_default());
+                        let info = EngineError::new("RunTimeout", format!("the run took longer than {limit}s")).info();
+                        shared.emit_named("error".to_owned(), Json::of(&info).unwrap_or_default());
                         Outcome::Ended(Ending {
                             status: RunStatus::Timeout,
                             values: Some(values.clone()),
-                            ..Ending::failed(&error)
+                            ..Ending::failed(info)
                         })
                     }
                     Some(StopReason::LeaseLost) | None => Outcome::LeaseLost,

@@ -1,5 +1,6 @@
 //! When it happens: moves runs through engine and storage. [`Runtime`] is the handle that HTTP holds.
 
+mod answers;
 mod assistants;
 mod cache;
 mod chain_events;
@@ -17,6 +18,7 @@ mod messages;
 mod nodes;
 pub mod persist;
 pub mod protocol;
+mod questions;
 pub mod request;
 pub mod retention;
 mod runs;
@@ -51,7 +53,7 @@ pub use crons::{CronRequest, CronSettings};
 pub use error::RuntimeError;
 pub use events::Outcome;
 pub(crate) use persist::written_by;
-pub use request::{AssistantName, HistoryQuery, RunRequest, StateUpdate, Submitted};
+pub use request::{Answer, AssistantName, HistoryQuery, RunRequest, StateUpdate, Submitted};
 pub use retention::StorageReport;
 pub use tail::ProtocolStream;
 pub use thread_stream::ThreadStream;
@@ -84,6 +86,9 @@ pub struct Settings {
     pub crons: CronSettings,
     pub webhooks: WebhookSettings,
 }
+
+/// In `configurable`: a run that strict resume refuses says why. Without it the reason is masked, as the reference does.
+pub const EXPLAIN_STRICT_RESUME: &str = "__explain_strict_resume";
 
 /// Events of one run, in order, ending when the run has ended and its final status is committed.
 pub type EventStream = BoxStream<'static, Event>;

@@ -74,5 +74,17 @@ pub struct StateUpdate {
     pub command: Option<Json>,
     pub as_node: Option<String>,
     pub at: CheckpointRef,
+    /// Who changes it and why: kept in the metadata of the checkpoint.
     pub actor: Option<String>,
+    pub reason: Option<String>,
+}
+
+/// An answer to a pending question.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub thread: ThreadId,
+    pub interrupt_id: String,
+    pub answer: Json,
+    /// Where it is in the request, for messages: `answers[2].`, or nothing.
+    pub place: String,
 }

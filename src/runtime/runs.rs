@@ -298,9 +298,9 @@ impl Runtime {
             }
             if sender.is_closed() {
                 let reason = Some("the client went away".to_owned());
+                let request = CancelRequest { action: CancelAction::Interrupt, actor: None, reason };
                 // Of a run that has ended nothing is left to cancel.
-                let _ =
-                    runtime.cancel(&scope, &run.thread_id, run.run_id, CancelAction::Interrupt, reason, false).await;
+                let _ = runtime.cancel(&scope, &run.thread_id, run.run_id, &request, false).await;
             }
         });
         ReceiverStream::new(receiver).boxed()
@@ -313,13 +313,11 @@ impl Runtime {
         scope: &Scope,
         thread: &ThreadId,
         run_id: RunId,
-        action: CancelAction,
-        reason: Option<String>,
+        request: &CancelRequest,
         wait: bool,
     ) -> Result<(), RuntimeError> {
         let target = CancelTarget::Runs { thread_id: thread.clone(), run_ids: vec![run_id] };
-        let request = CancelRequest { action, actor: None, reason };
-        let cancelled = self.storage().cancel_runs(scope, &target, &request).await?;
+        let cancelled = self.storage().cancel_runs(scope, &target, request).await?;
         let Some(cancelled) = cancelled.first() else { return Err(RuntimeError::RunNotFound(run_id)) };
         if cancelled.running && wait {
             self.wait_for_end(scope, thread, run_id).await?;

@@ -12,6 +12,7 @@ use super::commit::Committer;
 use super::events::Events;
 use super::log::{self, Known};
 use super::persist::{Stored, Writer};
+use super::questions;
 use super::turns::Turns;
 use crate::engine::chunk::{Chunk, Wanted};
 use crate::engine::execution::{Draft, Effect, Snapshot};
@@ -19,7 +20,7 @@ use crate::engine::record::TaskRecord;
 use crate::model::{
     CheckpointId, Durability, Fields, Interrupt, Json, RunId, Scope, StreamMode, ThreadId, ThreadKey, Timestamp,
 };
-use crate::storage::StepRows;
+use crate::storage::{InterruptRow, StepRows};
 
 /// Locks, whatever happened to the last holder: the data is replaced as a whole, never left half-way.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -45,6 +46,7 @@ pub(crate) struct Shared {
     pub(crate) modes: HashSet<StreamMode>,
     pub(crate) subgraphs: bool,
     pub(crate) strict_resume: bool,
+    pub(crate) explains_strict_resume: bool,
     pub(crate) committer: Committer,
     pub(crate) turns: Turns,
     /// Items are read beside each other, and written when nobody reads.
@@ -122,6 +124,8 @@ pub(crate) struct Outgoing {
     known: HashMap<String, Known>,
     /// Durability `exit`: the last checkpoint of each namespace and the records on it, until the end.
     held: BTreeMap<String, Held>,
+    /// Durability `exit`: what was asked and answered, until the end.
+    held_questions: Vec<InterruptRow>,
 }
 
 #[derive(Default)]
@@ -139,6 +143,7 @@ impl Outgoing {
             bases: HashMap::new(),
             known: HashMap::new(),
             held: BTreeMap::new(),
+            held_questions: Vec::new(),
         }
     }
 }
@@ -217,6 +222,14 @@ impl Shared {
         }
     }
 
+    /// Takes in what was asked and answered, to be stored with the writes it belongs to.
+    pub(crate) fn take_questions(&self, rows: Vec<InterruptRow>) {
+        let mut store = lock(&self.outgoing);
+        let is_held = self.durability == Durability::Exit;
+        let store = &mut *store;
+        questions::merge(if is_held { &mut store.held_questions } else { &mut store.writer.rows.interrupts }, rows);
+    }
+
     /// Hands the rows collected so far, and what was told of them, to the committer.
     pub(crate) fn push(&self, urgent: bool) {
         let mut store = lock(&self.outgoing);
@@ -232,6 +245,9 @@ impl Shared {
     pub(crate) fn store_held(&self, ns: &str) {
         let mut store = lock(&self.outgoing);
         let store = &mut *store;
+        if ns.is_empty() {
+            questions::merge(&mut store.writer.rows.interrupts, std::mem::take(&mut store.held_questions));
+        }
         let Some(held) = store.held.remove(ns) else { return };
         let mut at = held.parent.clone();
         if let Some(mut draft) = held.draft {

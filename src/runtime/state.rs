@@ -1,6 +1,7 @@
 //! A thread's state as callers see it: read, history, and changes from outside a run.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -189,10 +190,11 @@ impl Runtime {
         update: StateUpdate,
     ) -> Result<Cursor, RuntimeError> {
         let edits = vec![vec![edit_of(&update)?]];
-        self.edit(scope, thread, &update.at, &edits, false).await
+        self.edit(scope, thread, &update.at, &edits, &attribution(&update), false).await
     }
 
-    /// Applies supersteps of edits in one commit, as an import does; returns the last checkpoint.
+    /// Applies supersteps of edits in one commit, as an import does; returns the last checkpoint. All of them are said to
+    /// be by the actor of the first update, for its reason.
     pub async fn update_state_in_bulk(
         &self,
         scope: &Scope,
@@ -203,7 +205,8 @@ impl Runtime {
             .iter()
             .map(|updates| updates.iter().map(edit_of).collect())
             .collect::<Result<Vec<Vec<Edit>>, _>>()?;
-        self.edit(scope, thread, &CheckpointRef::default(), &edits, true).await
+        let by = supersteps.iter().flatten().next().map(attribution).unwrap_or_default();
+        self.edit(scope, thread, &CheckpointRef::default(), &edits, &by, true).await
     }
 
     async fn edit(
@@ -212,6 +215,7 @@ impl Runtime {
         thread: &ThreadId,
         at: &CheckpointRef,
         edits: &[Vec<Edit>],
+        by: &Fields,
         is_bulk: bool,
     ) -> Result<Cursor, RuntimeError> {
         let thread = self.thread(scope, thread).await?;
@@ -273,7 +277,10 @@ impl Runtime {
         let mut writer = Writer::new(None);
         for effect in effects {
             match effect {
-                Effect::Checkpoint(draft) => writer.put_checkpoint(&draft, &mut base),
+                Effect::Checkpoint(mut draft) => {
+                    Arc::make_mut(&mut draft.extra).extend(by.clone());
+                    writer.put_checkpoint(&draft, &mut base);
+                }
                 Effect::Writes { checkpoint_id, record } => writer.put_record(&ns, &checkpoint_id, &record),
                 Effect::Chunk(_) => {}
             }
@@ -394,6 +401,12 @@ fn edit_of(update: &StateUpdate) -> Result<Edit, RuntimeError> {
         edit.values = Output::Command(Command::from_json(command)?);
     }
     Ok(edit)
+}
+
+/// Who made an edit and why, as its checkpoints' metadata say it: only what was given.
+fn attribution(update: &StateUpdate) -> Fields {
+    let given = [("actor", &update.actor), ("reason", &update.reason)];
+    given.into_iter().filter_map(|(key, text)| Some((key.to_owned(), Json::from(text.as_deref()?)))).collect()
 }
 
 fn edit_options(

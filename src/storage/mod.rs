@@ -24,6 +24,7 @@ pub mod checkpoints;
 pub mod connect;
 pub mod crons;
 pub mod idempotency;
+pub mod interrupts;
 pub mod items;
 pub mod retention;
 pub mod runs;
@@ -47,6 +48,7 @@ pub use checkpoints::{
 };
 pub use crons::{CronFilter, CronFired, CronReplaced, CronSort, CronTick, Crons, DueCron, DueCrons};
 pub use idempotency::{IdempotencyKey, IdempotencyKeys, KeyRow};
+pub use interrupts::{InterruptChange, InterruptCursor, InterruptFilter, InterruptRow, Interrupts};
 pub use items::{ItemFilter, ItemMatch, Items, NamespaceFilter, NewItem};
 pub use retention::{ExpiredThread, Kept, Pruned, Retention, STEP_ROWS, Size, ThreadSizes};
 pub use runs::{
@@ -117,6 +119,7 @@ pub trait Storage:
     + Retention
     + Runs
     + Checkpoints
+    + Interrupts
     + Items
     + Crons
     + Webhooks

@@ -31,15 +31,15 @@ pub(crate) fn driver_error(error: sqlx::Error) -> StorageError {
     }
 }
 
-/// Defines `thread_from`, `run_from`, `cancel_from`, `checkpoint_from`, `log_from`, `event_from`, `assistant_from` and
-/// `item_from` for a row type.
+/// Defines `thread_from`, `run_from`, `cancel_from`, `checkpoint_from`, `log_from`, `event_from`, `assistant_from`,
+/// `interrupt_from` and `item_from` for a row type.
 macro_rules! define_rows {
     ($row:ty) => {
         use sqlx::Row as _;
 
         use crate::model::{
-            Assistant, CancelAction, CheckpointSource, EventId, Item, MultitaskStrategy, Run, RunStatus, Thread,
-            ThreadId, ThreadKey, ThreadStatus, Timestamp,
+            Assistant, CancelAction, CheckpointSource, EventId, InterruptRecord, InterruptStatus, Item,
+            MultitaskStrategy, Run, RunStatus, Thread, ThreadId, ThreadKey, ThreadStatus, Timestamp,
         };
         use crate::storage::encoding::{self, Place};
         use crate::storage::{CancelRequest, CheckpointRow, LogRow, Result, StorageError, StoredEvent};
@@ -105,6 +105,7 @@ macro_rules! define_rows {
                 created_at: Timestamp(get(row, "run_created_at")?),
                 updated_at: Timestamp(get(row, "run_updated_at")?),
                 error: encoding::error_info(codec, get(row, "run_error")?, at("error"))?,
+                actor: get::<Option<String>>(row, "actor")?.map(encoding::show_nul),
             })
         }
 
@@ -188,6 +189,51 @@ macro_rules! define_rows {
                 updated_at: Timestamp(get(row, "updated_at")?),
                 version: get(row, "version")?,
             })
+        }
+
+        /// The columns of an interrupt `i` and its thread `t`, as the backend selects them.
+        pub(super) fn interrupt_from(row: &$row) -> Result<(ThreadKey, InterruptRecord)> {
+            let key: uuid::Uuid = get(row, "thread_key")?;
+            let interrupt_id: String = get(row, "interrupt_id")?;
+            let thread: String = get(row, "thread_name")?;
+            let name = format!("{key}/{interrupt_id}");
+            let at = |column| Place { table: "interrupts", column, id: &name };
+            let codec: i16 = get(row, "codec")?;
+            let read = |column| {
+                let bytes: Option<Vec<u8>> = get(row, column)?;
+                bytes.map(|bytes| encoding::json(codec, bytes, at(column))).transpose()
+            };
+            let (head, root): (Option<String>, String) = (get(row, "thread_head")?, get(row, "root_checkpoint_id")?);
+            let answered_at: Option<i64> = get(row, "answered_at")?;
+            let withdrawn_run: Option<uuid::Uuid> = get(row, "withdrawn_run")?;
+            let status = match (answered_at, withdrawn_run) {
+                (Some(_), _) => InterruptStatus::Answered,
+                (None, None) if head.as_ref() == Some(&root) => InterruptStatus::Pending,
+                _ => InterruptStatus::Dropped,
+            };
+            let record = InterruptRecord {
+                thread_id: ThreadId::parse(&thread)
+                    .map_err(|error| Place { table: "threads", column: "name", id: &key }.corrupt(error.0))?,
+                status,
+                graph_id: get(row, "graph_id")?,
+                assistant_id: get(row, "assistant_id")?,
+                node: get(row, "node")?,
+                task_id: get(row, "task_id")?,
+                checkpoint_ns: get(row, "ns")?,
+                checkpoint_id: get(row, "checkpoint_id")?,
+                root_checkpoint_id: root,
+                run_id: get(row, "run_id")?,
+                value: read("question")?.ok_or_else(|| at("question").corrupt("no value"))?,
+                response_schema: read("response_schema")?,
+                checked: get(row, "checked")?,
+                asked_at: Timestamp(get(row, "asked_at")?),
+                answer: read("answer")?,
+                answered_at: answered_at.map(Timestamp),
+                answered_by: get::<Option<String>>(row, "answered_by")?.map(encoding::show_nul),
+                answered_run_id: get(row, "answered_run")?,
+                interrupt_id,
+            };
+            Ok((ThreadKey(key), record))
         }
 
         pub(super) fn item_from(row: &$row) -> Result<Item> {

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::checkpoints::{CheckpointRow, LogRow, Payload, TaskWritesRow};
+use super::interrupts::InterruptRow;
 use super::webhooks::WebhookEnd;
 use super::{Page, Result};
 use crate::model::{
@@ -58,7 +59,7 @@ pub struct NewRun {
     pub temporary: bool,
     /// Claim the run in the inserting operation if nothing else is active on the thread and `after` is zero.
     pub claim: Option<Claim>,
-    /// Who asked for what this cancels: shown as the reason of runs cancelled by the strategy.
+    /// Who asked for it: kept with the run, with the answers it brings, and with runs cancelled by the strategy.
     pub actor: Option<String>,
     /// Where the end of the run is told: an outbox row, written with the run.
     pub webhook: Option<String>,
@@ -157,8 +158,8 @@ pub struct RunEnd {
     pub announce: bool,
 }
 
-/// Rows of one or more supersteps, inserted together. Except for task writes, a row that is there already stays as it is:
-/// a commit repeated after its answer was lost changes nothing.
+/// Rows of one or more supersteps, inserted together. Except for task writes and interrupts, a row that is there already
+/// stays as it is: a commit repeated after its answer was lost changes nothing.
 #[derive(Debug, Clone, Default)]
 pub struct StepRows {
     pub checkpoints: Vec<CheckpointRow>,
@@ -167,6 +168,8 @@ pub struct StepRows {
     /// Inserted unless the thread has that hash already.
     pub payloads: Vec<Payload>,
     pub log: Vec<LogRow>,
+    /// Questions asked, answered and withdrawn; by a run only.
+    pub interrupts: Vec<InterruptRow>,
     /// The new head of the root namespace.
     pub head: Option<CheckpointId>,
 }
@@ -174,7 +177,11 @@ pub struct StepRows {
 impl StepRows {
     /// Nothing to write.
     pub fn is_empty(&self) -> bool {
-        self.checkpoints.is_empty() && self.task_writes.is_empty() && self.payloads.is_empty() && self.log.is_empty()
+        self.checkpoints.is_empty()
+            && self.task_writes.is_empty()
+            && self.payloads.is_empty()
+            && self.log.is_empty()
+            && self.interrupts.is_empty()
     }
 }
 

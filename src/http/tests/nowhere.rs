@@ -83,6 +83,20 @@ impl Assistants for Nowhere {
 }
 
 #[async_trait]
+impl Interrupts for Nowhere {
+    async fn list_interrupts(
+        &self,
+        _: &Scope,
+        _: &InterruptFilter,
+        _: bool,
+        _: Option<&InterruptCursor>,
+        _: i64,
+    ) -> Result<Vec<(ThreadKey, InterruptRecord)>> {
+        gone()
+    }
+}
+
+#[async_trait]
 impl Threads for Nowhere {
     async fn create_thread(&self, _: &Scope, _: NewThread) -> Result<ThreadCreated> {
         gone()

@@ -33,6 +33,7 @@ mod assistants;
 mod checkpoints;
 mod crons;
 mod idempotency;
+mod interrupts;
 mod items;
 mod listen;
 mod retention;
@@ -49,6 +50,11 @@ mod rows {
 
 const MIGRATIONS: &[Migration] = &[
     Migration { version: 1, name: "0001_init", sql: include_str!("../../../migrations/postgres/0001_init.sql") },
+    Migration {
+        version: 2,
+        name: "0002_interrupts",
+        sql: include_str!("../../../migrations/postgres/0002_interrupts.sql"),
+    },
     Migration {
         version: 6,
         name: "0006_assistants",

@@ -81,6 +81,7 @@ pub(super) async fn delete_thread_rows(conn: &mut PgConnection, key: ThreadKey) 
          drop_task_writes AS (DELETE FROM task_writes WHERE thread_key = $1),
          drop_payloads AS (DELETE FROM payloads WHERE thread_key = $1),
          drop_log AS (DELETE FROM channel_log WHERE thread_key = $1),
+         drop_interrupts AS (DELETE FROM interrupts WHERE thread_key = $1),
          drop_ticks AS (DELETE FROM cron_ticks WHERE cron_id IN (SELECT cron_id FROM crons WHERE thread_key = $1)),
          drop_crons AS (DELETE FROM crons WHERE thread_key = $1),
          drop_webhooks AS (DELETE FROM webhooks WHERE thread_key = $1 AND state = 'waiting')
@@ -150,6 +151,15 @@ const COPY_ROWS: &str = "
     copy_payloads AS (
         INSERT INTO payloads (thread_key, hash, tenant, codec, value)
         SELECT $2, hash, tenant, codec, value FROM payloads WHERE thread_key = $1
+    ),
+    copy_interrupts AS (
+        INSERT INTO interrupts (thread_key, interrupt_id, tenant, ns, checkpoint_id, root_checkpoint_id, task_id, node,
+                                graph_id, assistant_id, run_id, codec, question, response_schema, checked, asked_at,
+                                answer, answered_at, answered_by, answered_run, withdrawn_run)
+        SELECT $2, interrupt_id, tenant, ns, checkpoint_id, root_checkpoint_id, task_id, node, graph_id, assistant_id,
+               run_id, codec, question, response_schema, checked, asked_at, answer, answered_at, answered_by,
+               answered_run, withdrawn_run
+        FROM interrupts WHERE thread_key = $1
     )
     INSERT INTO channel_log (thread_key, ns, channel, branch, start, tenant, count, run_id, codec, items)
     SELECT $2, ns, channel, branch, start, tenant, count, run_id, codec, items

@@ -31,6 +31,7 @@ mod assistants;
 mod checkpoints;
 mod crons;
 mod idempotency;
+mod interrupts;
 mod items;
 mod retention;
 mod runs;
@@ -46,6 +47,11 @@ mod rows {
 
 const MIGRATIONS: &[Migration] = &[
     Migration { version: 1, name: "0001_init", sql: include_str!("../../../migrations/sqlite/0001_init.sql") },
+    Migration {
+        version: 2,
+        name: "0002_interrupts",
+        sql: include_str!("../../../migrations/sqlite/0002_interrupts.sql"),
+    },
     Migration {
         version: 6,
         name: "0006_assistants",

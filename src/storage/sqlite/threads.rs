@@ -89,6 +89,7 @@ pub(super) async fn delete_thread_rows(conn: &mut SqliteConnection, key: ThreadK
         "DELETE FROM task_writes WHERE thread_key = $1",
         "DELETE FROM payloads WHERE thread_key = $1",
         "DELETE FROM channel_log WHERE thread_key = $1",
+        "DELETE FROM interrupts WHERE thread_key = $1",
         "DELETE FROM events WHERE thread_key = $1",
         "DELETE FROM cron_ticks WHERE cron_id IN (SELECT cron_id FROM crons WHERE thread_key = $1)",
         "DELETE FROM crons WHERE thread_key = $1",
@@ -245,6 +246,13 @@ async fn copy_thread(write: &mut Write, scope: Scope, from: ThreadId, to: Thread
         "INSERT INTO channel_log (thread_key, ns, channel, branch, start, tenant, count, run_id, codec, items)
          SELECT $2, ns, channel, branch, start, tenant, count, run_id, codec, items
          FROM channel_log WHERE thread_key = $1",
+        "INSERT INTO interrupts (thread_key, interrupt_id, tenant, ns, checkpoint_id, root_checkpoint_id, task_id, node,
+                                 graph_id, assistant_id, run_id, codec, question, response_schema, checked, asked_at,
+                                 answer, answered_at, answered_by, answered_run, withdrawn_run)
+         SELECT $2, interrupt_id, tenant, ns, checkpoint_id, root_checkpoint_id, task_id, node, graph_id, assistant_id,
+                run_id, codec, question, response_schema, checked, asked_at, answer, answered_at, answered_by,
+                answered_run, withdrawn_run
+         FROM interrupts WHERE thread_key = $1",
     ] {
         let mut query = sqlx::query(statement).bind(source.0).bind(target.0);
         if statement.contains("$4") {

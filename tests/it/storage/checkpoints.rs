@@ -236,6 +236,7 @@ async fn damaged_bytes_name_their_place(lab: Lab) {
         task_writes: vec![task_writes("c1", "task", Some(id(1)), "[]")],
         payloads: vec![Payload { hash: [1; 16], value: json("1") }],
         log: vec![log(0, 0, "[1]", None)],
+        interrupts: vec![interrupt("q1", "c1", InterruptChange::Asked)],
         head: Some("c1".into()),
     };
     let all = StepCommit { events: vec![event(1, id(1))], ..step(running.lease, rows, None) };

@@ -23,6 +23,7 @@ async fn a_step_commits_everything_at_once(lab: Lab) {
         task_writes: vec![task_writes("c2", "task", Some(id(1)), "[1]")],
         payloads: vec![Payload { hash: [1; 16], value: json("1") }],
         log: vec![log(0, 0, "[1]", Some(id(1)))],
+        interrupts: vec![interrupt("q1", "c2", InterruptChange::Asked)],
         head: Some("c2".into()),
     };
     let all = StepCommit { events: vec![event(3, id(1)), event(4, id(1))], ..step(mine.lease, rows, None) };
@@ -33,6 +34,8 @@ async fn a_step_commits_everything_at_once(lab: Lab) {
     let head = storage.load_checkpoint(&TENANT, key("t"), "", &Which::Latest).await.unwrap().unwrap();
     assert_eq!((head.row.id.as_str(), head.writes.len(), head.row.run_id), ("c2", 1, Some(id(1))));
     assert_eq!(storage.read_events(&TENANT, key("t"), None, EventId(0), 9).await.unwrap().len(), 2);
+    let asked = storage.list_interrupts(&TENANT, &InterruptFilter::default(), true, None, 9).await.unwrap();
+    assert_eq!((asked.len(), asked[0].1.status), (1, InterruptStatus::Pending));
     assert!(storage.commit_steps(&TENANT, &[]).await.unwrap().is_empty());
     // Task writes alone are no progress and move no times.
     let flush = StepRows { task_writes: vec![task_writes("c2", "b", Some(id(1)), "[]")], ..StepRows::default() };

@@ -17,6 +17,7 @@ mod claims;
 mod commits;
 mod crons;
 mod idempotency;
+mod interrupts;
 mod items;
 mod retention;
 mod runs;
@@ -212,6 +213,22 @@ fn log(branch: i64, from: i64, items: &str, run_id: Option<Uuid>) -> LogRow {
     let items = json(items);
     let count = items.items().unwrap().len() as i64;
     LogRow { ns: String::new(), channel: "messages".into(), branch, start: from, count, run_id, items }
+}
+
+/// What a commit says about a question of the root graph.
+fn interrupt(interrupt_id: &str, checkpoint_id: &str, change: InterruptChange) -> InterruptRow {
+    InterruptRow {
+        id: interrupt_id.into(),
+        ns: String::new(),
+        checkpoint_id: checkpoint_id.into(),
+        root_checkpoint_id: checkpoint_id.into(),
+        task_id: "task".into(),
+        node: "approve".into(),
+        question: json(r#"{"ok?":1}"#),
+        response_schema: Some(json(r#"{"type":"boolean"}"#)),
+        checked: true,
+        change,
+    }
 }
 
 fn event(event_id: i64, run_id: Uuid) -> StoredEvent {

@@ -92,6 +92,7 @@ async fn with_states(storage: &SharedStorage, ttl: Option<Ttl>) {
         ],
         payloads: vec![payload(1), payload(2)],
         log: vec![log(7, 0, "[0,1]", None), log(7, 2, "[2]", None), log(8, 0, "[9]", None)],
+        interrupts: Vec::new(),
         head: Some("c3".into()),
     };
     let ended = step(lease, rows, end(RunStatus::Success, ThreadStatus::Idle));

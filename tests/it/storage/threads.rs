@@ -213,6 +213,7 @@ async fn a_copy_has_the_state_but_not_the_runs(lab: Lab) {
         task_writes: vec![task_writes("c1", "task", Some(id(1)), "[1]")],
         payloads: vec![Payload { hash: [7; 16], value: json("\"seven\"") }],
         log: vec![log(0, 0, "[1,2]", Some(id(1)))],
+        interrupts: vec![interrupt("q1", "c1", InterruptChange::Asked)],
         head: Some("c1".into()),
     };
     let ended = end(RunStatus::Success, ThreadStatus::Interrupted);
@@ -221,6 +222,9 @@ async fn a_copy_has_the_state_but_not_the_runs(lab: Lab) {
     let copy = storage.copy_thread(&TENANT, &tid("from"), &tid("to")).await.unwrap().unwrap();
     assert_eq!((copy.head.as_deref(), copy.status, copy.last_event), (Some("c1"), ThreadStatus::Idle, 0));
     storage.delete_thread(&TENANT, &tid("from")).await.unwrap().unwrap();
+    let questions = storage.list_interrupts(&TENANT, &InterruptFilter::default(), true, None, 9).await.unwrap();
+    let [(_, question)] = questions.as_slice() else { panic!("not one question: {questions:?}") };
+    assert_eq!((&question.thread_id, question.status), (&tid("to"), InterruptStatus::Pending));
     let head = storage.load_checkpoint(&TENANT, key("to"), "", &Which::Latest).await.unwrap().unwrap();
     assert_eq!((head.row.id.as_str(), head.writes.len()), ("c1", 1));
     assert_eq!(storage.load_payloads(&TENANT, key("to"), &[[7; 16]]).await.unwrap()[0].value.text(), "\"seven\"");

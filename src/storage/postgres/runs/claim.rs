@@ -55,7 +55,7 @@ const CLAIM: &str = concat!(
         WHERE r.thread_key = picked.thread_key AND r.run_id = picked.run_id AND picked.attempts < $3
         RETURNING r.run_id, r.thread_key, r.tenant, r.assistant_id, r.graph_id, r.status, r.metadata, r.codec, r.kwargs,
                   r.error, r.multitask_strategy, r.attempts, r.input_applied, r.cancel_action, r.cancel_actor,
-                  r.cancel_reason, r.lease_epoch, r.created_at, r.updated_at
+                  r.cancel_reason, r.lease_epoch, r.created_at, r.updated_at, r.actor
     )
     SELECT picked.thread_key AS picked_thread, picked.run_id AS picked_run, (r.run_id IS NOT NULL) AS is_claimed, ",
     run_columns!(),

@@ -8,7 +8,7 @@ use sqlx::postgres::PgConnection;
 use super::super::rows::get;
 use super::super::threads::lock_thread;
 use super::super::{PostgresStorage, now, webhooks};
-use super::columns::{Members, Rows};
+use super::columns::{InterruptColumns, Members, Rows};
 use crate::model::Scope;
 use crate::storage::encoding;
 use crate::storage::rows::driver_error;
@@ -151,14 +151,54 @@ macro_rules! live_members {
     };
 }
 
-/// A batch in which no run ends.
-const COMMIT: &str =
-    concat!(live_members!(), " SELECT member, FALSE AS waiting, (SELECT COUNT(*) FROM shown) AS shown FROM live");
+/// Questions asked, answered and withdrawn: parameters 50-61. A part of its own, since hardly any commit has some.
+macro_rules! interrupt_upserts {
+    () => {
+        ",
+        put_interrupts AS (
+            INSERT INTO interrupts (thread_key, interrupt_id, tenant, ns, checkpoint_id, root_checkpoint_id, task_id,
+                                    node, graph_id, assistant_id, run_id, codec, question, response_schema, checked,
+                                    asked_at, answer, answered_at, answered_by, answered_run, withdrawn_run)
+            SELECT l.thread_key, i.interrupt_id, l.tenant, i.ns, i.checkpoint_id, i.root_checkpoint_id, i.task_id,
+                   i.node, r.graph_id, r.assistant_id, r.run_id, 0, i.question, i.response_schema, i.checked, clock.now,
+                   i.answer, CASE WHEN i.change = 'answered' THEN r.created_at END,
+                   CASE WHEN i.change = 'answered' THEN r.actor END,
+                   CASE WHEN i.change = 'answered' THEN r.run_id END,
+                   CASE WHEN i.change = 'withdrawn' THEN r.run_id END
+            FROM UNNEST($50::int[], $51::text[], $52::text[], $53::text[], $54::text[], $55::text[], $56::text[],
+                        $57::bytea[], $58::bytea[], $59::bool[], $60::text[], $61::bytea[])
+                AS i (member, interrupt_id, ns, checkpoint_id, root_checkpoint_id, task_id, node, question,
+                      response_schema, checked, change, answer)
+            JOIN live l ON l.member = i.member AND NOT l.gone
+            JOIN runs r ON r.thread_key = l.thread_key AND r.run_id = l.run_id
+            CROSS JOIN clock
+            ON CONFLICT (thread_key, interrupt_id) DO UPDATE SET
+                answer = EXCLUDED.answer, answered_at = EXCLUDED.answered_at, answered_by = EXCLUDED.answered_by,
+                answered_run = EXCLUDED.answered_run, withdrawn_run = EXCLUDED.withdrawn_run
+            -- Asking again opens what was closed; only what is not answered is answered or withdrawn.
+            WHERE CASE WHEN EXCLUDED.answered_at IS NULL AND EXCLUDED.withdrawn_run IS NULL
+                       THEN interrupts.answered_at IS NOT NULL OR interrupts.withdrawn_run IS NOT NULL
+                       ELSE interrupts.answered_at IS NULL END
+        )"
+    };
+}
 
-/// A batch in which runs end: temporary threads go, and whoever waits is told.
-const COMMIT_ENDS: &str = concat!(
-    live_members!(),
-    ",
+macro_rules! select_live {
+    () => {
+        " SELECT member, FALSE AS waiting, (SELECT COUNT(*) FROM shown) AS shown FROM live"
+    };
+}
+
+/// A batch in which no run ends.
+const COMMIT: &str = concat!(live_members!(), select_live!());
+
+/// The same with interrupts.
+const COMMIT_ASKS: &str = concat!(live_members!(), interrupt_upserts!(), select_live!());
+
+/// The end of runs: temporary threads go, and whoever waits is told.
+macro_rules! ends {
+    () => {
+        ",
     drop_lookup AS (DELETE FROM run_lookup x USING runs r, live l
                     WHERE l.gone AND r.thread_key = l.thread_key AND x.run_id = r.run_id),
     drop_runs AS (DELETE FROM runs x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
@@ -166,6 +206,7 @@ const COMMIT_ENDS: &str = concat!(
     drop_task_writes AS (DELETE FROM task_writes x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
     drop_payloads AS (DELETE FROM payloads x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
     drop_log AS (DELETE FROM channel_log x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
+    drop_interrupts AS (DELETE FROM interrupts x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
     drop_events AS (DELETE FROM events x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
     drop_threads AS (DELETE FROM threads x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
     ended AS MATERIALIZED (
@@ -184,7 +225,14 @@ const COMMIT_ENDS: &str = concat!(
     SELECT l.member, COALESCE(e.waiting, FALSE) AS waiting, (SELECT COUNT(*) FROM told) AS told,
            (SELECT COUNT(*) FROM shown) AS shown
     FROM live l LEFT JOIN ended e ON e.member = l.member"
-);
+    };
+}
+
+/// A batch in which runs end.
+const COMMIT_ENDS: &str = concat!(live_members!(), ends!());
+
+/// The same with interrupts.
+const COMMIT_ENDS_ASKS: &str = concat!(live_members!(), interrupt_upserts!(), ends!());
 
 /// Inserts for a locked thread: parameters 36-41.
 const INSERT_STATE: &str = concat!(
@@ -224,14 +272,25 @@ impl PostgresStorage {
     ) -> Result<()> {
         let mut columns = Rows::default();
         let mut members = Members::default();
+        let mut interrupts = InterruptColumns::default();
         for (member, index) in (0_i32..).zip(indexes) {
             let step = &batch[*index];
             columns.push(member, &step.rows, &step.events);
             members.push(member, step);
+            interrupts.push(member, &step.rows.interrupts);
         }
         let any_ends = indexes.iter().any(|index| batch[*index].end.is_some());
-        let query = sqlx::query(if any_ends { COMMIT_ENDS } else { COMMIT });
-        let query = members.bind(columns.bind(query)).bind(scope.filter());
+        let any_asks = indexes.iter().any(|index| !batch[*index].rows.interrupts.is_empty());
+        let query = sqlx::query(match (any_ends, any_asks) {
+            (false, false) => COMMIT,
+            (false, true) => COMMIT_ASKS,
+            (true, false) => COMMIT_ENDS,
+            (true, true) => COMMIT_ENDS_ASKS,
+        });
+        let mut query = members.bind(columns.bind(query)).bind(scope.filter());
+        if any_asks {
+            query = interrupts.bind(query);
+        }
         let hooks: Vec<(Lease, &RunEnd)> = indexes
             .iter()
             .filter_map(|index| Some((batch[*index].lease, batch[*index].end.as_ref()?)))

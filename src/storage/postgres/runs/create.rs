@@ -98,16 +98,16 @@ const CREATE: &str = concat!(
     r AS (
         INSERT INTO runs AS r (thread_key, run_id, tenant, assistant_id, graph_id, status, metadata, codec, kwargs,
                                multitask_strategy, attempts, input_applied, temporary, worker, lease_epoch, lease_until,
-                               run_at, created_at, updated_at)
+                               run_at, created_at, updated_at, actor)
         SELECT $1, $8, $2, $9, $4, CASE WHEN start.at_once THEN 'running' ELSE 'pending' END,
                $20::jsonb || COALESCE((SELECT snap.metadata FROM snap), '{}'::jsonb) || $10::jsonb, 0, $11,
                $7, start.at_once::int, FALSE, $12, CASE WHEN start.at_once THEN $14 END, start.at_once::int,
                CASE WHEN start.at_once THEN clock.now + $15 ELSE 0 END,
-               clock.now + $16, clock.now + $16, clock.now
+               clock.now + $16, clock.now + $16, clock.now, $17
         FROM taken, clock, start
         RETURNING r.run_id, r.thread_key, r.tenant, r.assistant_id, r.graph_id, r.status, r.metadata, r.codec, r.kwargs,
                   r.error, r.multitask_strategy, r.attempts, r.input_applied, r.cancel_action, r.cancel_actor,
-                  r.cancel_reason, r.lease_epoch, r.created_at, r.updated_at
+                  r.cancel_reason, r.lease_epoch, r.created_at, r.updated_at, r.actor
     ),
     told AS MATERIALIZED (
         SELECT pg_notify('session_store', 'p') FROM r WHERE r.status = 'pending'

@@ -32,6 +32,13 @@ pub(super) async fn delete_run_rows(conn: &mut PgConnection, key: ThreadKey, run
                                                         WHERE o.thread_key = $1 AND o.run_id = $2))
          ),
          drop_events AS (DELETE FROM events WHERE thread_key = $1 AND run_id = $2),
+         drop_interrupts AS (DELETE FROM interrupts WHERE thread_key = $1 AND run_id = $2),
+         open_interrupts AS (
+             -- The answer is taken back with the run that brought it; so is going on without one.
+             UPDATE interrupts SET answer = NULL, answered_at = NULL, answered_by = NULL, answered_run = NULL,
+                                   withdrawn_run = NULL
+             WHERE thread_key = $1 AND run_id <> $2 AND (answered_run = $2 OR withdrawn_run = $2)
+         ),
          drop_lookup AS (DELETE FROM run_lookup WHERE run_id = $2 AND thread_key = $1)
          DELETE FROM runs WHERE thread_key = $1 AND run_id = $2",
     )

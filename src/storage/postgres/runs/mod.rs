@@ -31,7 +31,8 @@ macro_rules! run_columns {
         "r.run_id, r.thread_key AS run_thread_key, t.name AS thread_name, r.assistant_id, r.graph_id AS run_graph_id, \
          r.status, r.metadata::text AS run_metadata, r.codec AS run_codec, r.kwargs, r.error AS run_error, \
          r.multitask_strategy, r.attempts, r.input_applied, r.cancel_action, r.cancel_actor, r.cancel_reason, \
-         r.lease_epoch, r.tenant AS run_tenant, r.created_at AS run_created_at, r.updated_at AS run_updated_at"
+         r.lease_epoch, r.tenant AS run_tenant, r.created_at AS run_created_at, r.updated_at AS run_updated_at, \
+         r.actor"
     };
 }
 use run_columns;
@@ -59,7 +60,8 @@ const LIST: &str = concat!(
     " FROM threads t
       LEFT JOIN (SELECT f.thread_key, f.run_id, f.tenant, f.assistant_id, f.graph_id, f.status, f.metadata, f.codec,
                         f.kwargs, f.error, f.multitask_strategy, f.attempts, f.input_applied, f.cancel_action,
-                        f.cancel_actor, f.cancel_reason, f.lease_epoch, f.created_at, f.updated_at
+                        f.cancel_actor, f.cancel_reason, f.lease_epoch, f.created_at, f.updated_at,
+                        f.actor
                  FROM runs f
                  WHERE f.thread_key = $1 AND ($3::text IS NULL OR f.status = $3)
                  ORDER BY f.created_at DESC, f.run_id DESC LIMIT $4 OFFSET $5) AS r ON r.thread_key = t.thread_key

@@ -70,6 +70,7 @@ async fn commit_step(write: &mut Write, held: Held, step: StepCommit) -> Result<
         }
     }
     insert_rows(write, held.tenant, key, &step.rows).await?;
+    put_interrupts(write, step.lease, &step.rows).await?;
     insert_events(write, held.tenant, key, &step.events).await?;
     let progress = !step.rows.checkpoints.is_empty();
     let end = step.end.as_ref();
@@ -200,6 +201,49 @@ async fn insert_rows(write: &mut Write, tenant: Uuid, key: ThreadKey, rows: &Ste
         .bind(row.run_id)
         .bind(PLAIN)
         .bind(encoding::bytes(&row.items))
+        .execute(&mut write.conn)
+        .await
+        .map_err(driver_error)?;
+    }
+    Ok(())
+}
+
+/// Questions asked, answered and withdrawn.
+async fn put_interrupts(write: &mut Write, lease: Lease, rows: &StepRows) -> Result<()> {
+    for row in &rows.interrupts {
+        sqlx::query(
+            "INSERT INTO interrupts
+                 (thread_key, interrupt_id, tenant, ns, checkpoint_id, root_checkpoint_id, task_id, node, graph_id,
+                  assistant_id, run_id, codec, question, response_schema, checked, asked_at, answer, answered_at,
+                  answered_by, answered_run, withdrawn_run)
+             SELECT $1, $3, r.tenant, $4, $5, $6, $7, $8, r.graph_id, r.assistant_id, r.run_id, $9, $10, $11, $12, $13,
+                    $14, CASE WHEN $15 = 'answered' THEN r.created_at END,
+                    CASE WHEN $15 = 'answered' THEN r.actor END, CASE WHEN $15 = 'answered' THEN r.run_id END,
+                    CASE WHEN $15 = 'withdrawn' THEN r.run_id END
+             FROM runs r WHERE r.thread_key = $1 AND r.run_id = $2
+             ON CONFLICT (thread_key, interrupt_id) DO UPDATE SET
+                 answer = excluded.answer, answered_at = excluded.answered_at, answered_by = excluded.answered_by,
+                 answered_run = excluded.answered_run, withdrawn_run = excluded.withdrawn_run
+             -- Asking again opens what was closed; only what is not answered is answered or withdrawn.
+             WHERE CASE WHEN excluded.answered_at IS NULL AND excluded.withdrawn_run IS NULL
+                        THEN interrupts.answered_at IS NOT NULL OR interrupts.withdrawn_run IS NOT NULL
+                        ELSE interrupts.answered_at IS NULL END",
+        )
+        .bind(lease.thread.0)
+        .bind(lease.run_id)
+        .bind(&row.id)
+        .bind(&row.ns)
+        .bind(&row.checkpoint_id)
+        .bind(&row.root_checkpoint_id)
+        .bind(&row.task_id)
+        .bind(&row.node)
+        .bind(PLAIN)
+        .bind(encoding::bytes(&row.question))
+        .bind(row.response_schema.as_ref().map(encoding::bytes))
+        .bind(row.checked)
+        .bind(write.now)
+        .bind(row.change.answer().map(encoding::bytes))
+        .bind(row.change.as_str())
         .execute(&mut write.conn)
         .await
         .map_err(driver_error)?;

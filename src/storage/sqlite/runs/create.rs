@@ -100,8 +100,8 @@ pub(in crate::storage::sqlite) async fn create_run(
     sqlx::query(
         "INSERT INTO runs (thread_key, run_id, tenant, assistant_id, graph_id, status, metadata, codec, kwargs,
                            multitask_strategy, attempts, input_applied, temporary, worker, lease_epoch, lease_until,
-                           run_at, created_at, updated_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 0, $12, $13, $14, $15, $16, $16, $17)",
+                           run_at, created_at, updated_at, actor)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 0, $12, $13, $14, $15, $16, $16, $17, $18)",
     )
     .bind(key.0)
     .bind(new.run_id)
@@ -120,6 +120,7 @@ pub(in crate::storage::sqlite) async fn create_run(
     .bind(claim.map_or(0, |claim| write.now + micros(claim.lease)))
     .bind(run_at)
     .bind(write.now)
+    .bind(new.actor.as_deref().map(|actor| hide_nul(actor).into_owned()))
     .execute(&mut write.conn)
     .await
     .map_err(driver_error)?;

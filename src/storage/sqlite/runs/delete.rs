@@ -27,6 +27,11 @@ pub(super) async fn delete_run_rows(conn: &mut SqliteConnection, key: ThreadKey,
                 (SELECT ns, checkpoint_id FROM checkpoints WHERE thread_key = $1 AND run_id = $2))",
         "DELETE FROM checkpoints WHERE thread_key = $1 AND run_id = $2",
         "DELETE FROM events WHERE thread_key = $1 AND run_id = $2",
+        "DELETE FROM interrupts WHERE thread_key = $1 AND run_id = $2",
+        // The answer is taken back with the run that brought it; so is going on without one.
+        "UPDATE interrupts SET answer = NULL, answered_at = NULL, answered_by = NULL, answered_run = NULL,
+                               withdrawn_run = NULL
+         WHERE thread_key = $1 AND (answered_run = $2 OR withdrawn_run = $2)",
         "DELETE FROM run_lookup WHERE run_id = $2 AND thread_key = $1",
         "DELETE FROM runs WHERE thread_key = $1 AND run_id = $2",
     ] {
