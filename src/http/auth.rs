@@ -13,7 +13,13 @@ use subtle::{Choice, ConstantTimeEq};
 use super::AppState;
 use super::error::{ApiError, ApiResult};
 use super::extract::discard;
+use super::object::Object;
 use crate::model::Scope;
+
+/// Who acts, as the client says: a label for records of who did what, trusted for nothing else.
+const X_ACTOR: &str = "x-actor";
+/// The longest such label in bytes.
+const MAX_ACTOR: usize = 256;
 
 /// Paths that answer without credentials (contract section 1.4).
 const OPEN: [&str; 6] = ["/", "/ok", "/info", "/metrics", "/docs", "/openapi.json"];
@@ -43,8 +49,42 @@ impl fmt::Debug for ApiKey {
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
     pub(crate) scope: Scope,
-    /// A name for records of who did what.
+    /// A name for records of who did what: the label the client gave, else how it proved who it is.
     pub(crate) actor: Option<String>,
+}
+
+/// Who acted and why, for records.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Attribution {
+    pub(crate) actor: Option<String>,
+    pub(crate) reason: Option<String>,
+}
+
+impl Caller {
+    /// Takes `actor` and `reason` from a body. Without `actor` it is the caller's.
+    pub(crate) fn attribution(&self, body: &mut Object) -> ApiResult<Attribution> {
+        let actor = body.string("actor")?.map(|actor| label("actor", &actor)).transpose()?.flatten();
+        Ok(Attribution { actor: actor.or_else(|| self.actor.clone()), reason: body.string("reason")? })
+    }
+}
+
+/// Reads a label. An empty one is none.
+fn label(name: &str, text: &str) -> ApiResult<Option<String>> {
+    let text = text.trim();
+    if text.len() > MAX_ACTOR {
+        return Err(ApiError::invalid(format!("{name}: longer than {MAX_ACTOR} bytes")));
+    }
+    if text.contains(char::is_control) {
+        return Err(ApiError::invalid(format!("{name}: must not contain control characters")));
+    }
+    Ok((!text.is_empty()).then(|| text.to_owned()))
+}
+
+/// The label in the header `x-actor`.
+fn labelled(headers: &HeaderMap) -> ApiResult<Option<String>> {
+    let Some(value) = headers.get(X_ACTOR) else { return Ok(None) };
+    let text = std::str::from_utf8(value.as_bytes());
+    label(X_ACTOR, text.map_err(|_| ApiError::invalid(format!("{X_ACTOR}: must be UTF-8")))?)
 }
 
 impl FromRequestParts<AppState> for Caller {
@@ -133,9 +173,12 @@ pub(super) async fn authenticate(State(state): State<AppState>, mut request: Req
 }
 
 fn identify(keys: &[ApiKey], path: &str, headers: &HeaderMap, more: &[Vec<u8>]) -> ApiResult<Caller> {
-    let caller = |actor: Option<&str>| Caller { scope: Scope::default(), actor: actor.map(str::to_owned) };
+    let caller = |identity: Option<&str>| {
+        let actor = labelled(headers)?.or_else(|| identity.map(str::to_owned));
+        Ok(Caller { scope: Scope::default(), actor })
+    };
     if keys.is_empty() || OPEN.contains(&path) {
-        return Ok(caller(None));
+        return caller(None);
     }
     let mut presented = presented(headers);
     presented.extend(more.iter().map(Vec::as_slice));
@@ -149,7 +192,7 @@ fn identify(keys: &[ApiKey], path: &str, headers: &HeaderMap, more: &[Vec<u8>]) 
             known |= key.matches(presented);
         }
     }
-    if bool::from(known) { Ok(caller(Some("api-key"))) } else { Err(ApiError::Forbidden) }
+    if bool::from(known) { caller(Some("api-key")) } else { Err(ApiError::Forbidden) }
 }
 
 /// The keys a request presents: `x-api-key` and `Authorization: Bearer`.
@@ -195,6 +238,24 @@ mod tests {
             assert_eq!(status(path, &[]), 200, "{path}");
         }
         assert_eq!(status("/ok/x", &[]), 401);
+    }
+
+    #[test]
+    fn an_actor_is_a_bounded_label() {
+        let actor = |key: &[ApiKey], value: &[u8]| {
+            let mut headers = HeaderMap::new();
+            headers.insert("x-api-key", "s3cret".parse().expect("a value"));
+            headers.insert(X_ACTOR, axum::http::HeaderValue::from_bytes(value).expect("a value"));
+            identify(key, "/threads", &headers, &[]).map(|caller| caller.actor)
+        };
+        let key = [ApiKey::new("s3cret")];
+        assert_eq!(actor(&[], " Zoë ".as_bytes()).expect("a label").as_deref(), Some("Zoë"));
+        assert_eq!(actor(&key, b"alice").expect("a label").as_deref(), Some("alice"));
+        assert_eq!(actor(&key, b" ").expect("none").as_deref(), Some("api-key"));
+        assert_eq!(actor(&[], b"").expect("none"), None);
+        for bad in [&[b'a'; MAX_ACTOR + 1][..], b"\xff", b"a\tb"] {
+            assert!(matches!(actor(&key, bad), Err(ApiError::Invalid(text)) if text.starts_with("x-actor: ")));
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::auth::Caller;
 use super::error::{ApiError, ApiResult};
-use crate::model::{Fields, HeadView, Json, Run, Thread, ThreadStatus};
+use crate::model::{Fields, HeadView, InterruptRecord, Json, Run, Thread, ThreadStatus};
 use crate::runtime::Runtime;
 
 pub(crate) const THREAD_COLUMNS: [&str; 10] = [
@@ -71,6 +71,34 @@ pub(crate) fn fresh_thread(row: &Thread) -> ApiResult<Fields> {
 pub(crate) async fn one_thread(runtime: &Runtime, caller: &Caller, row: Thread) -> ApiResult<Fields> {
     let mut documents = threads(runtime, caller, std::slice::from_ref(&row)).await?;
     documents.pop().ok_or_else(|| ApiError::Internal("no view of a thread's head".to_owned()))
+}
+
+/// A rendered state whose tasks show their questions and answers: their own and those of graphs inside them.
+pub(crate) fn with_questions(state: Json, questions: &[InterruptRecord]) -> ApiResult<Json> {
+    let Some(mut fields) = state.fields() else { return Ok(state) };
+    let Some(tasks) = fields.get("tasks").and_then(Json::items) else { return Ok(state) };
+    let mut shown = Vec::with_capacity(tasks.len());
+    for task in tasks {
+        let Some(mut task) = task.fields() else { continue };
+        let id = task.get("id").and_then(|id| id.as_str().map(str::to_owned)).unwrap_or_default();
+        let inside = format!(":{id}");
+        // A graph with a namespace of its own does not name the task around it: that task lists what it waits for.
+        let listed = task.get("interrupts").and_then(Json::items).unwrap_or_default();
+        let is_listed =
+            |wanted: &str| listed.iter().any(|item| item.get("id").is_some_and(|id| id.as_str() == Some(wanted)));
+        let is_its = |question: &&InterruptRecord| {
+            question.task_id == id
+                || question.checkpoint_ns.split('|').any(|segment| segment.ends_with(&inside))
+                || is_listed(&question.interrupt_id)
+        };
+        task.insert("questions".to_owned(), json(&questions.iter().filter(is_its).collect::<Vec<_>>())?);
+        if let Some(inner) = task.get("state").filter(|inner| inner.is_object()).cloned() {
+            task.insert("state".to_owned(), with_questions(inner, questions)?);
+        }
+        shown.push(Json::from(&task));
+    }
+    fields.insert("tasks".to_owned(), shown.into_iter().collect());
+    Ok(Json::from(&fields))
 }
 
 pub(crate) fn run(run: &Run) -> ApiResult<Fields> {

@@ -121,6 +121,12 @@ impl ApiError {
         (if status.is_client_error() { jsonrpc::INVALID_PARAMS } else { jsonrpc::INTERNAL_ERROR }, text)
     }
 
+    /// The error of one item among several: its status and its text.
+    pub(crate) fn into_item(self) -> (u16, String) {
+        let (status, text) = self.answer();
+        (status.as_u16(), text)
+    }
+
     /// The error of a response that has already begun: `{"error", "message"}` (contract sections 3.3 and 3.6).
     pub(crate) fn into_info(self) -> Value {
         let (status, text) = self.answer();
@@ -134,9 +140,10 @@ fn runtime(error: RuntimeError) -> (StatusCode, String) {
         // The reference's words, which clients and their tests compare.
         RuntimeError::ThreadNotFound(_) | RuntimeError::ThreadOrAssistantNotFound => (StatusCode::NOT_FOUND, text),
         RuntimeError::CronNotFound => (StatusCode::NOT_FOUND, text),
-        RuntimeError::RunNotFound(_) | RuntimeError::GraphNotFound(_) | RuntimeError::CheckpointNotFound(_) => {
-            (StatusCode::NOT_FOUND, text)
-        }
+        RuntimeError::RunNotFound(_)
+        | RuntimeError::InterruptNotFound(_)
+        | RuntimeError::GraphNotFound(_)
+        | RuntimeError::CheckpointNotFound(_) => (StatusCode::NOT_FOUND, text),
         RuntimeError::AssistantNotFound => (
             StatusCode::NOT_FOUND,
             format!("{text}. GET /graphs lists the graphs; their names are accepted as assistant_id."),

@@ -9,7 +9,7 @@ use super::object::Object;
 use super::reserved::{strip_configurable, strip_metadata};
 use super::sse::check_mode;
 use crate::model::{Breakpoints, Durability, Fields, Json, MultitaskStrategy, OnCompletion, RunKwargs, ThreadId};
-use crate::runtime::{AssistantName, RunRequest};
+use crate::runtime::{AssistantName, EXPLAIN_STRICT_RESUME, RunRequest};
 
 /// The largest metadata of a run or thread.
 pub(crate) const MAX_METADATA_BYTES: usize = 256 * 1024;
@@ -27,7 +27,10 @@ pub(crate) fn read(
 ) -> ApiResult<RunRequest> {
     let on_completion = body.choice("on_completion", &["delete", "keep"], OnCompletion::parse)?.unwrap_or_default();
     let command = command(&mut body, thread.is_some())?;
-    let (config, context) = config_and_context(&mut body)?;
+    let (mut config, context) = config_and_context(&mut body)?;
+    if let Some(strict) = body.bool("strict_resume")? {
+        config = with_strict_resume(&config, strict);
+    }
     let kwargs = RunKwargs {
         input: body.json("input"),
         command,
@@ -155,6 +158,16 @@ fn config_and_context(body: &mut Object) -> ApiResult<(Json, Json)> {
     Ok((Json::from(&config), context))
 }
 
+/// `strict_resume`: answers that no pending question waits for fail the run (engine specification, section 5.3).
+fn with_strict_resume(config: &Json, strict: bool) -> Json {
+    let mut fields = config.fields().unwrap_or_default();
+    let mut configurable = fields.get("configurable").and_then(Json::fields).unwrap_or_default();
+    configurable.insert("__pregel_strict_resume".to_owned(), Json::from(strict));
+    configurable.insert(EXPLAIN_STRICT_RESUME.to_owned(), Json::from(strict));
+    fields.insert("configurable".to_owned(), Json::from(&configurable));
+    Json::from(&fields)
+}
+
 fn members(object: Option<Json>) -> Fields {
     object.map(strip_configurable).and_then(|object| object.fields()).unwrap_or_default()
 }
@@ -267,6 +280,17 @@ mod tests {
         // Too small a limit is the graph's refusal, told like any failure of a run.
         assert!(config(r#"{"config":{"recursion_limit":0}}"#).is_ok());
         assert!(config(r#"{"config":[]}"#).is_err());
+    }
+
+    #[test]
+    fn strict_resume_is_a_setting_of_the_run_and_no_context() {
+        let (config, context) = config(r#"{"context":{"a":1}}"#).expect("valid");
+        let strict = with_strict_resume(&Json::parse(&config).expect("JSON"), true);
+        assert_eq!(
+            strict.text(),
+            r#"{"configurable":{"a":1,"__pregel_strict_resume":true,"__explain_strict_resume":true}}"#
+        );
+        assert_eq!(context, r#"{"a":1}"#);
     }
 
     #[test]

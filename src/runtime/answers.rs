@@ -9,7 +9,7 @@ use crate::graph::question::ResponseSchema;
 use crate::model::{
     Fields, InterruptRecord, InterruptStatus, Json, MultitaskStrategy, OnCompletion, Run, RunKwargs, Scope, ThreadId,
 };
-use crate::storage::{InterruptFilter, StorageError};
+use crate::storage::{InterruptFilter, StorageError, idempotency};
 
 impl Runtime {
     /// Answers pending questions: answers for one thread share a run, which goes on with the settings of the run that
@@ -54,10 +54,13 @@ impl Runtime {
             }
             accepted.extend(first.map(|question| (good, question)));
         }
-        for (indexes, question) in accepted {
+        let is_one = accepted.len() == 1;
+        for (part, (indexes, question)) in accepted.into_iter().enumerate() {
             let given =
                 indexes.iter().map(|index| (answers[*index].interrupt_id.clone(), answers[*index].answer.clone()));
-            let started = self.resume(scope, &question, given.collect(), actor.clone()).await;
+            let resuming = self.resume(scope, &question, given.collect(), actor.clone());
+            // Under an idempotency key every run of several has its own: a repeat accepts what is left.
+            let started = if is_one { resuming.await } else { idempotency::part(part, resuming).await };
             for index in indexes {
                 outcomes[index] = Some(match &started {
                     Ok(run) => Ok(run.clone()),
@@ -127,7 +130,7 @@ impl Runtime {
             start_here: false,
             actor,
         };
-        Ok(self.submit(scope, request).await?.run)
+        self.submit_once(scope, request).await
     }
 }
 

@@ -11,7 +11,7 @@ use crate::http::object::Object;
 use crate::http::page::{cut, with_one_more};
 use crate::model::{Assistant, CancelAction, Json, Run, RunId, RunStatus, ThreadId, ThreadStatus, special};
 use crate::runtime::{Runtime, RuntimeError};
-use crate::storage::{Page, RunFilter};
+use crate::storage::{CancelRequest, Page, RunFilter};
 
 const DEFAULT_PAGE: i64 = 50;
 const MAX_OFFSET: i64 = 1_000_000_000;
@@ -102,8 +102,8 @@ pub(super) async fn cancel(
     let id = params.required_string("id")?;
     let run = find(state, caller, assistant, &id).await?;
     let (thread, reason) = (run.thread_id, Some("cancelled as an A2A task".to_owned()));
-    let cancelled =
-        state.runtime.cancel(&caller.scope, &thread, run.run_id, CancelAction::Interrupt, reason, true).await;
+    let request = CancelRequest { action: CancelAction::Interrupt, actor: caller.actor.clone(), reason };
+    let cancelled = state.runtime.cancel(&caller.scope, &thread, run.run_id, &request, true).await;
     match cancelled {
         Ok(()) => {}
         Err(RuntimeError::RunNotFound(_)) => {

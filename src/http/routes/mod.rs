@@ -3,6 +3,7 @@
 mod assistants;
 mod checkpoints;
 pub(super) mod crons;
+mod interrupts;
 mod retention;
 pub(super) mod runs;
 mod stateless_runs;
@@ -37,6 +38,7 @@ pub(super) fn all() -> Router<AppState> {
         .merge(cron_routes())
         .route("/webhooks", get(webhooks::list))
         .route("/webhooks/redrive", post(webhooks::redrive))
+        .merge(interrupt_routes())
         .route("/store/items", put(store::put).get(store::get).delete(store::delete))
         .route("/store/items/search", post(store::search))
         .route("/store/namespaces", post(store::namespaces))
@@ -103,6 +105,14 @@ fn cron_routes() -> Router<AppState> {
         .route("/runs/crons/count", post(crons::count))
         .route("/runs/crons/{cron_id}", get(crons::find).patch(crons::update).delete(crons::delete))
         .route("/threads/{thread_id}/runs/crons", post(crons::create_for_thread))
+}
+
+fn interrupt_routes() -> Router<AppState> {
+    Router::new()
+        .route("/interrupts", get(interrupts::list))
+        .route("/interrupts/answer", post(interrupts::answer_many))
+        .route("/threads/{thread_id}/interrupts", get(interrupts::of_thread))
+        .route("/threads/{thread_id}/interrupts/{interrupt_id}/answer", post(interrupts::answer))
 }
 
 fn run_routes() -> Router<AppState> {

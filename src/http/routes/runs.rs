@@ -124,14 +124,15 @@ pub(super) async fn cancel(State(state): State<AppState>, caller: Caller, path: 
     let wait = query.bool("wait")?.unwrap_or(false);
     let action = cancel_action(&query)?;
     let reason = query.one("reason")?.map(str::to_owned);
-    state.runtime.cancel(&caller.scope, &thread, run, action, reason.clone(), false).await?;
+    let request = CancelRequest { action, actor: caller.actor.clone(), reason };
+    state.runtime.cancel(&caller.scope, &thread, run, &request, false).await?;
     if !wait {
         return Ok(StatusCode::ACCEPTED.into_response());
     }
     let runtime = state.runtime.clone();
     let place = format!("/threads/{thread}/runs/{run}/join");
     let answer = async move {
-        match runtime.cancel(&caller.scope, &thread, run, action, reason, true).await {
+        match runtime.cancel(&caller.scope, &thread, run, &request, true).await {
             // It stopped between the two calls.
             Ok(()) | Err(RuntimeError::RunNotFound(_)) => Ok(Json::object()),
             Err(error) => Err(error.into()),
@@ -258,7 +259,8 @@ impl Drop for CancelOnDrop {
         let Some((runtime, caller, thread, run)) = self.what.take() else { return };
         tokio::spawn(async move {
             let reason = Some("client disconnected".to_owned());
-            let cancelled = runtime.cancel(&caller.scope, &thread, run, CancelAction::Interrupt, reason, false).await;
+            let request = CancelRequest { action: CancelAction::Interrupt, actor: caller.actor, reason };
+            let cancelled = runtime.cancel(&caller.scope, &thread, run, &request, false).await;
             if let Err(error) = cancelled {
                 tracing::debug!(run.id = %run, %error, "nothing to cancel after a disconnect");
             }

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::http::auth::Caller;
 use crate::http::cursor;
+use crate::http::document;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::{Body, PathIds};
 use crate::http::object::{Object, kind};
@@ -14,8 +15,13 @@ use crate::http::page::{DEFAULT_LIMIT, LIMITS};
 use crate::http::query::Query;
 use crate::http::select::StateParts;
 use crate::http::{AppState, run_request};
-use crate::model::{CheckpointRef, Cursor, Json, ThreadId};
+use crate::model::{CheckpointRef, Cursor, InterruptRecord, Json, ThreadId, ThreadState};
 use crate::runtime::{HistoryQuery, StateUpdate};
+use crate::storage::InterruptFilter;
+
+const MAX_INCLUDED: usize = 10;
+/// The most questions shown with a page of states.
+const MAX_QUESTIONS: i64 = 10_000;
 
 /// `GET /threads/{thread_id}/state`.
 pub(super) async fn latest(State(state): State<AppState>, caller: Caller, path: PathIds, query: Query) -> ApiResult {
@@ -38,8 +44,11 @@ pub(super) async fn at_checkpoint(
 async fn of_query(state: &AppState, caller: &Caller, thread: &ThreadId, at: CheckpointRef, query: &Query) -> ApiResult {
     let subgraphs = query.bool("subgraphs")?.unwrap_or(false);
     let parts = StateParts::new(query.all("select")?)?;
+    let include = Include::new(query.all("include")?)?;
     let found = state.runtime.thread_state(&caller.scope, thread, &at, subgraphs).await?;
-    Ok(Reply(parts.apply(&found)?).into_response())
+    let shown =
+        include.answers(state, caller, thread, std::slice::from_ref(&found), vec![parts.apply(&found)?]).await?;
+    Ok(Reply(shown.into_iter().next()).into_response())
 }
 
 /// `POST /threads/{thread_id}/state/checkpoint`: a cursor without an id is the latest.
@@ -53,8 +62,11 @@ pub(super) async fn at_cursor(
     let at = cursor::take(&mut body, "checkpoint")?.ok_or_else(|| body.missing("checkpoint"))?;
     let subgraphs = body.bool("subgraphs")?.unwrap_or(false);
     let parts = StateParts::of_body(&mut body)?;
+    let include = Include::of_body(&mut body)?;
     let found = state.runtime.thread_state(&caller.scope, &thread, &at, subgraphs).await?;
-    Ok(Reply(parts.apply(&found)?).into_response())
+    let shown = vec![parts.apply(&found)?];
+    let shown = include.answers(&state, &caller, &thread, std::slice::from_ref(&found), shown).await?;
+    Ok(Reply(shown.into_iter().next()).into_response())
 }
 
 /// `POST /threads/{thread_id}/state`.
@@ -75,7 +87,8 @@ pub(super) async fn update(
     if let Some(id) = body.uuid("checkpoint_id")? {
         at.id = Some(id.hyphenated().to_string());
     }
-    let update = StateUpdate { values, command: None, as_node, at, actor: caller.actor.clone() };
+    let by = caller.attribution(&mut body)?;
+    let update = StateUpdate { values, command: None, as_node, at, actor: by.actor, reason: by.reason };
     let cursor = state.runtime.update_state(&caller.scope, &thread, update).await?;
     Ok(Reply(json!({"checkpoint": cursor, "configurable": cursor, "checkpoint_id": cursor.at.id})).into_response())
 }
@@ -118,7 +131,8 @@ pub(super) async fn recent_history(
         metadata: None,
         checkpoint: CheckpointRef { ns, ..Default::default() },
     };
-    reply(&state, &caller, &path.thread()?, &wanted, &StateParts::new(query.all("select")?)?).await
+    let include = Include::new(query.all("include")?)?;
+    reply(&state, &caller, &path.thread()?, &wanted, &StateParts::new(query.all("select")?)?, include).await
 }
 
 /// `POST /threads/{thread_id}/history`.
@@ -134,7 +148,8 @@ pub(super) async fn history(
         metadata: body.object("metadata")?,
         checkpoint: cursor::take(&mut body, "checkpoint")?.unwrap_or_default(),
     };
-    reply(&state, &caller, &path.thread()?, &wanted, &StateParts::of_body(&mut body)?).await
+    let include = Include::of_body(&mut body)?;
+    reply(&state, &caller, &path.thread()?, &wanted, &StateParts::of_body(&mut body)?, include).await
 }
 
 async fn reply(
@@ -143,8 +158,51 @@ async fn reply(
     thread: &ThreadId,
     wanted: &HistoryQuery,
     parts: &StateParts,
+    include: Include,
 ) -> ApiResult {
     let states = state.runtime.history(&caller.scope, thread, wanted).await?;
-    let states: Vec<Json> = states.iter().map(|state| parts.apply(state)).collect::<ApiResult<_>>()?;
-    Ok(Reply(states).into_response())
+    let shown: Vec<Json> = states.iter().map(|state| parts.apply(state)).collect::<ApiResult<_>>()?;
+    Ok(Reply(include.answers(state, caller, thread, &states, shown).await?).into_response())
+}
+
+/// What a client wants to see beyond the contract.
+#[derive(Debug, Clone, Copy, Default)]
+struct Include {
+    /// With each task, its questions and their answers.
+    answers: bool,
+}
+
+impl Include {
+    fn of_body(body: &mut Object) -> ApiResult<Include> {
+        Include::new(body.strings("include", MAX_INCLUDED)?)
+    }
+
+    fn new(names: Option<Vec<String>>) -> ApiResult<Include> {
+        let names = names.unwrap_or_default();
+        match names.iter().find(|name| *name != "answers") {
+            Some(_) => Err(ApiError::invalid("include: the only thing to include is 'answers'")),
+            None => Ok(Include { answers: !names.is_empty() }),
+        }
+    }
+
+    /// Adds `questions` to the tasks of rendered states: each question with its answer, who gave it and when. Those that
+    /// were asked last, if there are very many.
+    async fn answers(
+        self,
+        state: &AppState,
+        caller: &Caller,
+        thread: &ThreadId,
+        states: &[ThreadState],
+        shown: Vec<Json>,
+    ) -> ApiResult<Vec<Json>> {
+        let ids = states.iter().filter_map(|state| state.checkpoint.as_ref()?.at.id.clone()).collect::<Vec<_>>();
+        if !self.answers || ids.is_empty() {
+            return Ok(shown);
+        }
+        let filter = InterruptFilter { thread: Some(thread.clone()), checkpoints: Some(ids), ..Default::default() };
+        let storage = state.runtime.storage();
+        let rows = storage.list_interrupts(&caller.scope, &filter, false, None, MAX_QUESTIONS).await?;
+        let questions: Vec<InterruptRecord> = rows.into_iter().rev().map(|(_, record)| record).collect();
+        shown.into_iter().map(|state| document::with_questions(state, &questions)).collect()
+    }
 }

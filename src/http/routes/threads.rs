@@ -7,7 +7,7 @@ use axum::response::IntoResponse;
 use serde_json::{Value, json};
 
 use crate::http::AppState;
-use crate::http::auth::Caller;
+use crate::http::auth::{Attribution, Caller};
 use crate::http::document;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::{Body, PathIds, thread_id};
@@ -39,7 +39,8 @@ pub(super) async fn create(State(state): State<AppState>, caller: Caller, Body(m
     let ttl = ttl(&mut body)?.or(state.runtime.settings().default_ttl);
     let metadata = metadata(&mut body, "metadata")?.unwrap_or_else(Json::object);
     let graph_id = graph_id(&metadata)?;
-    let updates = supersteps(&mut body, &caller)?;
+    let by = caller.attribution(&mut body)?;
+    let updates = supersteps(&mut body, &by)?;
     if !updates.is_empty() && graph_id.is_none() {
         return Err(ApiError::invalid("supersteps: metadata.graph_id must name the graph"));
     }
@@ -166,7 +167,7 @@ fn ttl(body: &mut Object) -> ApiResult<Option<Ttl>> {
 }
 
 /// The state updates of `supersteps`: a list per superstep, in order.
-fn supersteps(body: &mut Object, caller: &Caller) -> ApiResult<Vec<Vec<StateUpdate>>> {
+fn supersteps(body: &mut Object, by: &Attribution) -> ApiResult<Vec<Vec<StateUpdate>>> {
     let mut steps = Vec::new();
     for mut step in body.objects("supersteps", MAX_SUPERSTEPS)?.unwrap_or_default() {
         let mut updates = Vec::new();
@@ -176,7 +177,8 @@ fn supersteps(body: &mut Object, caller: &Caller) -> ApiResult<Vec<Vec<StateUpda
                 command: update.object("command")?,
                 values: update.json("values").unwrap_or_default(),
                 at: CheckpointRef::default(),
-                actor: caller.actor.clone(),
+                actor: by.actor.clone(),
+                reason: by.reason.clone(),
             });
         }
         if updates.is_empty() {

@@ -6,6 +6,7 @@ mod bad_input;
 mod chain_events;
 mod crons;
 mod idempotency;
+mod interrupts;
 mod mcp;
 mod multitask;
 mod protocol;

@@ -133,6 +133,12 @@ impl TestServer {
         }
     }
 
+    /// [`TestServer::post`] by somebody.
+    pub(crate) async fn post_as(&self, actor: &str, path: &str, body: Value) -> Answer {
+        let request = self.client.post(format!("{}{path}", self.url)).header("x-actor", actor).body(body.to_string());
+        Answer::of(request.send().await.expect("an answer")).await
+    }
+
     /// A new thread's id.
     pub(crate) async fn thread(&self) -> String {
         let thread = self.post("/threads", json!({})).await.ok();
