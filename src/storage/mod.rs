@@ -20,6 +20,7 @@ use tokio::sync::broadcast;
 use crate::model::{ErrorInfo, RunId, Scope, ThreadKey};
 
 pub mod assistants;
+pub mod cache;
 pub mod checkpoints;
 pub mod connect;
 pub mod crons;
@@ -41,6 +42,7 @@ mod sqlite;
 mod webhook_rows;
 
 pub use assistants::{AssistantCreated, AssistantFilter, AssistantPatch, AssistantSort, Assistants, NewAssistant};
+pub use cache::{Cache, CacheEntry, CacheKey, NewCacheEntry};
 pub use checkpoints::{
     CheckpointFilter, CheckpointRow, Checkpoints, LogRange, LogRow, Payload, PayloadHash, StoredCheckpoint,
     TaskWritesRow, Which,
@@ -118,6 +120,7 @@ pub trait Storage:
     + Runs
     + Checkpoints
     + Items
+    + Cache
     + Crons
     + Webhooks
     + IdempotencyKeys
