@@ -272,6 +272,7 @@ fn runtime_settings(config: &Config) -> anyhow::Result<Settings> {
         default_ttl: (config.threads.default_ttl_minutes > 0.0)
             .then(|| Ttl::of_minutes(config.threads.default_ttl_strategy, config.threads.default_ttl_minutes)),
         sweep_every: seconds(config.threads.sweep_secs),
+        cache_bytes: runtime.cache_bytes,
         claims: runtime.role != Role::Api,
         crons: CronSettings {
             poll_every: seconds(config.crons.poll_secs),

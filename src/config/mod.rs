@@ -74,6 +74,7 @@ pub struct RuntimeConfig {
     pub max_attempts: i32,
     pub run_timeout_secs: f64,
     pub recursion_limit: i64,
+    pub cache_bytes: u64,
     #[serde(deserialize_with = "word")]
     pub durability: Durability,
     #[serde(deserialize_with = "word")]
@@ -431,6 +432,12 @@ impl Config {
         rule("runtime.max_attempts", &runtime.max_attempts, runtime.max_attempts >= 1, "must be at least 1");
         rule("runtime.run_timeout_secs", &runtime.run_timeout_secs, duration(runtime.run_timeout_secs), DURATION);
         rule("runtime.recursion_limit", &runtime.recursion_limit, runtime.recursion_limit >= 1, "must be at least 1");
+        rule(
+            "runtime.cache_bytes",
+            &runtime.cache_bytes,
+            runtime.cache_bytes <= 1 << 50,
+            "must be between 0 (nothing is kept in the database) and 1125899906842624 (a pebibyte)",
+        );
 
         let crons = &self.crons;
         rule("crons.poll_secs", &crons.poll_secs, duration(crons.poll_secs), DURATION);

@@ -148,7 +148,7 @@ impl Node {
         self
     }
 
-    /// Reuses the writes of an earlier execution with the same input.
+    /// Reuses what an earlier execution with the same input returned, whichever process executed it, on any thread.
     pub fn cache(mut self, policy: CachePolicy) -> Node {
         self.policies.cache = Some(policy);
         self

@@ -27,7 +27,7 @@ pub use context::Context;
 pub use destinations::{Any, Destinations, Targets};
 pub use draw::{Drawing, DrawnEdge, DrawnNode};
 pub use message::{AiChunk, Message, Role, ToolCall, ToolCallChunk, Usage};
-pub use node::{CachePolicy, Checkpointing, Graph, NodeBody, NodeError, NodeInput, Policies, RetryPolicy};
+pub use node::{CachePolicy, Checkpointing, Graph, KeyFunc, NodeBody, NodeError, NodeInput, Policies, RetryPolicy};
 pub use output::{END, IntoOutput, START, Update, goto, send};
 pub use question::Question;
 pub use registry::{Registry, RegistryErrors};

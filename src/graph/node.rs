@@ -150,11 +150,38 @@ pub struct Policies {
     pub cache: Option<CachePolicy>,
 }
 
-/// Cached outputs: by node and input.
-#[derive(Debug, Clone, Default)]
+/// What an output is found by besides its node, made of the node's input.
+pub type KeyFunc = Arc<dyn Fn(&NodeInput) -> String + Send + Sync>;
+
+/// Cached outputs: by the graph with its version, the node and its input. Entries outlive the process: give the graph a new
+/// [`version`](super::StateGraph::version) when what a cached node does changes.
+#[derive(Clone, Default)]
 pub struct CachePolicy {
-    /// How long an output may be used again; `None`: for ever.
+    /// How long an output is used; `None`: until there is no room.
     pub ttl: Option<Duration>,
+    /// Which inputs count as the same; `None`: equal ones. See [`CachePolicy::key`].
+    pub key_func: Option<KeyFunc>,
+}
+
+impl CachePolicy {
+    /// Outputs that are used for this long.
+    pub fn lasting(ttl: Duration) -> CachePolicy {
+        CachePolicy { ttl: Some(ttl), key_func: None }
+    }
+
+    /// Inputs with the same key count as the same. The function must depend on nothing but the input; when it panics the
+    /// node runs uncached.
+    pub fn key(mut self, key: impl Fn(&NodeInput) -> String + Send + Sync + 'static) -> CachePolicy {
+        self.key_func = Some(Arc::new(key));
+        self
+    }
+}
+
+impl fmt::Debug for CachePolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let has_key = self.key_func.is_some();
+        f.debug_struct("CachePolicy").field("ttl", &self.ttl).field("has_key", &has_key).finish_non_exhaustive()
+    }
 }
 
 /// Where a subgraph keeps its checkpoints.

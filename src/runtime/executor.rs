@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::cache;
+use super::cache::Place;
 use super::chain_events::{self, Chain, NodeChain};
 use super::host::{Exchange, TaskHost};
 use super::messages;
@@ -32,7 +32,7 @@ use crate::engine::step::{Task, TaskInput};
 use crate::graph::context::{Context, ExecutionInfo, HandledError};
 use crate::graph::node::{Checkpointing, Graph, NodeError, NodeInput, Policies};
 use crate::model::{Breakpoints, CheckpointId, Durability, Fields, Interrupt, Json, special};
-use crate::storage::Which;
+use crate::storage::{CacheKey, Which};
 
 /// Ends of jobs are committed together when they come within this time.
 const TOGETHER: Duration = Duration::from_millis(2);
@@ -405,6 +405,15 @@ impl Site {
     /// Runs all jobs of a superstep. The first failure cancels the siblings that still run; questions do not.
     async fn superstep(self: &Arc<Site>, jobs: Vec<Job>) -> Result<(), GraphEnd> {
         let around = self.around();
+        let mut cached = HashMap::new();
+        let keys = self.cache_keys(&jobs);
+        if !keys.is_empty() {
+            cached = tokio::select! {
+                biased;
+                () = self.shared.stop.cancelled() => return Err(GraphEnd::Stopped),
+                cached = self.shared.turns.hold(self.find_cached(keys)) => cached,
+            };
+        }
         let mut work = {
             let mut core = lock(&self.core);
             // The outcome of a lone task is told once its superstep is applied: if that fails, only the failure is.
@@ -415,7 +424,7 @@ impl Site {
                 if job.task.is_hidden() {
                     let output = Execution::start_output(&job.task);
                     self.finish(&mut core, &job, End::Task(TaskEnd::Output(output)), &Exchange::default(), None);
-                } else if !self.finish_from_cache(&mut core, &job) {
+                } else if !cached.get(&job.task.id).is_some_and(|output| self.finish_cached(&mut core, &job, output)) {
                     self.open(&mut core, &job);
                     work.push(job);
                 }
@@ -539,40 +548,62 @@ impl Site {
             if messages::wanted(&self.shared, &self.run.ns) {
                 messages::tell_output(&self.shared, around, &job.task, output);
             }
-            self.keep_in_cache(&job, output);
         }
         let handler = self.finish(&mut core, &job, ended.end, &ended.exchange, ended.chain.as_deref())?;
         self.open(&mut core, &handler);
         Some(handler)
     }
 
-    /// The cache entry of a job, if its node has a cache policy, with its time to live.
-    fn cache_key(&self, job: &Job) -> Option<([u8; 32], Option<Duration>)> {
+    /// What a job's output is found by, if its node has a cache policy, with its time to live. An error handler's output
+    /// stands for a failure, and those are not cached.
+    fn cache_key(&self, job: &Job) -> Option<(CacheKey, Option<Duration>)> {
         let policy = self.run.graph.inner.policies.get(&*job.task.name)?.cache.as_ref()?;
+        if job.handles.is_some() {
+            return None;
+        }
         let names: Vec<&str> =
             job.task.ns.split('|').map(|segment| segment.split(':').next().unwrap_or(segment)).collect();
-        let version = &self.run.graph.spec().version;
-        let key = cache::key(&self.shared.graph_id, version, &names.join("|"), &job.task.input);
-        Some((key, policy.ttl))
+        let shared = &self.shared;
+        let root = shared.runtime.graph(&shared.graph_id).map_or("", |graph| graph.spec().version.as_str());
+        let place = Place {
+            scope: shared.scope,
+            graph: &shared.graph_id,
+            versions: [root, &self.run.graph.spec().version],
+            path: &names.join("|"),
+        };
+        Some((place.key(&job.task.input, policy)?, policy.ttl))
     }
 
-    fn finish_from_cache(&self, core: &mut Core, job: &Job) -> bool {
-        let Some((key, _)) = self.cache_key(job).filter(|_| job.answers.is_empty()) else { return false };
-        let runtime = self.shared.runtime.clone();
-        let Some(output) = runtime.inner.cache.get(&key, runtime.clock().instant()) else { return false };
+    /// The keys of the jobs whose output may be there already, by task. Empty for most graphs.
+    fn cache_keys(&self, jobs: &[Job]) -> Vec<(Arc<str>, CacheKey)> {
+        let fresh = jobs.iter().filter(|job| job.answers.is_empty());
+        fresh.filter_map(|job| Some((Arc::clone(&job.task.id), self.cache_key(job)?.0))).collect()
+    }
+
+    /// The outputs that are there, by task.
+    async fn find_cached(&self, keys: Vec<(Arc<str>, CacheKey)>) -> HashMap<Arc<str>, Output> {
+        let wanted = keys.iter().map(|(_, key)| *key).collect();
+        let found = self.shared.runtime.find_cached(&self.shared.scope, wanted, self.has_stored_cache()).await;
+        keys.into_iter().filter_map(|(task, key)| Some((task, found.get(&key)?.clone()))).collect()
+    }
+
+    /// Whether outputs may leave the process: untracked values are never stored, here neither.
+    fn has_stored_cache(&self) -> bool {
+        !self.run.graph.spec().layout.has_untracked
+    }
+
+    fn finish_cached(&self, core: &mut Core, job: &Job, output: &Output) -> bool {
         let mut effects = Vec::new();
-        let used = core.execution.finish_cached(job, &output, &mut effects).is_ok();
+        let used = core.execution.finish_cached(job, output, &mut effects).is_ok();
         if used {
             self.shared.take(&self.run.ns, &mut effects);
         }
         used
     }
 
-    fn keep_in_cache(&self, job: &Job, output: &Output) {
-        if let Some((key, ttl)) = self.cache_key(job) {
-            let now = self.shared.runtime.clock().instant();
-            self.shared.runtime.inner.cache.put(key, output.clone(), ttl, now);
-        }
+    fn keep_in_cache(&self, key: CacheKey, ttl: Option<Duration>, output: Output) {
+        let (scope, graph) = (self.shared.scope, &self.shared.graph_id);
+        self.shared.runtime.keep_cached(scope, graph, key, output, ttl, self.has_stored_cache());
     }
 
     /// What the thread's document shows of a task's questions is what it asked last.
@@ -618,17 +649,24 @@ impl Site {
                 return None;
             }
         };
+        let kept = match &end {
+            TaskEnd::Output(output) => self.cache_key(job).map(|(key, ttl)| (key, ttl, output.clone())),
+            _ => None,
+        };
         let mut effects: Vec<Effect> = Vec::new();
+        let open = execution.questions_of(&job.task.id);
         let returned = chain.and_then(|chain| match &end {
             TaskEnd::Output(output) => Some((chain, chain_events::returned(output))),
             _ => None,
         });
-        let open = execution.questions_of(&job.task.id);
         let finished = execution.finish_task(job, end, &exchange.answers, &mut effects);
         questions::note(&self.shared, &self.run, execution, job, exchange, &open);
         if let Some((chain, output)) = &returned {
             let is_done = matches!(finished, Finished::Done);
             chain.end(&self.shared, &execution.take_routed(), is_done.then_some(output));
+        }
+        if let Some((key, ttl, output)) = kept.filter(|_| matches!(finished, Finished::Done)) {
+            self.keep_in_cache(key, ttl, output);
         }
         if self.run.ns.is_empty() && self.shared.plain_spent.swap(false, Ordering::Relaxed) {
             execution.spend_plain_answer(&mut effects);

@@ -81,6 +81,8 @@ pub struct Settings {
     pub default_ttl: Option<Ttl>,
     /// How often what has expired is removed.
     pub sweep_every: Duration,
+    /// Bytes of node outputs that are kept in the database in all; 0: each process remembers its own only.
+    pub cache_bytes: u64,
     /// Take runs from the queue (`serve --role api` does not).
     pub claims: bool,
     pub crons: CronSettings,

@@ -70,6 +70,7 @@ impl Runtime {
             tokio::spawn(self.clone().webhook_loop());
             tokio::spawn(self.clone().upkeep_loop());
         }
+        tokio::spawn(self.clone().cache_loop());
         tokio::spawn(self.clone().lease_loop());
         tokio::spawn(self.clone().notice_loop());
     }
@@ -87,10 +88,11 @@ impl Runtime {
             tokio::pin!(notified);
             notified.as_mut().enable();
             if lock(&self.inner.active).is_empty() {
-                return;
+                break;
             }
             notified.await;
         }
+        self.write_cache().await;
     }
 
     /// Takes runs from the queue while there is room. It looks when storage says that a run may be claimable, when a run

@@ -20,6 +20,7 @@ use tokio::sync::broadcast;
 use crate::model::{ErrorInfo, RunId, Scope, ThreadKey};
 
 pub mod assistants;
+pub mod cache;
 pub mod checkpoints;
 pub mod connect;
 pub mod crons;
@@ -42,6 +43,7 @@ mod sqlite;
 mod webhook_rows;
 
 pub use assistants::{AssistantCreated, AssistantFilter, AssistantPatch, AssistantSort, Assistants, NewAssistant};
+pub use cache::{Cache, CacheEntry, CacheKey, NewCacheEntry};
 pub use checkpoints::{
     CheckpointFilter, CheckpointRow, Checkpoints, LogRange, LogRow, Payload, PayloadHash, StoredCheckpoint,
     TaskWritesRow, Which,
@@ -121,6 +123,7 @@ pub trait Storage:
     + Checkpoints
     + Interrupts
     + Items
+    + Cache
     + Crons
     + Webhooks
     + IdempotencyKeys

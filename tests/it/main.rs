@@ -3,6 +3,7 @@
 
 mod agent;
 mod api;
+mod cache;
 mod cli;
 mod compose;
 mod conformance;

@@ -273,6 +273,22 @@ impl Items for Nowhere {
 }
 
 #[async_trait]
+impl Cache for Nowhere {
+    async fn find_cached(&self, _: &Scope, _: &[CacheKey]) -> Result<Vec<CacheEntry>> {
+        gone()
+    }
+    async fn put_cached(&self, _: &Scope, _: Vec<NewCacheEntry>) -> Result<()> {
+        gone()
+    }
+    async fn sweep_cache(&self, _: &Scope, _: i64) -> Result<bool> {
+        gone()
+    }
+    async fn clear_cache(&self, _: &Scope, _: &str) -> Result<bool> {
+        gone()
+    }
+}
+
+#[async_trait]
 impl Crons for Nowhere {
     async fn database_time(&self, _: &Scope) -> Result<Timestamp> {
         gone()

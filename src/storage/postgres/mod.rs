@@ -30,6 +30,7 @@ use super::{Description, Notice, Result, Storage, StorageError};
 use crate::model::Scope;
 
 mod assistants;
+mod cache;
 mod checkpoints;
 mod crons;
 mod idempotency;
@@ -72,6 +73,7 @@ const MIGRATIONS: &[Migration] = &[
         name: "0010_idempotency_keys",
         sql: include_str!("../../../migrations/postgres/0010_idempotency_keys.sql"),
     },
+    Migration { version: 14, name: "0014_cache", sql: include_str!("../../../migrations/postgres/0014_cache.sql") },
 ];
 
 /// The advisory lock of migrations: `sessstor` in bytes.

@@ -28,6 +28,7 @@ use super::{Description, Notice, Result, Storage, StorageError};
 use crate::model::Scope;
 
 mod assistants;
+mod cache;
 mod checkpoints;
 mod crons;
 mod idempotency;
@@ -65,6 +66,7 @@ const MIGRATIONS: &[Migration] = &[
         name: "0010_idempotency_keys",
         sql: include_str!("../../../migrations/sqlite/0010_idempotency_keys.sql"),
     },
+    Migration { version: 14, name: "0014_cache", sql: include_str!("../../../migrations/sqlite/0014_cache.sql") },
 ];
 
 /// Operations that may share a transaction. A bound, so that the first caller does not wait for a crowd.

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::support::postgres::Database;
 
 mod assistants;
+mod cache;
 mod checkpoints;
 mod claims;
 mod commits;

@@ -279,6 +279,7 @@ pub(crate) fn runtime_settings() -> Settings {
         durability: Durability::Async,
         default_ttl: None,
         sweep_every: Duration::from_millis(50),
+        cache_bytes: 1_000_000,
         claims: true,
         crons: CronSettings { poll_every: Duration::from_millis(200), ..CronSettings::default() },
         webhooks: WebhookSettings::default(),
