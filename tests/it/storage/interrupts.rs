@@ -7,6 +7,7 @@ for_each_backend!(
     a_repeated_commit_neither_asks_nor_answers_twice,
     a_question_is_pending_while_its_checkpoint_is_the_head,
     asking_again_opens_what_was_closed,
+    a_question_asked_again_on_a_new_head_waits_there,
     what_a_run_said_is_taken_back_with_it,
     without_the_lease_nothing_is_asked_or_answered,
     questions_go_with_their_thread,
@@ -153,6 +154,18 @@ async fn asking_again_opens_what_was_closed(lab: Lab) {
     }
     let again = all(storage, InterruptFilter::default()).await.remove(0);
     assert_eq!((again.asked_at, again.run_id, again.answered_by), (asked_at, id(1), None));
+}
+
+/// A migrated graph goes on from a checkpoint of its own, and its tasks keep their ids.
+async fn a_question_asked_again_on_a_new_head_waits_there(lab: Lab) {
+    let storage = &lab.storage;
+    ask(storage, "t", 1, "c1", "q1").await;
+    let lease = start(storage, "t", 2).await.lease;
+    let again = InterruptRow { node: "renamed".into(), ..interrupt("q1", "c2", Asked) };
+    say(storage, lease, Some("c2"), vec![again], true).await;
+    assert_eq!(status(storage, "q1").await, Pending);
+    let [record] = all(storage, InterruptFilter::default()).await.try_into().expect("one question");
+    assert_eq!((record.root_checkpoint_id.as_str(), record.node.as_str(), record.run_id), ("c2", "renamed", id(1)));
 }
 
 async fn what_a_run_said_is_taken_back_with_it(lab: Lab) {

@@ -174,10 +174,14 @@ macro_rules! interrupt_upserts {
             CROSS JOIN clock
             ON CONFLICT (thread_key, interrupt_id) DO UPDATE SET
                 answer = EXCLUDED.answer, answered_at = EXCLUDED.answered_at, answered_by = EXCLUDED.answered_by,
-                answered_run = EXCLUDED.answered_run, withdrawn_run = EXCLUDED.withdrawn_run
-            -- Asking again opens what was closed; only what is not answered is answered or withdrawn.
+                answered_run = EXCLUDED.answered_run, withdrawn_run = EXCLUDED.withdrawn_run,
+                checkpoint_id = EXCLUDED.checkpoint_id, root_checkpoint_id = EXCLUDED.root_checkpoint_id,
+                node = EXCLUDED.node
+            -- Asking again opens what was closed, and goes along when a migrated graph asks on a new checkpoint; only what
+            -- is not answered is answered or withdrawn.
             WHERE CASE WHEN EXCLUDED.answered_at IS NULL AND EXCLUDED.withdrawn_run IS NULL
                        THEN interrupts.answered_at IS NOT NULL OR interrupts.withdrawn_run IS NOT NULL
+                            OR interrupts.root_checkpoint_id <> EXCLUDED.root_checkpoint_id
                        ELSE interrupts.answered_at IS NULL END
         )"
     };

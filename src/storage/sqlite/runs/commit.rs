@@ -223,10 +223,14 @@ async fn put_interrupts(write: &mut Write, lease: Lease, rows: &StepRows) -> Res
              FROM runs r WHERE r.thread_key = $1 AND r.run_id = $2
              ON CONFLICT (thread_key, interrupt_id) DO UPDATE SET
                  answer = excluded.answer, answered_at = excluded.answered_at, answered_by = excluded.answered_by,
-                 answered_run = excluded.answered_run, withdrawn_run = excluded.withdrawn_run
-             -- Asking again opens what was closed; only what is not answered is answered or withdrawn.
+                 answered_run = excluded.answered_run, withdrawn_run = excluded.withdrawn_run,
+                 checkpoint_id = excluded.checkpoint_id, root_checkpoint_id = excluded.root_checkpoint_id,
+                 node = excluded.node
+             -- Asking again opens what was closed, and goes along when a migrated graph asks on a new checkpoint; only what
+             -- is not answered is answered or withdrawn.
              WHERE CASE WHEN excluded.answered_at IS NULL AND excluded.withdrawn_run IS NULL
                         THEN interrupts.answered_at IS NOT NULL OR interrupts.withdrawn_run IS NOT NULL
+                             OR interrupts.root_checkpoint_id <> excluded.root_checkpoint_id
                         ELSE interrupts.answered_at IS NULL END",
         )
         .bind(lease.thread.0)
