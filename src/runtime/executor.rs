@@ -544,10 +544,10 @@ impl Site {
         let mut core = lock(&self.core);
         // Absent: given up meanwhile.
         let (_, job) = core.open.remove(&ended.task_id)?;
-        if let End::Task(TaskEnd::Output(output)) = &ended.end {
-            if messages::wanted(&self.shared, &self.run.ns) {
-                messages::tell_output(&self.shared, around, &job.task, output);
-            }
+        if let End::Task(TaskEnd::Output(output)) = &ended.end
+            && messages::wanted(&self.shared, &self.run.ns)
+        {
+            messages::tell_output(&self.shared, around, &job.task, output);
         }
         let handler = self.finish(&mut core, &job, ended.end, &ended.exchange, ended.chain.as_deref())?;
         self.open(&mut core, &handler);

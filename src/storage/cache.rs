@@ -51,9 +51,12 @@ pub trait Cache {
     async fn clear_cache(&self, scope: &Scope, graph_id: &str) -> Result<bool>;
 }
 
+/// The columns of an entry as both backends bind them: key, graph, output, size in bytes, time to live in microseconds.
+pub(crate) type CacheRow = (CacheKey, String, Vec<u8>, i64, Option<i64>);
+
 /// Entries as rows: key, graph, output, size and time to live in microseconds. In the order of their keys, so that two
 /// writers cannot wait for each other.
-pub(crate) fn rows(entries: Vec<NewCacheEntry>) -> Vec<(CacheKey, String, Vec<u8>, i64, Option<i64>)> {
+pub(crate) fn rows(entries: Vec<NewCacheEntry>) -> Vec<CacheRow> {
     let by_key: BTreeMap<CacheKey, NewCacheEntry> = entries.into_iter().map(|entry| (entry.key, entry)).collect();
     let row = |(key, entry): (CacheKey, NewCacheEntry)| {
         let output = encoding::bytes(&entry.output);
