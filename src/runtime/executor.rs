@@ -1,7 +1,7 @@
 //! Executes graphs: drives [`Execution`], runs its jobs, and hands its effects to storage and listeners. One [`Site`] per
 //! graph; a graph inside a node has its own within the node's job.
 //!
-//! A job records its own end when its turn comes ([`Turns`]), so that all graphs of a run tell what they do in one
+//! A job records its own end when its turn comes ([`super::turns::Turns`]), so that all graphs of a run tell what they do in one
 //! order; whoever drives the graph only waits until its jobs have ended.
 
 use std::collections::{BTreeMap, HashMap};

@@ -21,7 +21,7 @@ const REPORT_PAGE: i64 = 200;
 pub struct StorageReport {
     pub sizes: ThreadSizes,
     /// Values of lists, and those stored once per thread, by the channel that holds them. What only states older than the
-    /// newest [`REPORTED_STATES`] hold is in the totals alone.
+    /// newest `REPORTED_STATES` hold is in the totals alone.
     pub by_channel: BTreeMap<String, Size>,
 }
 

@@ -320,7 +320,7 @@ impl<K: Serialize, V: Serialize> Serialize for Pairs<K, V> {
     }
 }
 
-/// [`metadata_json`] of a draft, without the copies.
+/// [`crate::engine::execution::metadata_json`] of a draft, without the copies.
 fn metadata_of(draft: &Draft) -> Json {
     const OWN: [&str; 3] = ["source", "step", "parents"];
     let (source, step) = (Json::from(draft.source.as_str()), Json::from(draft.step));

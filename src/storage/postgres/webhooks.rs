@@ -1,4 +1,4 @@
-//! Webhooks on Postgres. The parts for other operations ([`expect`], [`ended`], [`forget`]) run inside theirs.
+//! Webhooks on Postgres. The parts for other operations ([`expect`], [`ended`], `forget`) run inside theirs.
 
 use std::time::Duration;
 
