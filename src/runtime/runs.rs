@@ -89,6 +89,8 @@ impl Runtime {
         thread_id: &ThreadId,
     ) -> Result<(Run, Option<Box<ClaimedRun>>), RuntimeError> {
         idempotency::leads_to(|| format!("/threads/{thread_id}/runs/{run_id}"));
+        // A malformed field is told before what is missing elsewhere.
+        self.check_webhook(request)?;
         for look in [false, true, true] {
             let assistant = self.assistant_of(scope, request, look).await?;
             let new = self.new_run(request, &assistant, run_id, thread_id)?;
