@@ -3,7 +3,7 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
 
-use super::{Json, RunId, ThreadId, ThreadKey, Timestamp};
+use super::{Json, RunId, ThreadId, ThreadKey, Timestamp, UsageTotals};
 
 /// A run's status (contract section 2). A run that stops at an interrupt ends as `success`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -247,4 +247,6 @@ pub struct Run {
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
     pub error: Option<ErrorInfo>,
+    /// What models cost in this run, attempts that failed included.
+    pub usage: UsageTotals,
 }

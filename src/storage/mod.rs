@@ -23,6 +23,7 @@ pub mod assistants;
 pub mod checkpoints;
 pub mod connect;
 pub mod crons;
+pub mod effects;
 pub mod idempotency;
 pub mod items;
 pub mod retention;
@@ -38,6 +39,7 @@ mod payloads;
 mod postgres;
 mod rows;
 mod sqlite;
+mod usage;
 mod webhook_rows;
 
 pub use assistants::{AssistantCreated, AssistantFilter, AssistantPatch, AssistantSort, Assistants, NewAssistant};
@@ -46,12 +48,13 @@ pub use checkpoints::{
     TaskWritesRow, Which,
 };
 pub use crons::{CronFilter, CronFired, CronReplaced, CronSort, CronTick, Crons, DueCron, DueCrons};
+pub use effects::{EffectFilter, EffectRow, Effects};
 pub use idempotency::{IdempotencyKey, IdempotencyKeys, KeyRow};
 pub use items::{ItemFilter, ItemMatch, Items, NamespaceFilter, NewItem};
 pub use retention::{ExpiredThread, Kept, Pruned, Retention, STEP_ROWS, Size, ThreadSizes};
 pub use runs::{
     CancelRequest, CancelTarget, Cancelled, Claim, ClaimedRun, CommitOutcome, Lease, LeaseState, NewRun, RunCreated,
-    RunEnd, RunFilter, Runs, StateCommit, StateOutcome, StepCommit, StepRows, StoredEvent,
+    RunEnd, RunFilter, Runs, StateCommit, StateOutcome, StepCommit, StepRows, StoredEvent, UsageRow,
 };
 pub use threads::{NewThread, Page, ThreadCreated, ThreadFilter, ThreadPatch, ThreadSort, Threads, WaitingThread};
 pub use webhooks::{Attempt, AttemptOutcome, ClaimedWebhooks, DueWebhook, Webhook, WebhookEnd, WebhookState, Webhooks};
@@ -117,6 +120,7 @@ pub trait Storage:
     + Retention
     + Runs
     + Checkpoints
+    + Effects
     + Items
     + Crons
     + Webhooks

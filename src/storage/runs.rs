@@ -6,11 +6,12 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::checkpoints::{CheckpointRow, LogRow, Payload, TaskWritesRow};
+use super::effects::EffectRow;
 use super::webhooks::WebhookEnd;
 use super::{Page, Result};
 use crate::model::{
-    CancelAction, CheckpointId, ErrorInfo, EventId, Json, MultitaskStrategy, Run, RunId, RunStatus, Scope, Thread,
-    ThreadId, ThreadKey, ThreadStatus, Timestamp, Ttl,
+    CancelAction, CheckpointId, ErrorInfo, EventId, Json, ModelUsage, MultitaskStrategy, Run, RunId, RunStatus, Scope,
+    Thread, ThreadId, ThreadKey, ThreadStatus, Timestamp, Ttl,
 };
 
 /// The right to execute a run: valid while the run row is `running` with this epoch. The epoch grows by one per claim.
@@ -157,7 +158,7 @@ pub struct RunEnd {
     pub announce: bool,
 }
 
-/// Rows of one or more supersteps, inserted together. Except for task writes, a row that is there already stays as it is:
+/// Rows of one or more supersteps, inserted together. Except for task writes and effects, a row that is there already stays as it is:
 /// a commit repeated after its answer was lost changes nothing.
 #[derive(Debug, Clone, Default)]
 pub struct StepRows {
@@ -167,6 +168,10 @@ pub struct StepRows {
     /// Inserted unless the thread has that hash already.
     pub payloads: Vec<Payload>,
     pub log: Vec<LogRow>,
+    /// External calls of tasks; see [`EffectRow`].
+    pub effects: Vec<EffectRow>,
+    /// Added to the totals of the run and of its thread, once: each model at most one row per commit.
+    pub usage: Vec<UsageRow>,
     /// The new head of the root namespace.
     pub head: Option<CheckpointId>,
 }
@@ -174,8 +179,22 @@ pub struct StepRows {
 impl StepRows {
     /// Nothing to write.
     pub fn is_empty(&self) -> bool {
-        self.checkpoints.is_empty() && self.task_writes.is_empty() && self.payloads.is_empty() && self.log.is_empty()
+        self.checkpoints.is_empty()
+            && self.task_writes.is_empty()
+            && self.payloads.is_empty()
+            && self.log.is_empty()
+            && self.effects.is_empty()
+            && self.usage.is_empty()
     }
+}
+
+/// What a model was asked for since the last commit.
+#[derive(Debug, Clone)]
+pub struct UsageRow {
+    pub model: String,
+    pub usage: ModelUsage,
+    /// Grows with every commit of the run that counts something: one that was counted already is not counted again.
+    pub seq: i64,
 }
 
 /// An event kept for replay.

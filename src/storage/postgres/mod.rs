@@ -32,6 +32,7 @@ use crate::model::Scope;
 mod assistants;
 mod checkpoints;
 mod crons;
+mod effects;
 mod idempotency;
 mod items;
 mod listen;
@@ -49,6 +50,11 @@ mod rows {
 
 const MIGRATIONS: &[Migration] = &[
     Migration { version: 1, name: "0001_init", sql: include_str!("../../../migrations/postgres/0001_init.sql") },
+    Migration {
+        version: 3,
+        name: "0003_effects_and_usage",
+        sql: include_str!("../../../migrations/postgres/0003_effects_and_usage.sql"),
+    },
     Migration {
         version: 6,
         name: "0006_assistants",

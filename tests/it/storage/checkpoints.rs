@@ -237,6 +237,7 @@ async fn damaged_bytes_name_their_place(lab: Lab) {
         payloads: vec![Payload { hash: [1; 16], value: json("1") }],
         log: vec![log(0, 0, "[1]", None)],
         head: Some("c1".into()),
+        ..StepRows::default()
     };
     let all = StepCommit { events: vec![event(1, id(1))], ..step(running.lease, rows, None) };
     assert_eq!(commit(storage, all).await, CommitOutcome::Committed);

@@ -16,12 +16,14 @@ mod checkpoints;
 mod claims;
 mod commits;
 mod crons;
+mod effects;
 mod idempotency;
 mod items;
 mod retention;
 mod runs;
 mod schema;
 mod threads;
+mod usage;
 mod views;
 mod webhooks;
 

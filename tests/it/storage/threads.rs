@@ -214,6 +214,7 @@ async fn a_copy_has_the_state_but_not_the_runs(lab: Lab) {
         payloads: vec![Payload { hash: [7; 16], value: json("\"seven\"") }],
         log: vec![log(0, 0, "[1,2]", Some(id(1)))],
         head: Some("c1".into()),
+        ..StepRows::default()
     };
     let ended = end(RunStatus::Success, ThreadStatus::Interrupted);
     let all = StepCommit { events: vec![event(5, id(1))], ..step(running.lease, rows, ended) };

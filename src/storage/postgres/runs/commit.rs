@@ -9,6 +9,7 @@ use super::super::rows::get;
 use super::super::threads::lock_thread;
 use super::super::{PostgresStorage, now, webhooks};
 use super::columns::{Members, Rows};
+use super::extras::Extras;
 use crate::model::Scope;
 use crate::storage::encoding;
 use crate::storage::rows::driver_error;
@@ -71,6 +72,67 @@ macro_rules! row_inserts {
                 AS e (member, event_id, run_id, name, data)
             JOIN live l ON l.member = e.member AND NOT l.gone
             ON CONFLICT (thread_key, event_id) DO NOTHING
+        )"
+    };
+}
+
+/// The inserts of what few commits have, effects and usage: parameters 50-67, after the others. Statements of their own,
+/// so that other commits do not pay for them.
+macro_rules! extra_inserts {
+    () => {
+        ",
+        put_effects AS (
+            INSERT INTO effects AS e (thread_key, ns, checkpoint_id, task_id, key, tenant, run_id, node, state, attempt,
+                                      asked, started_at, ended_at, codec, result, error)
+            SELECT l.thread_key, n.ns, n.checkpoint_id, n.task_id, n.key, l.tenant, l.run_id, n.node, n.state, n.attempt,
+                   n.asked, clock.now, CASE WHEN n.state = 'started' THEN NULL ELSE clock.now END, 0, n.result, n.error
+            FROM UNNEST((SELECT $50::int[]), $51::text[], $52::text[], $53::text[], $54::text[], $55::text[],
+                        $56::text[], $57::int[], $58::int[], $59::bytea[], $60::bytea[])
+                AS n (member, ns, checkpoint_id, task_id, key, node, state, attempt, asked, result, error)
+            JOIN live l ON l.member = n.member AND NOT l.gone
+            CROSS JOIN clock
+            ON CONFLICT (thread_key, ns, checkpoint_id, task_id, key) DO UPDATE SET
+                run_id = EXCLUDED.run_id, state = EXCLUDED.state, attempt = EXCLUDED.attempt, asked = EXCLUDED.asked,
+                started_at = CASE WHEN EXCLUDED.state = 'started' THEN EXCLUDED.started_at ELSE e.started_at END,
+                ended_at = EXCLUDED.ended_at, codec = EXCLUDED.codec, result = EXCLUDED.result, error = EXCLUDED.error
+            -- What is recorded never changes.
+            WHERE e.state <> 'recorded'
+        ),
+        counted AS MATERIALIZED (
+            SELECT l.thread_key, l.run_id, l.tenant, n.model, n.input_tokens, n.output_tokens, n.total_tokens,
+                   n.cost_nanos, n.seq
+            FROM UNNEST((SELECT $61::int[]), $62::text[], $63::bigint[], $64::bigint[], $65::bigint[], $66::bigint[],
+                        $67::bigint[])
+                AS n (member, model, input_tokens, output_tokens, total_tokens, cost_nanos, seq)
+            JOIN live l ON l.member = n.member AND NOT l.gone
+        ),
+        put_usage AS (
+            INSERT INTO usage_totals AS u (thread_key, run_id, model, tenant, input_tokens, output_tokens, total_tokens,
+                                           cost_nanos, seq)
+            SELECT c.thread_key, c.run_id, c.model, c.tenant, c.input_tokens, c.output_tokens, c.total_tokens,
+                   c.cost_nanos, c.seq
+            FROM counted c
+            ON CONFLICT (thread_key, run_id, model) DO UPDATE SET
+                input_tokens = u.input_tokens + EXCLUDED.input_tokens,
+                output_tokens = u.output_tokens + EXCLUDED.output_tokens,
+                total_tokens = u.total_tokens + EXCLUDED.total_tokens,
+                cost_nanos = u.cost_nanos + EXCLUDED.cost_nanos, seq = EXCLUDED.seq
+            -- A commit repeated after its answer was lost was counted already.
+            WHERE u.seq < EXCLUDED.seq
+            RETURNING u.thread_key, u.run_id, u.model
+        ),
+        put_thread_usage AS (
+            INSERT INTO usage_totals AS u (thread_key, run_id, model, tenant, input_tokens, output_tokens, total_tokens,
+                                           cost_nanos, seq)
+            SELECT c.thread_key, '00000000-0000-0000-0000-000000000000'::uuid, c.model, c.tenant, c.input_tokens,
+                   c.output_tokens, c.total_tokens, c.cost_nanos, 0
+            FROM counted c
+            JOIN put_usage p ON p.thread_key = c.thread_key AND p.run_id = c.run_id AND p.model = c.model
+            ON CONFLICT (thread_key, run_id, model) DO UPDATE SET
+                input_tokens = u.input_tokens + EXCLUDED.input_tokens,
+                output_tokens = u.output_tokens + EXCLUDED.output_tokens,
+                total_tokens = u.total_tokens + EXCLUDED.total_tokens,
+                cost_nanos = u.cost_nanos + EXCLUDED.cost_nanos
         )"
     };
 }
@@ -151,14 +213,17 @@ macro_rules! live_members {
     };
 }
 
-/// A batch in which no run ends.
-const COMMIT: &str =
-    concat!(live_members!(), " SELECT member, FALSE AS waiting, (SELECT COUNT(*) FROM shown) AS shown FROM live");
+/// The end of a batch in which no run ends.
+macro_rules! goes_on {
+    () => {
+        " SELECT member, FALSE AS waiting, (SELECT COUNT(*) FROM shown) AS shown FROM live"
+    };
+}
 
-/// A batch in which runs end: temporary threads go, and whoever waits is told.
-const COMMIT_ENDS: &str = concat!(
-    live_members!(),
-    ",
+/// The end of a batch in which runs end: temporary threads go, and whoever waits is told.
+macro_rules! ends {
+    () => {
+        ",
     drop_lookup AS (DELETE FROM run_lookup x USING runs r, live l
                     WHERE l.gone AND r.thread_key = l.thread_key AND x.run_id = r.run_id),
     drop_runs AS (DELETE FROM runs x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
@@ -167,6 +232,8 @@ const COMMIT_ENDS: &str = concat!(
     drop_payloads AS (DELETE FROM payloads x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
     drop_log AS (DELETE FROM channel_log x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
     drop_events AS (DELETE FROM events x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
+    drop_effects AS (DELETE FROM effects x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
+    drop_usage AS (DELETE FROM usage_totals x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
     drop_threads AS (DELETE FROM threads x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
     ended AS MATERIALIZED (
         SELECT l.member, l.run_id, l.announce,
@@ -184,7 +251,13 @@ const COMMIT_ENDS: &str = concat!(
     SELECT l.member, COALESCE(e.waiting, FALSE) AS waiting, (SELECT COUNT(*) FROM told) AS told,
            (SELECT COUNT(*) FROM shown) AS shown
     FROM live l LEFT JOIN ended e ON e.member = l.member"
-);
+    };
+}
+
+const COMMIT: &str = concat!(live_members!(), goes_on!());
+const COMMIT_ENDS: &str = concat!(live_members!(), ends!());
+const COMMIT_EXTRA: &str = concat!(live_members!(), extra_inserts!(), goes_on!());
+const COMMIT_EXTRA_ENDS: &str = concat!(live_members!(), extra_inserts!(), ends!());
 
 /// Inserts for a locked thread: parameters 36-41.
 const INSERT_STATE: &str = concat!(
@@ -224,14 +297,22 @@ impl PostgresStorage {
     ) -> Result<()> {
         let mut columns = Rows::default();
         let mut members = Members::default();
+        let mut extras = Extras::default();
         for (member, index) in (0_i32..).zip(indexes) {
             let step = &batch[*index];
             columns.push(member, &step.rows, &step.events);
             members.push(member, step);
+            extras.push(member, &step.rows);
         }
         let any_ends = indexes.iter().any(|index| batch[*index].end.is_some());
-        let query = sqlx::query(if any_ends { COMMIT_ENDS } else { COMMIT });
+        let query = sqlx::query(match (extras.is_empty(), any_ends) {
+            (true, false) => COMMIT,
+            (true, true) => COMMIT_ENDS,
+            (false, false) => COMMIT_EXTRA,
+            (false, true) => COMMIT_EXTRA_ENDS,
+        });
         let query = members.bind(columns.bind(query)).bind(scope.filter());
+        let query = if extras.is_empty() { query } else { extras.bind(query) };
         let hooks: Vec<(Lease, &RunEnd)> = indexes
             .iter()
             .filter_map(|index| Some((batch[*index].lease, batch[*index].end.as_ref()?)))
