@@ -8,6 +8,7 @@ mod builder;
 pub mod context;
 mod destinations;
 mod draw;
+mod effect;
 pub mod message;
 pub mod node;
 #[doc(hidden)]
@@ -18,13 +19,14 @@ pub mod testing;
 
 pub use crate::engine::channel::reducers;
 pub use crate::engine::{ChannelKind, Command, Destination, Managed, Migration, Output, Reduce};
-pub use crate::model::Durability;
+pub use crate::model::{Cost, Durability};
 pub use crate::update;
 pub use body::{Node, NodeDefaults};
 pub use builder::{BuildError, BuildErrors, StateGraph};
 pub use context::Context;
 pub use destinations::{Any, Destinations, Targets};
 pub use draw::{Drawing, DrawnEdge, DrawnNode};
+pub use effect::{EffectOptions, OnError, OnUnknown};
 pub use message::{AiChunk, Message, Role, ToolCall, ToolCallChunk, Usage};
 pub use node::{CachePolicy, Checkpointing, Graph, NodeBody, NodeError, NodeInput, Policies, RetryPolicy};
 pub use output::{END, IntoOutput, START, Update, goto, send};

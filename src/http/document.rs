@@ -2,7 +2,7 @@
 
 use super::auth::Caller;
 use super::error::{ApiError, ApiResult};
-use crate::model::{Fields, HeadView, Json, Run, Thread, ThreadStatus};
+use crate::model::{Fields, HeadView, Json, Run, Thread, ThreadStatus, UsageTotals};
 use crate::runtime::Runtime;
 
 pub(crate) const THREAD_COLUMNS: [&str; 10] = [
@@ -36,6 +36,16 @@ pub(crate) fn json<T: serde::Serialize + ?Sized>(value: &T) -> ApiResult<Json> {
     Json::of(value).map_err(|error| ApiError::Internal(error.0))
 }
 
+/// Metadata with what models cost, if they cost anything: `usage` is the server's key then.
+fn with_usage(metadata: &Json, usage: &UsageTotals) -> Json {
+    if usage.is_empty() {
+        return metadata.clone();
+    }
+    let mut fields = metadata.fields().unwrap_or_default();
+    fields.insert("usage".to_owned(), usage.to_json());
+    Json::from(&fields)
+}
+
 /// A thread row together with what its head shows.
 pub(crate) fn thread(thread: &Thread, head: &HeadView) -> ApiResult<Fields> {
     Ok(Fields::from_iter([
@@ -43,7 +53,7 @@ pub(crate) fn thread(thread: &Thread, head: &HeadView) -> ApiResult<Fields> {
         ("created_at".to_owned(), json(&thread.created_at)?),
         ("updated_at".to_owned(), json(&thread.updated_at)?),
         ("state_updated_at".to_owned(), json(&thread.state_updated_at)?),
-        ("metadata".to_owned(), thread.metadata.clone()),
+        ("metadata".to_owned(), with_usage(&thread.metadata, &thread.usage)),
         ("config".to_owned(), thread.config.clone()),
         ("status".to_owned(), Json::from(thread.status.as_str())),
         ("values".to_owned(), head.values.clone().unwrap_or_default()),
@@ -81,7 +91,7 @@ pub(crate) fn run(run: &Run) -> ApiResult<Fields> {
         ("created_at".to_owned(), json(&run.created_at)?),
         ("updated_at".to_owned(), json(&run.updated_at)?),
         ("status".to_owned(), Json::from(run.status.as_str())),
-        ("metadata".to_owned(), run.metadata.clone()),
+        ("metadata".to_owned(), with_usage(&run.metadata, &run.usage)),
         ("kwargs".to_owned(), run.kwargs.clone()),
         ("multitask_strategy".to_owned(), Json::from(run.multitask_strategy.as_str())),
         ("langsmith_session_name".to_owned(), Json::null()),

@@ -7,16 +7,18 @@ use async_trait::async_trait;
 use tokio::sync::Notify;
 
 use super::chain_events::{self, NodeChain};
+use super::effects::Journal;
 use super::executor::{Around, GraphEnd, GraphRun, run_graph};
 use super::messages;
 use super::shared::{Shared, lock};
 use super::turns::rounds;
+use super::usage::Report;
 use crate::engine::execution::Input;
 use crate::engine::ids;
 use crate::engine::step::Task;
 use crate::graph::context::{Host, Question};
 use crate::graph::node::{Checkpointing, Graph, NodeError};
-use crate::model::{Interrupt, Item, Json, StreamMode};
+use crate::model::{Cost, EffectEntry, Interrupt, Item, Json, ModelUsage, StreamMode};
 use crate::storage::{ItemFilter, ItemMatch, NewItem, Page};
 
 /// The surroundings of one task.
@@ -31,6 +33,9 @@ pub(crate) struct TaskHost {
     pub(crate) calls: Mutex<usize>,
     /// The attempt as chain events tell it, if they are asked for.
     pub(crate) chain: Mutex<Option<Arc<NodeChain>>>,
+    pub(crate) effects: Journal,
+    /// What models cost in this task.
+    pub(crate) report: Arc<Mutex<Report>>,
 }
 
 /// The questions of an execution and their answers.
@@ -44,9 +49,26 @@ pub(crate) struct Answers {
 }
 
 impl TaskHost {
-    pub(crate) fn new(shared: Arc<Shared>, around: Arc<Around>, task: Arc<Task>, given: Vec<Json>) -> TaskHost {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        around: Arc<Around>,
+        task: Arc<Task>,
+        given: Vec<Json>,
+        report: Arc<Mutex<Report>>,
+    ) -> TaskHost {
         let answers = Mutex::new(Answers { given, ..Answers::default() });
-        TaskHost { shared, around, task, answers, alive: Notify::new(), calls: Mutex::new(0), chain: Mutex::default() }
+        let effects = Journal::of(&around, &task);
+        TaskHost {
+            shared,
+            around,
+            task,
+            answers,
+            alive: Notify::new(),
+            calls: Mutex::new(0),
+            effects,
+            report,
+            chain: Mutex::default(),
+        }
     }
 
     /// Forgets what an attempt asked; answers stay.
@@ -73,6 +95,7 @@ impl TaskHost {
             chain_events::tell(&self.shared, chain.started(&input));
         }
         let told = chain.clone().map(|chain| (chain, input.clone()));
+        let is_off = graph.checkpointing() == Checkpointing::Off;
         let run = GraphRun {
             graph: graph.clone(),
             chain,
@@ -84,7 +107,8 @@ impl TaskHost {
             inside: Some(self.task.clone()),
             step_around: self.around.step,
             outermost: self.around.outermost_of(&self.task).to_owned(),
-            has_storage: graph.checkpointing() != Checkpointing::Off,
+            has_storage: !is_off,
+            anchor: (is_off || self.around.anchor.is_some()).then(|| self.effects.anchor(index)),
         };
         let end = run_graph(Arc::clone(&self.shared), run).await;
         if let (Some((chain, input)), GraphEnd::Done(fields)) = (told, &end) {
@@ -97,7 +121,10 @@ impl TaskHost {
         };
         self.shared.turns.pass(way_out).await;
         match end {
-            GraphEnd::Done(fields) => Ok(Json::from(&fields)),
+            GraphEnd::Done(fields) => {
+                lock(&self.report).note_inner(&fields);
+                Ok(Json::from(&fields))
+            }
             GraphEnd::Failed(error) => Err(NodeError::Failed(error)),
             GraphEnd::Parent(command) => Err(NodeError::Parent(command)),
             GraphEnd::Interrupted(list) => {
@@ -216,6 +243,23 @@ impl Host for TaskHost {
 
     async fn call(&self, _index: usize, graph: &Graph, input: Json) -> Result<Json, NodeError> {
         self.run_inner(graph, input).await
+    }
+
+    async fn barrier(&self) -> Result<String, NodeError> {
+        self.effects.barrier(&self.shared, &self.around).await
+    }
+
+    async fn find_effect(&self, key: &str) -> Result<Option<EffectEntry>, NodeError> {
+        self.effects.find(&self.shared, key).await
+    }
+
+    async fn put_effect(&self, entry: EffectEntry, durable: bool) -> Result<(), NodeError> {
+        self.alive.notify_one();
+        self.effects.put(&self.shared, &self.around, entry, durable).await
+    }
+
+    fn usage(&self, model: &str, usage: ModelUsage, cost: Option<Cost>) {
+        lock(&self.report).add(&self.shared.runtime.settings().prices, model, usage, 0, cost);
     }
 
     async fn put_item(&self, namespace: &[String], key: &str, value: Json) -> Result<(), NodeError> {

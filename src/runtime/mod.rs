@@ -5,6 +5,7 @@ mod cache;
 mod chain_events;
 mod commit;
 mod crons;
+mod effects;
 pub mod error;
 mod events;
 mod executor;
@@ -28,6 +29,7 @@ mod tail;
 mod thread_stream;
 mod turns;
 mod upkeep;
+pub mod usage;
 mod versions;
 pub mod webhooks;
 mod worker;
@@ -79,6 +81,8 @@ pub struct Settings {
     pub default_ttl: Option<Ttl>,
     /// How often what has expired is removed.
     pub sweep_every: Duration,
+    /// What models cost whose nodes do not say.
+    pub prices: usage::Prices,
     /// Take runs from the queue (`serve --role api` does not).
     pub claims: bool,
     pub crons: CronSettings,

@@ -158,7 +158,8 @@ pub struct RunEnd {
     pub announce: bool,
 }
 
-/// Rows of one or more supersteps, inserted together. Except for task writes and effects, a row that is there already stays as it is:
+/// Rows of one or more supersteps, inserted together. Except for task writes and effects, a row that is there already
+/// stays as it is:
 /// a commit repeated after its answer was lost changes nothing.
 #[derive(Debug, Clone, Default)]
 pub struct StepRows {

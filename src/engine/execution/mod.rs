@@ -9,7 +9,7 @@ mod delta;
 mod edit;
 mod start;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use super::channel::{Channel, ChannelKind};
@@ -324,6 +324,22 @@ impl Execution {
 
     pub fn checkpoint_id(&self) -> &str {
         &self.checkpoint_id
+    }
+
+    /// The value of a channel now.
+    pub fn value_of(&self, channel: &str) -> Option<Json> {
+        self.channels.iter().find(|known| known.name() == channel)?.persisted()
+    }
+
+    /// The ids of the tasks of the superstep in progress, error handlers included.
+    pub fn task_ids(&self) -> HashSet<Arc<str>> {
+        self.tasks.iter().map(|task| Arc::clone(&task.id)).collect()
+    }
+
+    /// Durability `exit`: the checkpoint it stands on was stored all the same, since something outside depends on it.
+    pub fn note_stored(&mut self) {
+        self.parent = Some(self.checkpoint_id.clone());
+        self.is_stored = true;
     }
 
     pub fn step(&self) -> i64 {

@@ -3,6 +3,7 @@
 mod assistants;
 mod checkpoints;
 pub(super) mod crons;
+mod effects;
 mod retention;
 pub(super) mod runs;
 mod stateless_runs;
@@ -93,6 +94,7 @@ fn thread_routes() -> Router<AppState> {
         .route("/threads/{thread_id}/stream/events", post(thread_events::subscribe).get(thread_socket::connect))
         .route("/threads/{thread_id}/stream", get(thread_events::join))
         .route("/threads/{thread_id}/checkpoints", get(checkpoints::list))
+        .route("/threads/{thread_id}/effects", get(effects::list))
         .route("/threads/{thread_id}/checkpoints/{checkpoint_id}", get(checkpoints::find))
 }
 

@@ -121,6 +121,18 @@ async fn prune(conn: &mut PgConnection, key: ThreadKey, kept: &Kept) -> Result<P
         &spaces,
         &ids
     );
+    let effects = prune_rows!(
+        conn,
+        key,
+        "DELETE FROM effects WHERE (thread_key, ns, checkpoint_id, task_id, key) IN (
+             SELECT e.thread_key, e.ns, e.checkpoint_id, e.task_id, e.key FROM effects e
+             WHERE e.thread_key = $1
+               AND NOT EXISTS (SELECT 1 FROM UNNEST($3::text[], $4::text[]) AS k (ns, id)
+                               WHERE k.ns = e.ns AND k.id = e.checkpoint_id)
+             LIMIT $2)",
+        &spaces,
+        &ids
+    );
     let hashes: Vec<Vec<u8>> = kept.payloads.iter().map(|hash| hash.to_vec()).collect();
     let payloads = prune_rows!(
         conn,
@@ -147,7 +159,7 @@ async fn prune(conn: &mut PgConnection, key: ThreadKey, kept: &Kept) -> Result<P
         kept.branches.iter().map(|branch| branch.2).collect::<Vec<_>>(),
         kept.branches.iter().map(|branch| branch.3).collect::<Vec<_>>()
     );
-    if !(task_writes && payloads && log) {
+    if !(task_writes && effects && payloads && log) {
         return Ok(Pruned::More);
     }
     // What they came from is gone.

@@ -141,6 +141,7 @@ async fn prune(write: &mut Write, key: ThreadKey, kept: Kept) -> Result<Pruned> 
         return Ok(Pruned::More);
     }
     let task_writes = prune_rows(write, key, "task_writes", ON_KEPT).await?;
+    let effects = prune_rows(write, key, "effects", ON_KEPT).await?;
     let payloads = prune_rows(write, key, "payloads", "SELECT 1 FROM kept_payloads k WHERE k.hash = x.hash").await?;
     let log = prune_rows(
         write,
@@ -150,7 +151,7 @@ async fn prune(write: &mut Write, key: ThreadKey, kept: Kept) -> Result<Pruned> 
          WHERE k.ns = x.ns AND k.channel = x.channel AND k.branch = x.branch AND x.start < k.length",
     )
     .await?;
-    if !(task_writes && payloads && log) {
+    if !(task_writes && effects && payloads && log) {
         return Ok(Pruned::More);
     }
     // What they came from is gone.

@@ -93,6 +93,7 @@ async fn with_states(storage: &SharedStorage, ttl: Option<Ttl>) {
         payloads: vec![payload(1), payload(2)],
         log: vec![log(7, 0, "[0,1]", None), log(7, 2, "[2]", None), log(8, 0, "[9]", None)],
         head: Some("c3".into()),
+        ..StepRows::default()
     };
     let ended = step(lease, rows, end(RunStatus::Success, ThreadStatus::Idle));
     assert_eq!(commit(storage, ended).await, CommitOutcome::Committed);

@@ -113,7 +113,10 @@ async fn sums_and_changes_of_metadata_do_not_disturb_each_other(lab: Lab) {
         tokio::spawn(async move {
             for n in 0..50 {
                 let metadata = Some(json(&format!(r#"{{"n":{n},"usage":"mine"}}"#)));
-                storage.update_thread(&TENANT, &tid("t"), ThreadPatch { metadata, graph_id: None }).await.unwrap();
+                storage
+                    .update_thread(&TENANT, &tid("t"), ThreadPatch { metadata, ..ThreadPatch::default() })
+                    .await
+                    .unwrap();
             }
         })
     };

@@ -273,6 +273,7 @@ pub(crate) fn runtime_settings() -> Settings {
         durability: Durability::Async,
         default_ttl: None,
         sweep_every: Duration::from_millis(50),
+        prices: std::collections::BTreeMap::new(),
         claims: true,
         crons: CronSettings { poll_every: Duration::from_millis(200), ..CronSettings::default() },
         webhooks: WebhookSettings::default(),
