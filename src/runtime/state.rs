@@ -329,7 +329,7 @@ impl Runtime {
             let mut view = HeadView { error: thread.error.clone(), ..HeadView::default() };
             if let Some(stored) = heads.remove(&thread.key) {
                 let reader = Reader { storage: self.storage(), scope, thread: thread.key };
-                if let Some((loaded, _)) = reader.resolve(vec![stored]).await?.pop() {
+                if let Some(loaded) = reader.head(stored).await? {
                     self.view_head(thread, &loaded, &mut view)?;
                 }
             }
@@ -353,7 +353,7 @@ impl Runtime {
         }
         let reader = Reader { storage: self.storage(), scope, thread: thread.key };
         let mut view = HeadView::default();
-        if let Some((loaded, _)) = reader.resolve(rows).await?.pop() {
+        if let Some((loaded, _)) = reader.list(&filter, 1).await?.pop() {
             let plain = Thread { view: None, ..thread.clone() };
             self.view_head(&plain, &loaded, &mut view)?;
         }

@@ -110,8 +110,8 @@ async fn look_at(
         return Ok(None);
     }
     let reader = Reader { storage, scope: &Scope::Server, thread: thread.key };
-    let loaded = match reader.resolve(vec![head]).await {
-        Ok(mut loaded) => loaded.pop().map(|(loaded, _)| loaded),
+    let loaded = match reader.head(head).await {
+        Ok(loaded) => loaded,
         Err(error @ StorageError::Corrupt { .. }) => {
             return Ok(Some(unresumable(graph.name(), Vec::new(), error.to_string())));
         }

@@ -390,6 +390,16 @@ impl Reader<'_> {
         self.read(&Rows::List(filter, limit)).await
     }
 
+    /// Resolves a head that was read with others. When something it refers to is missing it is read again: its thread may
+    /// have been pruned or deleted between the reads.
+    pub(crate) async fn head(&self, row: StoredCheckpoint) -> Result<Option<Loaded>, StorageError> {
+        let found = match self.resolve(vec![row]).await {
+            Err(StorageError::Corrupt { .. }) => self.load("", &Which::Latest).await?,
+            resolved => resolved?.pop(),
+        };
+        Ok(found.map(|(loaded, _)| loaded))
+    }
+
     /// Reads rows and what they refer to. When something they refer to is missing, the rows are read again: it is damage
     /// only if they are still there, since a thread may be pruned between the reads.
     async fn read(&self, what: &Rows<'_>) -> Result<Vec<(Loaded, Stored)>, StorageError> {
@@ -428,7 +438,7 @@ impl Reader<'_> {
     }
 
     /// Resolves rows: two more reads at most, however many rows.
-    pub(crate) async fn resolve(&self, rows: Vec<StoredCheckpoint>) -> Result<Vec<(Loaded, Stored)>, StorageError> {
+    async fn resolve(&self, rows: Vec<StoredCheckpoint>) -> Result<Vec<(Loaded, Stored)>, StorageError> {
         let mut wanted = Wanted::of(rows)?;
         let values = self.fetch(std::mem::take(&mut wanted.hashes), std::mem::take(&mut wanted.ranges)).await?;
         wanted.assemble(&values)

@@ -9,6 +9,7 @@ use reqwest::Method;
 use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
 use session_store::clock::Clock;
+use session_store::config::{LogConfig, LogFormat};
 use session_store::graph::Graph;
 use session_store::graphs;
 use session_store::http::{HttpSettings, router};
@@ -16,6 +17,7 @@ use session_store::model::{Durability, Ttl, TtlStrategy};
 use session_store::runtime::{CronSettings, Runtime, Settings, WebhookSettings};
 use session_store::storage::SharedStorage;
 use session_store::storage::connect::{ConnectOptions, connect};
+use session_store::telemetry;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// How long anything may take on a busy machine before a test gives up.
@@ -86,6 +88,7 @@ impl TestServer {
         runtime_settings: Settings,
         graphs: Vec<Graph>,
     ) -> TestServer {
+        log_what_goes_wrong();
         storage.migrate().await.expect("migrates");
         let runtime = Runtime::new(storage, graphs, Clock::default(), runtime_settings);
         runtime.start();
@@ -284,4 +287,10 @@ pub(crate) fn runtime_settings() -> Settings {
         crons: CronSettings { poll_every: Duration::from_millis(200), ..CronSettings::default() },
         webhooks: WebhookSettings::default(),
     }
+}
+
+/// What the server warns of stands beside a test that fails.
+fn log_what_goes_wrong() {
+    let log = LogConfig { filter: "warn".into(), format: LogFormat::Text };
+    telemetry::init(&log).expect("a filter");
 }
