@@ -36,9 +36,9 @@ pub(crate) fn json<T: serde::Serialize + ?Sized>(value: &T) -> ApiResult<Json> {
     Json::of(value).map_err(|error| ApiError::Internal(error.0))
 }
 
-/// A thread row together with what its head shows.
+/// A thread row together with what its head shows. How it was closed is shown where it is.
 pub(crate) fn thread(thread: &Thread, head: &HeadView) -> ApiResult<Fields> {
-    Ok(Fields::from_iter([
+    let mut fields = Fields::from_iter([
         ("thread_id".to_owned(), json(&thread.id)?),
         ("created_at".to_owned(), json(&thread.created_at)?),
         ("updated_at".to_owned(), json(&thread.updated_at)?),
@@ -49,7 +49,11 @@ pub(crate) fn thread(thread: &Thread, head: &HeadView) -> ApiResult<Fields> {
         ("values".to_owned(), head.values.clone().unwrap_or_default()),
         ("interrupts".to_owned(), json(&head.interrupts)?),
         ("error".to_owned(), json(&head.error.as_ref().or(thread.error.as_ref()))?),
-    ]))
+    ]);
+    if let Some(closed) = &thread.closed {
+        fields.insert("closed".to_owned(), json(closed)?);
+    }
+    Ok(fields)
 }
 
 /// Threads with their heads, in the order given.

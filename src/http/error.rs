@@ -151,9 +151,10 @@ fn runtime(error: RuntimeError) -> (StatusCode, String) {
         RuntimeError::InvalidAssistant(_) => {
             (StatusCode::UNPROCESSABLE_ENTITY, format!("{text} (GET /graphs lists the graphs)"))
         }
-        RuntimeError::ThreadRunning | RuntimeError::ThreadBusy(_) | RuntimeError::Conflict(_) => {
-            (StatusCode::CONFLICT, text)
-        }
+        RuntimeError::ThreadRunning
+        | RuntimeError::ThreadBusy(_)
+        | RuntimeError::ThreadClosed(_)
+        | RuntimeError::Conflict(_) => (StatusCode::CONFLICT, text),
         RuntimeError::BadRequest(_) | RuntimeError::Graph(_) => (StatusCode::BAD_REQUEST, text),
         RuntimeError::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, text),
         RuntimeError::Storage(StorageError::Unavailable(reason)) => {

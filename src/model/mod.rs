@@ -31,5 +31,5 @@ pub use run::{
 };
 pub use scope::Scope;
 pub use state::{Cursor, HeadView, TaskState, ThreadState};
-pub use thread::{Thread, ThreadStatus, ThreadTtl, Ttl, TtlStrategy};
+pub use thread::{Closed, ClosedAs, Moved, Thread, ThreadStatus, ThreadTtl, Ttl, TtlStrategy};
 pub use time::Timestamp;

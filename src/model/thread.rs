@@ -57,6 +57,64 @@ pub struct Thread {
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
     pub state_updated_at: Timestamp,
+    /// How it was closed; `None` while it is open.
+    pub closed: Option<Closed>,
+    /// Where its head was moved last, if ever.
+    pub moved: Option<Moved>,
+}
+
+impl Thread {
+    /// Whether the head was moved here and nothing has run since: what follows goes on from a checkpoint that others may
+    /// have gone on from before, as time travel does.
+    pub fn is_moved(&self) -> bool {
+        self.moved.as_ref().is_some_and(|moved| self.head.as_ref() == Some(&moved.to))
+    }
+
+    /// The newest checkpoint of the root graph that is known without looking: new ones must be later.
+    pub fn newest(&self) -> Option<CheckpointId> {
+        self.head.clone().max(self.moved.as_ref().map(|moved| moved.past.clone()))
+    }
+}
+
+/// How a thread was closed. Either way it takes no run and no change of its state until it is opened again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClosedAs {
+    Ended,
+    /// And lists show it only when they are asked to.
+    Archived,
+}
+
+impl ClosedAs {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ClosedAs::Ended => "ended",
+            ClosedAs::Archived => "archived",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<ClosedAs> {
+        [ClosedAs::Ended, ClosedAs::Archived].into_iter().find(|how| how.as_str() == text)
+    }
+}
+
+/// That a thread was closed: how, when, by whom and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Closed {
+    #[serde(rename = "as")]
+    pub how: ClosedAs,
+    pub at: Timestamp,
+    /// A name for records, not a proof.
+    pub by: Option<String>,
+    pub reason: Option<String>,
+}
+
+/// A move of a thread's head to another checkpoint than the one that runs left it at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moved {
+    pub to: CheckpointId,
+    /// The newest checkpoint there was then.
+    pub past: CheckpointId,
 }
 
 /// What happens to a thread that nobody has used for its time to live.

@@ -159,7 +159,7 @@ fn not_pending(question: &InterruptRecord) -> RuntimeError {
             let by = question.answered_by.as_ref().map(|actor| format!(" by {actor}")).unwrap_or_default();
             format!("Interrupt {id} was answered{by} at {}", at.to_iso())
         }
-        None => format!("Interrupt {id} is not pending any more: its thread went on without an answer"),
+        None => format!("Interrupt {id} is not pending any more: its thread went on without an answer, or was closed"),
     })
 }
 

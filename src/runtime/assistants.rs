@@ -13,8 +13,8 @@ use super::{AssistantName, Runtime, RuntimeError};
 use crate::graph::Graph;
 use crate::model::{Assistant, CancelAction, Json, RunId, Scope, ThreadId, Timestamp, system_assistant_id};
 use crate::storage::{
-    AssistantCreated, AssistantFilter, AssistantPatch, AssistantSort, CancelRequest, CancelTarget, NewAssistant, Page,
-    ThreadFilter, ThreadSort,
+    AssistantCreated, AssistantFilter, AssistantPatch, AssistantSort, CancelRequest, CancelTarget, ClosedFilter,
+    NewAssistant, Page, ThreadFilter, ThreadSort,
 };
 
 /// Assistants remembered by a process; the oldest goes first.
@@ -282,7 +282,7 @@ impl Runtime {
 
     async fn delete_threads_of(&self, scope: &Scope, id: Uuid) -> Result<(), RuntimeError> {
         let metadata = Some(Json::from(json!({"assistant_id": id})));
-        let filter = ThreadFilter { metadata, ..ThreadFilter::default() };
+        let filter = ThreadFilter { metadata, closed: ClosedFilter::Any, ..ThreadFilter::default() };
         let page = Page { limit: DELETE_PAGE, offset: 0 };
         loop {
             let threads = self.storage().search_threads(scope, &filter, ThreadSort::ThreadId, true, page).await?;

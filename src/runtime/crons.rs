@@ -221,6 +221,9 @@ impl Runtime {
             CronFired::Fired(RunCreated::Created { run, .. }) => {
                 tracing::info!(cron.id = %cron.cron_id, run.id = %run.run_id, tick = %tick.to_iso(), "cron fired");
             }
+            CronFired::Fired(RunCreated::ThreadClosed(_)) => {
+                tracing::info!(cron.id = %cron.cron_id, tick = %tick.to_iso(), "the cron's thread is closed: no run");
+            }
             CronFired::Fired(_) => {
                 tracing::info!(cron.id = %cron.cron_id, tick = %tick.to_iso(), "the cron's thread is busy: no run");
             }

@@ -36,6 +36,9 @@ pub enum RuntimeError {
     /// A state update on a thread with an active run.
     #[error("Thread {0} has in-flight runs: its state cannot be updated until they finish")]
     ThreadBusy(String),
+    /// A run or a change of state on a thread that was ended or archived. The text says when, by whom and why.
+    #[error("{0}")]
+    ThreadClosed(String),
     #[error("{0}")]
     Conflict(String),
     /// The request contradicts the thread: a business error.

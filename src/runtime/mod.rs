@@ -23,6 +23,7 @@ pub mod request;
 pub mod retention;
 mod runs;
 mod schedule;
+mod sessions;
 mod settle;
 mod shared;
 mod state;

@@ -98,6 +98,7 @@ impl Runtime {
                 RunCreated::Created { run, claimed, .. } => return Ok((run, claimed)),
                 RunCreated::AssistantChanged => {}
                 RunCreated::ThreadBusy => return Err(RuntimeError::ThreadRunning),
+                RunCreated::ThreadClosed(closed) => return Err(RuntimeError::closed(thread_id, &closed)),
                 RunCreated::RunExists => return Err(RuntimeError::Conflict("Run already exists".into())),
                 RunCreated::ThreadMissing => return Err(RuntimeError::ThreadOrAssistantNotFound),
             }

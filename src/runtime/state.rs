@@ -27,7 +27,7 @@ use crate::storage::{CheckpointFilter, StateCommit, StateOutcome, Which};
 const MAX_HISTORY: i64 = 1000;
 
 impl Runtime {
-    async fn thread(&self, scope: &Scope, id: &ThreadId) -> Result<Thread, RuntimeError> {
+    pub(super) async fn thread(&self, scope: &Scope, id: &ThreadId) -> Result<Thread, RuntimeError> {
         let found = self.storage().find_thread(scope, id).await?;
         found.ok_or_else(|| RuntimeError::ThreadNotFound(id.to_string()))
     }
@@ -219,6 +219,9 @@ impl Runtime {
         is_bulk: bool,
     ) -> Result<Cursor, RuntimeError> {
         let thread = self.thread(scope, thread).await?;
+        if let Some(closed) = &thread.closed {
+            return Err(RuntimeError::closed(&thread.id, closed));
+        }
         if thread.status == ThreadStatus::Busy {
             return Err(RuntimeError::ThreadBusy(thread.id.to_string()));
         }
@@ -309,6 +312,7 @@ impl Runtime {
             StateOutcome::Committed => Ok(cursor(&thread.id, &ns, &execution.checkpoint_id().to_owned(), &parents)),
             StateOutcome::ThreadMissing => Err(RuntimeError::ThreadNotFound(thread.id.to_string())),
             StateOutcome::ThreadBusy => Err(RuntimeError::ThreadBusy(thread.id.to_string())),
+            StateOutcome::ThreadClosed => Err(self.why_closed(scope, &thread.id).await?),
             StateOutcome::HeadMoved => Err(RuntimeError::Conflict(
                 "the thread's state changed while the update was computed; read it again and retry".into(),
             )),

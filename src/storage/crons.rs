@@ -74,7 +74,7 @@ pub struct CronTick {
 #[expect(clippy::large_enum_variant, reason = "made once per tick")]
 pub enum CronFired {
     /// The tick is recorded and the date moved on: with the run, or with what stood against it
-    /// ([`RunCreated::ThreadBusy`]).
+    /// ([`RunCreated::ThreadBusy`], [`RunCreated::ThreadClosed`]).
     Fired(RunCreated),
     /// The date moved on without a run: there was none to insert, or the tick was fired before.
     Skipped,

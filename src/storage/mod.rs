@@ -29,6 +29,7 @@ pub mod interrupts;
 pub mod items;
 pub mod retention;
 pub mod runs;
+pub mod sessions;
 pub mod threads;
 pub mod webhooks;
 
@@ -57,7 +58,10 @@ pub use runs::{
     CancelRequest, CancelTarget, Cancelled, Claim, ClaimedRun, CommitOutcome, Lease, LeaseState, NewRun, RunCreated,
     RunEnd, RunFilter, Runs, StateCommit, StateOutcome, StepCommit, StepRows, StoredEvent,
 };
-pub use threads::{NewThread, Page, ThreadCreated, ThreadFilter, ThreadPatch, ThreadSort, Threads, WaitingThread};
+pub use sessions::{Close, CloseOutcome, Sessions};
+pub use threads::{
+    ClosedFilter, NewThread, Page, ThreadCreated, ThreadFilter, ThreadPatch, ThreadSort, Threads, WaitingThread,
+};
 pub use webhooks::{Attempt, AttemptOutcome, ClaimedWebhooks, DueWebhook, Webhook, WebhookEnd, WebhookState, Webhooks};
 
 /// What can go wrong below the contract. Business outcomes (missing, busy, lease lost) are not errors.
@@ -120,6 +124,7 @@ pub trait Storage:
     + Threads
     + Retention
     + Runs
+    + Sessions
     + Checkpoints
     + Interrupts
     + Items

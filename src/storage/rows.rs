@@ -31,15 +31,15 @@ pub(crate) fn driver_error(error: sqlx::Error) -> StorageError {
     }
 }
 
-/// Defines `thread_from`, `run_from`, `cancel_from`, `checkpoint_from`, `log_from`, `event_from`, `assistant_from`,
+/// Defines `thread_from`, `closed_from`, `run_from`, `cancel_from`, `checkpoint_from`, `log_from`, `event_from`, `assistant_from`,
 /// `interrupt_from` and `item_from` for a row type.
 macro_rules! define_rows {
     ($row:ty) => {
         use sqlx::Row as _;
 
         use crate::model::{
-            Assistant, CancelAction, CheckpointSource, EventId, InterruptRecord, InterruptStatus, Item,
-            MultitaskStrategy, Run, RunStatus, Thread, ThreadId, ThreadKey, ThreadStatus, Timestamp,
+            Assistant, CancelAction, CheckpointSource, Closed, ClosedAs, EventId, InterruptRecord, InterruptStatus,
+            Item, Moved, MultitaskStrategy, Run, RunStatus, Thread, ThreadId, ThreadKey, ThreadStatus, Timestamp,
         };
         use crate::storage::encoding::{self, Place};
         use crate::storage::{CancelRequest, CheckpointRow, LogRow, Result, StorageError, StoredEvent};
@@ -78,7 +78,27 @@ macro_rules! define_rows {
                 created_at: Timestamp(get(row, "created_at")?),
                 updated_at: Timestamp(get(row, "updated_at")?),
                 state_updated_at: Timestamp(get(row, "state_updated_at")?),
+                closed: closed_from(row, &name)?,
+                moved: moved_from(row)?,
             })
+        }
+
+        /// Whether and how a thread is closed.
+        pub(super) fn closed_from(row: &$row, name: &impl std::fmt::Display) -> Result<Option<Closed>> {
+            let Some(how) = get::<Option<String>>(row, "closed")? else { return Ok(None) };
+            let text = |column| Ok::<_, StorageError>(get::<Option<String>>(row, column)?.map(encoding::show_nul));
+            Ok(Some(Closed {
+                how: ClosedAs::parse(&how)
+                    .ok_or_else(|| Place { table: "threads", column: "closed", id: name }.corrupt(how))?,
+                at: Timestamp(get::<Option<i64>>(row, "closed_at")?.unwrap_or_default()),
+                by: text("closed_by")?,
+                reason: text("closed_reason")?,
+            }))
+        }
+
+        fn moved_from(row: &$row) -> Result<Option<Moved>> {
+            let (to, past): (Option<String>, Option<String>) = (get(row, "moved_to")?, get(row, "moved_past")?);
+            Ok(to.zip(past).map(|(to, past)| Moved { to, past }))
         }
 
         /// The columns of a run, with its thread's name, as the backend's `run_columns!` names them.
@@ -204,11 +224,12 @@ macro_rules! define_rows {
                 bytes.map(|bytes| encoding::json(codec, bytes, at(column))).transpose()
             };
             let (head, root): (Option<String>, String) = (get(row, "thread_head")?, get(row, "root_checkpoint_id")?);
+            let closed = get::<Option<String>>(row, "thread_closed")?.is_some();
             let answered_at: Option<i64> = get(row, "answered_at")?;
             let withdrawn_run: Option<uuid::Uuid> = get(row, "withdrawn_run")?;
             let status = match (answered_at, withdrawn_run) {
                 (Some(_), _) => InterruptStatus::Answered,
-                (None, None) if head.as_ref() == Some(&root) => InterruptStatus::Pending,
+                (None, None) if head.as_ref() == Some(&root) && !closed => InterruptStatus::Pending,
                 _ => InterruptStatus::Dropped,
             };
             let record = InterruptRecord {

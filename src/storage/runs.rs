@@ -10,8 +10,8 @@ use super::interrupts::InterruptRow;
 use super::webhooks::WebhookEnd;
 use super::{Page, Result};
 use crate::model::{
-    CancelAction, CheckpointId, ErrorInfo, EventId, Json, MultitaskStrategy, Run, RunId, RunStatus, Scope, Thread,
-    ThreadId, ThreadKey, ThreadStatus, Timestamp, Ttl,
+    CancelAction, CheckpointId, Closed, ErrorInfo, EventId, Json, MultitaskStrategy, Run, RunId, RunStatus, Scope,
+    Thread, ThreadId, ThreadKey, ThreadStatus, Timestamp, Ttl,
 };
 
 /// The right to execute a run: valid while the run row is `running` with this epoch. The epoch grows by one per claim.
@@ -80,6 +80,8 @@ pub enum RunCreated {
     ThreadMissing,
     /// `reject`, and the thread has an active run. Nothing was inserted.
     ThreadBusy,
+    /// The thread is closed. Nothing was inserted.
+    ThreadClosed(Closed),
     /// The run id is taken. Nothing was inserted.
     RunExists,
     /// The assistant is not as the caller has read it. Nothing was inserted.
@@ -239,6 +241,7 @@ pub enum StateOutcome {
     ThreadMissing,
     /// A run is pending or running.
     ThreadBusy,
+    ThreadClosed,
     HeadMoved,
 }
 

@@ -44,6 +44,32 @@ pub struct ThreadFilter {
     /// JSON containment: every given key and value is contained, recursively (Postgres `@>` semantics).
     pub metadata: Option<Json>,
     pub status: Option<ThreadStatus>,
+    pub closed: ClosedFilter,
+}
+
+/// Which threads a list shows by whether they are closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ClosedFilter {
+    /// All but archived ones.
+    #[default]
+    NotArchived,
+    Open,
+    Ended,
+    Archived,
+    Any,
+}
+
+impl ClosedFilter {
+    /// The condition on a thread `t`, as both databases read it.
+    pub(crate) fn condition(self) -> &'static str {
+        match self {
+            ClosedFilter::NotArchived => " AND (t.closed IS NULL OR t.closed <> 'archived')",
+            ClosedFilter::Open => " AND t.closed IS NULL",
+            ClosedFilter::Ended => " AND t.closed = 'ended'",
+            ClosedFilter::Archived => " AND t.closed = 'archived'",
+            ClosedFilter::Any => "",
+        }
+    }
 }
 
 /// The columns a thread list may be ordered by; ties are broken by the thread's name.
@@ -95,8 +121,8 @@ pub trait Threads {
     /// `None` when the thread is missing. Final: no late write of a run brings anything back.
     async fn delete_thread(&self, scope: &Scope, id: &ThreadId) -> Result<Option<Vec<RunId>>>;
 
-    /// Merges keys into the metadata of the thread's latest checkpoint. `None` when the thread is missing, `Some(None)` when
-    /// it has no checkpoint.
+    /// Merges keys into the metadata of the thread's latest checkpoint. `None` when the thread is missing or closed,
+    /// `Some(None)` when it has no checkpoint.
     async fn update_head_metadata(
         &self,
         scope: &Scope,

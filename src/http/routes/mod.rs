@@ -6,6 +6,7 @@ pub(super) mod crons;
 mod interrupts;
 mod retention;
 pub(super) mod runs;
+mod sessions;
 mod stateless_runs;
 mod store;
 mod system;
@@ -84,6 +85,9 @@ fn thread_routes() -> Router<AppState> {
         .route("/threads/prune", post(retention::prune))
         .route("/threads/{thread_id}/copy", post(threads::copy))
         .route("/threads/{thread_id}/storage", get(retention::storage))
+        .route("/threads/{thread_id}/end", post(sessions::end))
+        .route("/threads/{thread_id}/archive", post(sessions::archive))
+        .route("/threads/{thread_id}/reopen", post(sessions::reopen))
         .route(
             "/threads/{thread_id}/state",
             get(thread_state::latest).post(thread_state::update).patch(thread_state::patch),

@@ -14,7 +14,7 @@ use crate::http::object::Object;
 use crate::http::page;
 use crate::http::select::{Columns, Extract};
 use crate::model::{Fields, HeadView, Json, Thread, ThreadStatus};
-use crate::storage::{Page, ThreadFilter, ThreadSort};
+use crate::storage::{ClosedFilter, Page, ThreadFilter, ThreadSort};
 
 /// The most ids of a filter.
 const MAX_IDS: usize = 1000;
@@ -23,6 +23,7 @@ const SCAN_PAGE: i64 = 200;
 const SCAN_MAX: i64 = 20_000;
 const SORTS: [&str; 5] = ["thread_id", "status", "created_at", "updated_at", "state_updated_at"];
 const STATUSES: [&str; 4] = ["idle", "busy", "interrupted", "error"];
+const CLOSED: [&str; 4] = ["open", "ended", "archived", "any"];
 
 /// What a search asks for.
 struct Search {
@@ -83,6 +84,7 @@ impl Search {
             .map(|ids| ids.iter().map(|id| thread_id(id).map_err(bad_id)).collect::<ApiResult<Vec<_>>>())
             .transpose()?;
         let status = body.choice("status", &STATUSES, ThreadStatus::parse)?;
+        let closed = body.choice("closed", &CLOSED, parse_closed)?.unwrap_or_default();
         let metadata = body.object("metadata")?;
         let exclude = match body.json("exclude_metadata") {
             Some(one) if one.is_object() => vec![one],
@@ -94,7 +96,7 @@ impl Search {
             None => Vec::new(),
         };
         Ok(Search {
-            filter: ThreadFilter { ids, metadata, status },
+            filter: ThreadFilter { ids, metadata, status, closed },
             sort: body.choice("sort_by", &SORTS, parse_sort)?.unwrap_or_default(),
             ascending: page::ascending(body)?,
             values: body.object("values")?.filter(|values| values.fields().is_some_and(|fields| !fields.is_empty())),
@@ -153,6 +155,17 @@ fn bad_id(error: ApiError) -> ApiError {
         ApiError::Invalid(text) => ApiError::BadRequest(format!("ids: {text}")),
         other => other,
     }
+}
+
+/// Unless it is asked for, all but archived threads.
+fn parse_closed(word: &str) -> Option<ClosedFilter> {
+    Some(match word {
+        "open" => ClosedFilter::Open,
+        "ended" => ClosedFilter::Ended,
+        "archived" => ClosedFilter::Archived,
+        "any" => ClosedFilter::Any,
+        _ => return None,
+    })
 }
 
 fn parse_sort(word: &str) -> Option<ThreadSort> {

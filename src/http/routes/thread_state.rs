@@ -16,7 +16,7 @@ use crate::http::query::Query;
 use crate::http::select::StateParts;
 use crate::http::{AppState, run_request};
 use crate::model::{CheckpointRef, Cursor, InterruptRecord, Json, ThreadId, ThreadState};
-use crate::runtime::{HistoryQuery, StateUpdate};
+use crate::runtime::{HistoryQuery, RuntimeError, StateUpdate};
 use crate::storage::InterruptFilter;
 
 const MAX_INCLUDED: usize = 10;
@@ -108,7 +108,14 @@ pub(super) async fn patch(
     let mut fields = given.fields().unwrap_or_default();
     fields.retain(|key, _| !OWN_METADATA.contains(&key.as_str()));
     let merged = state.runtime.storage().update_head_metadata(&caller.scope, &thread, &Json::from(&fields)).await?;
-    let id = merged.ok_or_else(|| ApiError::thread_not_found(thread.as_str()))?;
+    let Some(id) = merged else {
+        let found = state.runtime.storage().find_thread(&caller.scope, &thread).await?;
+        let closed = found.as_ref().and_then(|found| found.closed.as_ref());
+        return Err(match closed {
+            Some(closed) => RuntimeError::closed(&thread, closed).into(),
+            None => ApiError::thread_not_found(thread.as_str()),
+        });
+    };
     let id =
         id.ok_or_else(|| ApiError::BadRequest(format!("Thread {thread} has no checkpoint yet: run something on it")))?;
     let cursor = Cursor { thread_id: thread, at: CheckpointRef { id: Some(id), ..CheckpointRef::default() } };

@@ -153,7 +153,7 @@ fn graph_id(metadata: &Json) -> ApiResult<Option<String>> {
 }
 
 /// `ttl`: `{strategy, ttl}` or a number of minutes.
-fn ttl(body: &mut Object) -> ApiResult<Option<Ttl>> {
+pub(super) fn ttl(body: &mut Object) -> ApiResult<Option<Ttl>> {
     let (strategy, minutes) = match body.json("ttl") {
         Some(ttl) if ttl.is_object() => {
             let mut ttl = Object::body(&Json::from_fields([("ttl", &ttl)]))?.nested("ttl")?.unwrap_or_default();

@@ -97,6 +97,16 @@ impl Interrupts for Nowhere {
 }
 
 #[async_trait]
+impl Sessions for Nowhere {
+    async fn close_thread(&self, _: &Scope, _: &ThreadId, _: &Close) -> Result<CloseOutcome> {
+        gone()
+    }
+    async fn reopen_thread(&self, _: &Scope, _: &ThreadId) -> Result<Option<Thread>> {
+        gone()
+    }
+}
+
+#[async_trait]
 impl Threads for Nowhere {
     async fn create_thread(&self, _: &Scope, _: NewThread) -> Result<ThreadCreated> {
         gone()

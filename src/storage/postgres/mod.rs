@@ -39,6 +39,7 @@ mod items;
 mod listen;
 mod retention;
 mod runs;
+mod sessions;
 mod threads;
 mod webhooks;
 
@@ -72,6 +73,11 @@ const MIGRATIONS: &[Migration] = &[
         version: 10,
         name: "0010_idempotency_keys",
         sql: include_str!("../../../migrations/postgres/0010_idempotency_keys.sql"),
+    },
+    Migration {
+        version: 12,
+        name: "0012_sessions",
+        sql: include_str!("../../../migrations/postgres/0012_sessions.sql"),
     },
     Migration { version: 14, name: "0014_cache", sql: include_str!("../../../migrations/postgres/0014_cache.sql") },
 ];

@@ -21,7 +21,8 @@ use crate::storage::{
 macro_rules! thread_columns {
     () => {
         "t.thread_key, t.tenant, t.name, t.graph_id, t.metadata::text AS metadata, t.codec, t.config, t.rest_status, \
-         t.error, t.head, t.view, t.last_event, t.created_at, t.updated_at, t.state_updated_at, \
+         t.error, t.head, t.view, t.last_event, t.created_at, t.updated_at, t.state_updated_at, t.closed, t.closed_at, \
+         t.closed_by, t.closed_reason, t.moved_to, t.moved_past, \
          EXISTS (SELECT 1 FROM runs a WHERE a.thread_key = t.thread_key AND a.status IN ('pending', 'running')) AS busy"
     };
 }
@@ -47,7 +48,7 @@ pub(super) async fn threads_by_key(conn: &mut PgConnection, scope: &Scope, keys:
 
 /// Reads one thread. A statement of its own: with a list of keys Postgres plans anew every time, since it guesses that an
 /// unknown list is longer.
-async fn thread_by_key(conn: &mut PgConnection, scope: &Scope, key: ThreadKey) -> Result<Option<Thread>> {
+pub(super) async fn thread_by_key(conn: &mut PgConnection, scope: &Scope, key: ThreadKey) -> Result<Option<Thread>> {
     let row = sqlx::query(concat!(
         "SELECT ",
         thread_columns!(),
@@ -82,6 +83,7 @@ pub(super) async fn delete_thread_rows(conn: &mut PgConnection, key: ThreadKey) 
          drop_payloads AS (DELETE FROM payloads WHERE thread_key = $1),
          drop_log AS (DELETE FROM channel_log WHERE thread_key = $1),
          drop_interrupts AS (DELETE FROM interrupts WHERE thread_key = $1),
+         drop_branches AS (DELETE FROM branches WHERE thread_key = $1),
          drop_ticks AS (DELETE FROM cron_ticks WHERE cron_id IN (SELECT cron_id FROM crons WHERE thread_key = $1)),
          drop_crons AS (DELETE FROM crons WHERE thread_key = $1),
          drop_webhooks AS (DELETE FROM webhooks WHERE thread_key = $1 AND state = 'waiting')
@@ -127,7 +129,8 @@ const CREATE: &str = concat!(
           AND NOT EXISTS (SELECT 1 FROM dead_threads WHERE thread_key = $1)
         ON CONFLICT (thread_key) DO NOTHING
         RETURNING t.thread_key, t.tenant, t.name, t.graph_id, t.metadata, t.codec, t.config, t.rest_status, t.error,
-                  t.head, t.view, t.last_event, t.created_at, t.updated_at, t.state_updated_at
+                  t.head, t.view, t.last_event, t.created_at, t.updated_at, t.state_updated_at, t.closed, t.closed_at,
+                  t.closed_by, t.closed_reason, t.moved_to, t.moved_past
     )
     SELECT ",
     thread_columns!(),
@@ -247,6 +250,7 @@ fn push_conditions(query: &mut QueryBuilder<Postgres>, scope: &Scope, filter: &T
     if let Some(metadata) = &filter.metadata {
         query.push(" AND t.metadata @> ").push_bind(encoding::metadata_text(metadata)).push("::jsonb");
     }
+    query.push(filter.closed.condition());
     if let Some(status) = filter.status {
         query.push(" AND ").push(STATUS).push(" = ").push_bind(status.as_str());
     }
@@ -305,7 +309,8 @@ impl Threads for PostgresStorage {
             now!(),
             "   WHERE t.thread_key = $1 AND ($2::uuid IS NULL OR t.tenant = $2)
                 RETURNING t.thread_key, t.tenant, t.name, t.graph_id, t.metadata, t.codec, t.config, t.rest_status,
-                          t.error, t.head, t.view, t.last_event, t.created_at, t.updated_at, t.state_updated_at
+                          t.error, t.head, t.view, t.last_event, t.created_at, t.updated_at, t.state_updated_at,
+                          t.closed, t.closed_at, t.closed_by, t.closed_reason, t.moved_to, t.moved_past
             )
             SELECT ",
             thread_columns!(),
@@ -342,7 +347,9 @@ impl Threads for PostgresStorage {
         let mut session = self.session().await?;
         let row = sqlx::query(
             "WITH t AS MATERIALIZED (
-                 SELECT thread_key, head FROM threads WHERE thread_key = $1 AND ($2::uuid IS NULL OR tenant = $2)
+                 SELECT thread_key, head FROM threads
+                 WHERE thread_key = $1 AND ($2::uuid IS NULL OR tenant = $2) AND closed IS NULL
+                 FOR NO KEY UPDATE
              ),
              merged AS (
                  UPDATE checkpoints c SET metadata = c.metadata || $3::jsonb

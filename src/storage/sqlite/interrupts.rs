@@ -21,11 +21,13 @@ fn push_conditions(query: &mut QueryBuilder<Sqlite>, scope: &Scope, filter: &Int
     query.push(match filter.status {
         None => "",
         Some(InterruptStatus::Pending) => {
-            " AND i.answered_at IS NULL AND i.withdrawn_run IS NULL AND i.root_checkpoint_id = t.head"
+            " AND i.answered_at IS NULL AND i.withdrawn_run IS NULL AND i.root_checkpoint_id = t.head
+              AND t.closed IS NULL"
         }
         Some(InterruptStatus::Answered) => " AND i.answered_at IS NOT NULL",
         Some(InterruptStatus::Dropped) => {
-            " AND i.answered_at IS NULL AND (i.withdrawn_run IS NOT NULL OR i.root_checkpoint_id IS NOT t.head)"
+            " AND i.answered_at IS NULL
+              AND (i.withdrawn_run IS NOT NULL OR i.root_checkpoint_id IS NOT t.head OR t.closed IS NOT NULL)"
         }
     });
     if let Some(thread) = &filter.thread {
@@ -80,7 +82,7 @@ async fn list(
         "SELECT i.thread_key, i.interrupt_id, i.ns, i.checkpoint_id, i.root_checkpoint_id, i.task_id, i.node,
                 i.graph_id, i.assistant_id, i.run_id, i.codec, i.question, i.response_schema, i.checked, i.asked_at,
                 i.answer, i.answered_at, i.answered_by, i.answered_run, i.withdrawn_run, t.name AS thread_name,
-                t.head AS thread_head, t.metadata AS thread_metadata
+                t.head AS thread_head, t.closed AS thread_closed, t.metadata AS thread_metadata
          FROM interrupts i JOIN threads t ON t.thread_key = i.thread_key",
     );
     push_conditions(&mut query, &scope, &filter);

@@ -36,6 +36,7 @@ mod interrupts;
 mod items;
 mod retention;
 mod runs;
+mod sessions;
 mod threads;
 mod webhooks;
 
@@ -66,6 +67,7 @@ const MIGRATIONS: &[Migration] = &[
         name: "0010_idempotency_keys",
         sql: include_str!("../../../migrations/sqlite/0010_idempotency_keys.sql"),
     },
+    Migration { version: 12, name: "0012_sessions", sql: include_str!("../../../migrations/sqlite/0012_sessions.sql") },
     Migration { version: 14, name: "0014_cache", sql: include_str!("../../../migrations/sqlite/0014_cache.sql") },
 ];
 

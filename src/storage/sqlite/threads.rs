@@ -22,7 +22,8 @@ use crate::storage::{
 macro_rules! thread_columns {
     () => {
         "t.thread_key, t.tenant, t.name, t.graph_id, t.metadata, t.codec, t.config, t.rest_status, t.error, t.head, \
-         t.view, t.last_event, t.created_at, t.updated_at, t.state_updated_at, \
+         t.view, t.last_event, t.created_at, t.updated_at, t.state_updated_at, t.closed, t.closed_at, t.closed_by, \
+         t.closed_reason, t.moved_to, t.moved_past, \
          EXISTS (SELECT 1 FROM runs a WHERE a.thread_key = t.thread_key AND a.status IN ('pending', 'running')) AS busy"
     };
 }
@@ -90,6 +91,7 @@ pub(super) async fn delete_thread_rows(conn: &mut SqliteConnection, key: ThreadK
         "DELETE FROM payloads WHERE thread_key = $1",
         "DELETE FROM channel_log WHERE thread_key = $1",
         "DELETE FROM interrupts WHERE thread_key = $1",
+        "DELETE FROM branches WHERE thread_key = $1",
         "DELETE FROM events WHERE thread_key = $1",
         "DELETE FROM cron_ticks WHERE cron_id IN (SELECT cron_id FROM crons WHERE thread_key = $1)",
         "DELETE FROM crons WHERE thread_key = $1",
@@ -201,7 +203,7 @@ async fn update_head_metadata(
     let row = sqlx::query(
         "SELECT t.head, c.metadata FROM threads t
          LEFT JOIN checkpoints c ON c.thread_key = t.thread_key AND c.ns = '' AND c.checkpoint_id = t.head
-         WHERE t.thread_key = $1 AND ($2 IS NULL OR t.tenant = $2)",
+         WHERE t.thread_key = $1 AND ($2 IS NULL OR t.tenant = $2) AND t.closed IS NULL",
     )
     .bind(key.0)
     .bind(scope.filter())
@@ -277,6 +279,7 @@ fn push_conditions(query: &mut QueryBuilder<Sqlite>, scope: &Scope, filter: &Thr
         }
         query.push(")");
     }
+    query.push(filter.closed.condition());
     if let Some(status) = filter.status {
         query.push(" AND ").push(STATUS).push(" = ").push_bind(status.as_str());
     }

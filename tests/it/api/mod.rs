@@ -12,6 +12,7 @@ mod multitask;
 mod protocol;
 mod retention;
 mod runs;
+mod sessions;
 mod sockets;
 mod state;
 mod store;

@@ -23,6 +23,7 @@ mod items;
 mod retention;
 mod runs;
 mod schema;
+mod sessions;
 mod threads;
 mod views;
 mod webhooks;

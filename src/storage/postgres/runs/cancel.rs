@@ -13,7 +13,7 @@ use crate::storage::rows::driver_error;
 use crate::storage::{CancelRequest, CancelTarget, Cancelled, Notice, Result};
 
 /// Which of a thread's active runs.
-pub(super) enum Selection {
+pub(in crate::storage::postgres) enum Selection {
     All,
     Runs(Vec<RunId>),
     Status(Vec<&'static str>),
@@ -32,7 +32,7 @@ impl Selection {
 }
 
 /// Cancels active runs of one thread, which the caller has locked.
-pub(super) async fn cancel_active(
+pub(in crate::storage::postgres) async fn cancel_active(
     conn: &mut PgConnection,
     key: ThreadKey,
     selection: &Selection,

@@ -50,7 +50,8 @@ const CLAIM: &str = concat!(
     ),
     claimed AS (
         UPDATE runs r SET status = 'running', lease_epoch = r.lease_epoch + 1, lease_until = clock.now + $4,
-                          attempts = r.attempts + 1, worker = $5, updated_at = clock.now
+                          attempts = r.attempts + 1, worker = $5, updated_at = clock.now,
+                          started_at = COALESCE(r.started_at, clock.now)
         FROM picked, clock
         WHERE r.thread_key = picked.thread_key AND r.run_id = picked.run_id AND picked.attempts < $3
         RETURNING r.run_id, r.thread_key, r.tenant, r.assistant_id, r.graph_id, r.status, r.metadata, r.codec, r.kwargs,

@@ -211,6 +211,7 @@ macro_rules! ends {
     drop_payloads AS (DELETE FROM payloads x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
     drop_log AS (DELETE FROM channel_log x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
     drop_interrupts AS (DELETE FROM interrupts x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
+    drop_branches AS (DELETE FROM branches x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
     drop_events AS (DELETE FROM events x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
     drop_threads AS (DELETE FROM threads x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
     ended AS MATERIALIZED (
@@ -371,7 +372,7 @@ async fn change_state(conn: &mut PgConnection, scope: &Scope, change: &StateComm
     }
     // A second statement: its snapshot is younger than the lock.
     let row = sqlx::query(
-        "SELECT t.head, EXISTS (SELECT 1 FROM runs a
+        "SELECT t.head, t.closed IS NOT NULL AS is_closed, EXISTS (SELECT 1 FROM runs a
                                 WHERE a.thread_key = t.thread_key AND a.status IN ('pending', 'running')) AS busy,
                 ($2::text IS NULL OR EXISTS (SELECT 1 FROM checkpoints c
                                              WHERE c.thread_key = t.thread_key AND c.ns = $2 AND c.checkpoint_id = $3))
@@ -384,6 +385,9 @@ async fn change_state(conn: &mut PgConnection, scope: &Scope, change: &StateComm
     .fetch_one(&mut *conn)
     .await
     .map_err(driver_error)?;
+    if get(&row, "is_closed")? {
+        return Ok(StateOutcome::ThreadClosed);
+    }
     if get(&row, "busy")? {
         return Ok(StateOutcome::ThreadBusy);
     }

@@ -11,7 +11,7 @@
 use sqlx::postgres::PgConnection;
 use uuid::Uuid;
 
-use super::super::rows::{get, run_from, thread_from};
+use super::super::rows::{closed_from, get, run_from, thread_from};
 use super::super::threads::lock_thread;
 use super::super::webhooks::{self, copy_run};
 use super::super::{PostgresStorage, micros, notify, now};
@@ -27,7 +27,9 @@ const CREATE: &str = concat!(
     "WITH clock AS MATERIALIZED (SELECT ",
     now!(),
     " AS now),
-    snap AS MATERIALIZED (SELECT revision, metadata FROM threads WHERE thread_key = $1),
+    snap AS MATERIALIZED (
+        SELECT revision, metadata, closed, closed_at, closed_by, closed_reason FROM threads WHERE thread_key = $1
+    ),
     active AS MATERIALIZED (
         SELECT status FROM runs WHERE thread_key = $1 AND status IN ('pending', 'running')
     ),
@@ -38,7 +40,12 @@ const CREATE: &str = concat!(
     ),
     dead AS MATERIALIZED (SELECT 1 FROM dead_threads WHERE thread_key = $1),
     -- Whether to go on at all; both ways of taking the thread ask this.
-    admitted AS MATERIALIZED (SELECT 1 FROM named WHERE NOT ($7 = 'reject' AND EXISTS (SELECT 1 FROM active))),
+    admitted AS MATERIALIZED (
+        SELECT 1 FROM named
+        WHERE NOT ($7 = 'reject' AND EXISTS (SELECT 1 FROM active))
+          -- A thread that is closed while this waits has another revision.
+          AND NOT EXISTS (SELECT 1 FROM snap WHERE snap.closed IS NOT NULL)
+    ),
     inserted AS (
         -- Only where the snapshot shows no thread, and nothing left of a deleted one: should a thread be deleted after the
         -- snapshot, nothing brings it back.
@@ -49,7 +56,8 @@ const CREATE: &str = concat!(
         WHERE $6 AND NOT EXISTS (SELECT 1 FROM snap) AND NOT EXISTS (SELECT 1 FROM dead)
         ON CONFLICT (thread_key) DO NOTHING
         RETURNING t.thread_key, t.tenant, t.name, t.graph_id, t.metadata, t.codec, t.config, t.rest_status, t.error,
-                  t.head, t.view, t.last_event, t.created_at, t.updated_at, t.state_updated_at
+                  t.head, t.view, t.last_event, t.created_at, t.updated_at, t.state_updated_at, t.closed, t.closed_at,
+                  t.closed_by, t.closed_reason, t.moved_to, t.moved_past
     ),
     updated AS (
         UPDATE threads t SET
@@ -58,14 +66,17 @@ const CREATE: &str = concat!(
         -- t is the row as it is now, snap the row as it was: the same, or the snapshot is stale.
         WHERE t.thread_key = $1 AND t.revision = (SELECT snap.revision FROM snap)
         RETURNING t.thread_key, t.tenant, t.name, t.graph_id, t.metadata, t.codec, t.config, t.rest_status, t.error,
-                  t.head, t.view, t.last_event, t.created_at, t.updated_at, t.state_updated_at
+                  t.head, t.view, t.last_event, t.created_at, t.updated_at, t.state_updated_at, t.closed, t.closed_at,
+                  t.closed_by, t.closed_reason, t.moved_to, t.moved_past
     ),
     taken AS MATERIALIZED (
         SELECT thread_key, tenant, name, graph_id, metadata, codec, config, rest_status, error, head, view,
-               last_event, created_at, updated_at, state_updated_at FROM inserted
+               last_event, created_at, updated_at, state_updated_at, closed, closed_at, closed_by, closed_reason,
+               moved_to, moved_past FROM inserted
         UNION ALL
         SELECT thread_key, tenant, name, graph_id, metadata, codec, config, rest_status, error, head, view,
-               last_event, created_at, updated_at, state_updated_at FROM updated
+               last_event, created_at, updated_at, state_updated_at, closed, closed_at, closed_by, closed_reason,
+               moved_to, moved_past FROM updated
     ),
     cancelled AS (
         -- One UPDATE for both statuses: a run claimed since the snapshot is read anew and gets the flag.
@@ -98,12 +109,12 @@ const CREATE: &str = concat!(
     r AS (
         INSERT INTO runs AS r (thread_key, run_id, tenant, assistant_id, graph_id, status, metadata, codec, kwargs,
                                multitask_strategy, attempts, input_applied, temporary, worker, lease_epoch, lease_until,
-                               run_at, created_at, updated_at, actor)
+                               run_at, created_at, updated_at, actor, started_at)
         SELECT $1, $8, $2, $9, $4, CASE WHEN start.at_once THEN 'running' ELSE 'pending' END,
                $20::jsonb || COALESCE((SELECT snap.metadata FROM snap), '{}'::jsonb) || $10::jsonb, 0, $11,
                $7, start.at_once::int, FALSE, $12, CASE WHEN start.at_once THEN $14 END, start.at_once::int,
                CASE WHEN start.at_once THEN clock.now + $15 ELSE 0 END,
-               clock.now + $16, clock.now + $16, clock.now, $17
+               clock.now + $16, clock.now + $16, clock.now, $17, CASE WHEN start.at_once THEN clock.now END
         FROM taken, clock, start
         RETURNING r.run_id, r.thread_key, r.tenant, r.assistant_id, r.graph_id, r.status, r.metadata, r.codec, r.kwargs,
                   r.error, r.multitask_strategy, r.attempts, r.input_applied, r.cancel_action, r.cancel_actor,
@@ -118,7 +129,8 @@ const CREATE: &str = concat!(
     SELECT ",
     run_columns!(),
     ", t.thread_key, t.tenant, t.name, t.graph_id, t.metadata::text AS metadata, t.codec, t.config, t.rest_status,
-       t.error, t.head, t.view, t.last_event, t.created_at, t.updated_at, t.state_updated_at, TRUE AS busy,
+       t.error, t.head, t.view, t.last_event, t.created_at, t.updated_at, t.state_updated_at,
+       s.closed, s.closed_at, s.closed_by, s.closed_reason, t.moved_to, t.moved_past, TRUE AS busy,
        (t.thread_key IS NOT NULL) AS is_taken,
        EXISTS (SELECT 1 FROM snap) AS thread_found,
        EXISTS (SELECT 1 FROM dead) AS is_dead,
@@ -127,7 +139,7 @@ const CREATE: &str = concat!(
        ARRAY(SELECT run_id FROM cancelled ORDER BY run_id) AS cancelled_ids,
        ARRAY(SELECT status = 'running' FROM cancelled ORDER BY run_id) AS cancelled_running,
        (SELECT COUNT(*) FROM told) AS told
-    FROM (VALUES (1)) AS one (n) LEFT JOIN taken t ON TRUE LEFT JOIN r ON TRUE"
+    FROM (VALUES (1)) AS one (n) LEFT JOIN taken t ON TRUE LEFT JOIN r ON TRUE LEFT JOIN snap s ON TRUE"
 );
 
 /// How often the statement is tried without a lock of its own.
@@ -303,6 +315,9 @@ async fn statement(conn: &mut PgConnection, tenant: Uuid, new: &NewRun) -> std::
     if !get::<bool>(&row, "is_taken")? {
         if !get::<bool>(&row, "is_assistant_current")? {
             return Ok(Tried::Done(Box::new(RunCreated::AssistantChanged)));
+        }
+        if let Some(closed) = closed_from(&row, &new.thread_id)? {
+            return Ok(Tried::Done(Box::new(RunCreated::ThreadClosed(closed))));
         }
         if !get::<bool>(&row, "is_admitted")? {
             return Ok(Tried::Done(Box::new(RunCreated::ThreadBusy)));

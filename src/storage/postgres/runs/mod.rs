@@ -22,6 +22,7 @@ mod delete;
 mod group;
 mod lease;
 
+pub(super) use cancel::{Selection, cancel_active};
 pub(super) use create::create_in;
 pub(super) use group::Group;
 

@@ -12,7 +12,7 @@ use crate::storage::rows::driver_error;
 use crate::storage::{CancelRequest, CancelTarget, Cancelled, Notice, Result};
 
 /// Which of a thread's active runs.
-pub(super) enum Selection {
+pub(in crate::storage::sqlite) enum Selection {
     All,
     Runs(Vec<RunId>),
     Status(Vec<&'static str>),
@@ -31,7 +31,7 @@ impl Selection {
 }
 
 /// Cancels active runs of one thread.
-pub(super) async fn cancel_active(
+pub(in crate::storage::sqlite) async fn cancel_active(
     write: &mut Write,
     key: ThreadKey,
     selection: &Selection,

@@ -73,7 +73,7 @@ pub(super) async fn claim_runs(
 async fn claim_one(write: &mut Write, scope: Scope, claim: &Claim, key: ThreadKey, run_id: Uuid) -> Result<ClaimedRun> {
     sqlx::query(
         "UPDATE runs SET status = 'running', lease_epoch = lease_epoch + 1, lease_until = $3, attempts = attempts + 1,
-                         worker = $4, updated_at = $5
+                         worker = $4, updated_at = $5, started_at = COALESCE(started_at, $5)
          WHERE thread_key = $1 AND run_id = $2",
     )
     .bind(key.0)

@@ -37,6 +37,9 @@ pub(in crate::storage::sqlite) async fn create_run(
     if as_of != new.assistant_as_of.map(|at| at.0) {
         return Ok(Some(RunCreated::AssistantChanged));
     }
+    if let Some(closed) = thread.as_ref().and_then(|thread| thread.closed.clone()) {
+        return Ok(Some(RunCreated::ThreadClosed(closed)));
+    }
     let busy = exists(
         write,
         "SELECT EXISTS (SELECT 1 FROM runs WHERE thread_key = $1 AND status IN ('pending', 'running')) AS it",
@@ -100,8 +103,8 @@ pub(in crate::storage::sqlite) async fn create_run(
     sqlx::query(
         "INSERT INTO runs (thread_key, run_id, tenant, assistant_id, graph_id, status, metadata, codec, kwargs,
                            multitask_strategy, attempts, input_applied, temporary, worker, lease_epoch, lease_until,
-                           run_at, created_at, updated_at, actor)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 0, $12, $13, $14, $15, $16, $16, $17, $18)",
+                           run_at, created_at, updated_at, actor, started_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 0, $12, $13, $14, $15, $16, $16, $17, $18, $19)",
     )
     .bind(key.0)
     .bind(new.run_id)
@@ -121,6 +124,7 @@ pub(in crate::storage::sqlite) async fn create_run(
     .bind(run_at)
     .bind(write.now)
     .bind(new.actor.as_deref().map(|actor| hide_nul(actor).into_owned()))
+    .bind(claim.map(|_| write.now))
     .execute(&mut write.conn)
     .await
     .map_err(driver_error)?;

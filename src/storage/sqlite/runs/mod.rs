@@ -23,6 +23,7 @@ mod create;
 mod delete;
 mod lease;
 
+pub(super) use cancel::{Selection, cancel_active};
 pub(super) use create::create_run;
 
 /// The columns `run_from` and `cancel_from` read, from `runs r JOIN threads t`.
