@@ -67,7 +67,6 @@ pub struct NewRun {
 
 /// What [`Runs::create_run`] did.
 #[derive(Debug, Clone)]
-#[expect(clippy::large_enum_variant, reason = "made once per run, and the large variant is the usual one")]
 pub enum RunCreated {
     Created {
         run: Run,
