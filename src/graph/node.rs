@@ -232,6 +232,7 @@ pub(crate) struct GraphInner {
     pub(crate) children: HashMap<String, Graph>,
     pub(crate) checkpointing: Checkpointing,
     pub(crate) durability: Option<Durability>,
+    pub(crate) step_timeout: Option<Duration>,
     pub(crate) schemas: Schemas,
     pub(crate) description: Option<String>,
 }

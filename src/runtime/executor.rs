@@ -405,6 +405,7 @@ impl Site {
     /// Runs all jobs of a superstep. The first failure cancels the siblings that still run; questions do not.
     async fn superstep(self: &Arc<Site>, jobs: Vec<Job>) -> Result<(), GraphEnd> {
         let around = self.around();
+        let deadline = self.run.graph.inner.step_timeout.map(|limit| Instant::now() + limit);
         let mut cached = HashMap::new();
         let keys = self.cache_keys(&jobs);
         if !keys.is_empty() {
@@ -435,19 +436,28 @@ impl Site {
             // A lone task inside a job goes on in the job's own turns.
             let lone = work.pop().map(|job| self.carry_out(job, &around, true));
             if let Some(lone) = lone {
-                tokio::select! {
+                let is_late = tokio::select! {
                     biased;
                     () = self.shared.stop.cancelled() => return Err(GraphEnd::Stopped),
-                    () = lone => {}
+                    () = lone => false,
+                    () = at(deadline) => true,
+                };
+                if is_late {
+                    self.time_out();
                 }
             }
         } else if !work.is_empty() {
-            self.run_siblings(work, &around).await?;
+            self.run_siblings(work, &around, deadline).await?;
         }
         std::mem::take(&mut lock(&self.core).outcome).into_result()
     }
 
-    async fn run_siblings(self: &Arc<Site>, work: Vec<Job>, around: &Arc<Around>) -> Result<(), GraphEnd> {
+    async fn run_siblings(
+        self: &Arc<Site>,
+        work: Vec<Job>,
+        around: &Arc<Around>,
+        deadline: Option<Instant>,
+    ) -> Result<(), GraphEnd> {
         let is_lone = work.len() == 1;
         let work = work.into_iter().map(|job| {
             let (site, around) = (Arc::clone(self), Arc::clone(around));
@@ -475,12 +485,17 @@ impl Site {
                 () = self.ended.notified() => {
                     push.get_or_insert_with(|| Instant::now() + TOGETHER);
                 }
-                () = tokio::time::sleep_until(give_up.unwrap_or_else(Instant::now)), if give_up.is_some() => {
+                () = at(give_up) => {
                     drop(siblings);
                     self.cancel_open();
                     return Ok(());
                 }
-                () = tokio::time::sleep_until(push.unwrap_or_else(Instant::now)), if push.is_some() => {
+                () = at(deadline) => {
+                    drop(siblings);
+                    self.time_out();
+                    return Ok(());
+                }
+                () = at(push) => {
                     push = None;
                     // Paid work is not repeated because a sibling crashes later.
                     self.shared.push(false);
@@ -496,6 +511,13 @@ impl Site {
         }
         let place = core.open.len();
         core.open.insert(Arc::clone(&job.task.id), (place, job.clone()));
+    }
+
+    /// Fails the superstep because it took too long. What has ended stays.
+    fn time_out(&self) {
+        let late = || EngineError::new("TimeoutError", "Timed out");
+        lock(&self.core).outcome.failure.get_or_insert_with(late);
+        self.cancel_open();
     }
 
     /// Records the jobs that are left as cancelled.
@@ -700,6 +722,14 @@ impl Site {
                 None
             }
         }
+    }
+}
+
+/// Waits until then; for ever if there is no such time.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -16,6 +16,7 @@ mod growth;
 mod handlers;
 mod idempotency;
 mod panics;
+mod policies;
 mod queue;
 mod readme;
 mod sdk;

@@ -269,6 +269,7 @@ impl<S> StateGraph<S> {
             children,
             checkpointing: self.checkpointing,
             durability: self.durability,
+            step_timeout: self.step_timeout,
             schemas,
             description: self.description,
         };

@@ -10,6 +10,7 @@ mod tests;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::time::Duration;
 
 use indexmap::IndexMap;
 use schemars::JsonSchema;
@@ -81,6 +82,7 @@ pub struct StateGraph<S = Json> {
     interrupt_after: Breakpoints,
     checkpointing: Checkpointing,
     durability: Option<Durability>,
+    step_timeout: Option<Duration>,
     migrations: Vec<MigrationFrom>,
     defaults: NodeDefaults,
     errors: Vec<BuildError>,
@@ -157,6 +159,7 @@ impl<S> StateGraph<S> {
             interrupt_after: Breakpoints::default(),
             checkpointing: Checkpointing::default(),
             durability: None,
+            step_timeout: None,
             migrations: Vec::new(),
             defaults: NodeDefaults::default(),
             errors: Vec::new(),
@@ -204,6 +207,14 @@ impl<S> StateGraph<S> {
     /// server's setting if nobody does.
     pub fn durability(mut self, durability: Durability) -> Self {
         self.durability = Some(durability);
+        self
+    }
+
+    /// Ends a superstep of this graph that takes longer, and with it the run (or the node that the graph is in), with
+    /// `TimeoutError`. What tasks had finished by then is kept: null input repeats only the others. Attempts and error
+    /// handlers count towards it, unlike [`super::Node::timeout`].
+    pub fn step_timeout(mut self, limit: Duration) -> Self {
+        self.step_timeout = Some(limit);
         self
     }
 

@@ -1,0 +1,133 @@
+//! Time limits and drains of authors' graphs, through a server: what they end, what they keep, and how a run goes on.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use session_store::app::{Running, Server};
+use session_store::config::{Config, DatabaseUrl};
+use session_store::graph::{Context, Graph, Node, START, StateGraph, Update};
+
+use crate::support::process::{get, post};
+
+async fn serve(graphs: Vec<Graph>) -> Running {
+    let mut config = Config::defaults().expect("the defaults are readable");
+    config.server.listen = "127.0.0.1:0".into();
+    config.database.url = DatabaseUrl::new("memory");
+    Server::new(config, graphs).start().await.expect("the server starts")
+}
+
+async fn run(running: &Running, graph: &str, input: Value) -> Value {
+    let url = format!("{}/threads/{graph}/runs/wait", running.url());
+    post(&url, json!({"assistant_id": graph, "input": input})).await
+}
+
+async fn state(running: &Running, thread: &str) -> Value {
+    get(&format!("{}/threads/{thread}/state", running.url())).await
+}
+
+/// A node that does not return the first time, and counts how often it was called.
+fn stuck_once(name: &'static str, calls: &Arc<AtomicUsize>) -> Node {
+    let calls = Arc::clone(calls);
+    Node::new(move |(), _: Context| {
+        let calls = Arc::clone(&calls);
+        async move {
+            if calls.fetch_add(1, Ordering::SeqCst) == 0 {
+                std::future::pending::<()>().await;
+            }
+            Ok(Update::new().set("trail", [name]))
+        }
+    })
+}
+
+#[tokio::test]
+async fn a_superstep_that_takes_too_long_fails_and_keeps_what_had_finished() {
+    let (fast, slow) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let counted = Arc::clone(&fast);
+    let graph = StateGraph::dynamic("limited")
+        .append("trail")
+        .node("fast", move |(), _ctx| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            std::future::ready(Ok(Update::new().set("trail", ["fast"])))
+        })
+        .node_with("slow", stuck_once("slow", &slow))
+        .edge(START, "fast")
+        .edge(START, "slow")
+        .step_timeout(Duration::from_secs(1))
+        .build()
+        .expect("builds");
+    let running = serve(vec![graph]).await;
+    let failed = run(&running, "limited", json!({})).await;
+    assert_eq!(failed["__error__"]["error"], "TimeoutError", "{failed}");
+    let left = state(&running, "limited").await;
+    assert_eq!(left["next"], json!(["slow"]), "{left}");
+    assert_eq!(left["tasks"][0]["result"], json!({"trail": ["fast"]}), "{left}");
+    assert_eq!(run(&running, "limited", Value::Null).await["trail"], json!(["fast", "slow"]));
+    assert_eq!((fast.load(Ordering::SeqCst), slow.load(Ordering::SeqCst)), (1, 2));
+    running.shutdown().await.expect("stops");
+}
+
+#[tokio::test]
+async fn the_limit_of_a_graph_inside_fails_the_node_it_is_in() {
+    let slow = Arc::new(AtomicUsize::new(0));
+    let inner = StateGraph::dynamic("inner")
+        .append("trail")
+        .node_with("slow", stuck_once("slow", &slow))
+        .edge(START, "slow")
+        .step_timeout(Duration::from_millis(50))
+        .build()
+        .expect("builds");
+    let outer = StateGraph::dynamic("outer").append("trail").subgraph("inside", inner).edge(START, "inside");
+    let running = serve(vec![outer.build().expect("builds")]).await;
+    let failed = run(&running, "outer", json!({})).await;
+    assert_eq!(failed["__error__"]["error"], "TimeoutError", "{failed}");
+    let left = state(&running, "outer").await;
+    assert_eq!(left["next"], json!(["inside"]), "{left}");
+    running.shutdown().await.expect("stops");
+}
+
+#[tokio::test]
+async fn signs_of_life_restart_the_idle_timeout() {
+    let idle = Duration::from_millis(1500);
+    let silent = stuck_once("silent", &Arc::default());
+    let alive = Node::new(async move |(), ctx: Context| {
+        for _ in 0..8 {
+            tokio::time::sleep(Duration::from_millis(250)).await;
+            ctx.heartbeat();
+        }
+        Ok(Update::new().set("trail", ["alive"]))
+    });
+    let graph = |name: &str, node: Node| {
+        let graph = StateGraph::dynamic(name).append("trail").node_with("n", node.idle_timeout(idle)).edge(START, "n");
+        graph.build().expect("builds")
+    };
+    let running = serve(vec![graph("silent", silent), graph("alive", alive)]).await;
+    let (failed, done) = tokio::join!(run(&running, "silent", json!({})), run(&running, "alive", json!({})));
+    assert_eq!(failed["__error__"]["error"], "NodeTimeoutError", "{failed}");
+    let left = state(&running, "silent").await;
+    let message = left["tasks"][0]["error"].as_str().unwrap_or_default();
+    assert!(message.contains("Node 'n' exceeded its idle timeout of 1.500s"), "{left}");
+    assert_eq!(done["trail"], json!(["alive"]), "two seconds of work, never idle for long: {done}");
+    running.shutdown().await.expect("stops");
+}
+
+#[tokio::test]
+async fn a_drained_run_keeps_its_superstep_and_goes_on_with_null_input() {
+    let graph = StateGraph::dynamic("drained")
+        .append("trail")
+        .node("one", async |(), ctx: Context| {
+            ctx.request_drain("the house is full");
+            Ok(Update::new().set("trail", [1]))
+        })
+        .node("two", async |(), _ctx| Ok(Update::new().set("trail", [2])))
+        .edge(START, "one")
+        .edge("one", "two");
+    let running = serve(vec![graph.build().expect("builds")]).await;
+    let drained = run(&running, "drained", json!({})).await;
+    assert_eq!(drained["__error__"]["error"], "GraphDrained", "{drained}");
+    let left = state(&running, "drained").await;
+    assert_eq!((&left["next"], &left["values"]["trail"]), (&json!(["two"]), &json!([1])), "{left}");
+    assert_eq!(run(&running, "drained", Value::Null).await["trail"], json!([1, 2]));
+    running.shutdown().await.expect("stops");
+}
