@@ -23,6 +23,7 @@ mod sdk;
 mod serve;
 mod storage;
 mod support;
+mod takeover;
 mod tidy;
 mod versions;
 mod webhooks;
