@@ -154,6 +154,7 @@ fn runtime(error: RuntimeError) -> (StatusCode, String) {
         RuntimeError::ThreadRunning
         | RuntimeError::ThreadBusy(_)
         | RuntimeError::ThreadClosed(_)
+        | RuntimeError::ThreadForeign(_)
         | RuntimeError::Conflict(_) => (StatusCode::CONFLICT, text),
         RuntimeError::BadRequest(_) | RuntimeError::Graph(_) => (StatusCode::BAD_REQUEST, text),
         RuntimeError::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, text),

@@ -39,6 +39,11 @@ pub enum RuntimeError {
     /// A run or a change of state on a thread that was ended or archived. The text says when, by whom and why.
     #[error("{0}")]
     ThreadClosed(String),
+    /// A graph of this server was to run on, or change, a thread whose checkpoints come from elsewhere.
+    #[error(
+        "Thread {0} holds checkpoints of a graph that runs elsewhere: graphs of this server cannot run on it or change it"
+    )]
+    ThreadForeign(String),
     #[error("{0}")]
     Conflict(String),
     /// The request contradicts the thread: a business error.

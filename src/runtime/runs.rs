@@ -97,6 +97,7 @@ impl Runtime {
             match self.storage().create_run(scope, new).await? {
                 RunCreated::Created { run, claimed, .. } => return Ok((run, claimed)),
                 RunCreated::AssistantChanged => {}
+                RunCreated::ThreadForeign => return Err(RuntimeError::ThreadForeign(thread_id.to_string())),
                 RunCreated::ThreadBusy => return Err(RuntimeError::ThreadRunning),
                 RunCreated::ThreadClosed(closed) => return Err(RuntimeError::closed(thread_id, &closed)),
                 RunCreated::RunExists => return Err(RuntimeError::Conflict("Run already exists".into())),

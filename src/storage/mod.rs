@@ -24,6 +24,7 @@ pub mod cache;
 pub mod checkpoints;
 pub mod connect;
 pub mod crons;
+pub mod foreign;
 pub mod idempotency;
 pub mod interrupts;
 pub mod items;
@@ -50,6 +51,10 @@ pub use checkpoints::{
     TaskWritesRow, Which,
 };
 pub use crons::{CronFilter, CronFired, CronReplaced, CronSort, CronTick, Crons, DueCron, DueCrons};
+pub use foreign::{
+    Foreign, ForeignBatch, ForeignCheckpoint, ForeignCopied, ForeignFilter, ForeignKept, ForeignOutcome,
+    ForeignPayload, ForeignWrites, StoredBytes, StoredForeign,
+};
 pub use idempotency::{IdempotencyKey, IdempotencyKeys, KeyRow};
 pub use interrupts::{InterruptChange, InterruptCursor, InterruptFilter, InterruptRow, Interrupts};
 pub use items::{ItemFilter, ItemMatch, Items, NamespaceFilter, NewItem};
@@ -126,6 +131,7 @@ pub trait Storage:
     + Runs
     + Sessions
     + Checkpoints
+    + Foreign
     + Interrupts
     + Items
     + Cache

@@ -13,7 +13,7 @@ use crate::model::{CheckpointId, Scope, ThreadId, ThreadKey, ThreadTtl, Timestam
 pub const STEP_ROWS: i64 = 2_000;
 
 /// The tables that hold rows of threads, with the rest of their keys. Whoever adds a table adds it here; a test compares.
-pub(crate) const THREAD_TABLES: [(&str, &str); 8] = [
+pub(crate) const THREAD_TABLES: [(&str, &str); 10] = [
     ("runs", "run_id"),
     ("checkpoints", "ns, checkpoint_id"),
     ("task_writes", "ns, checkpoint_id, task_id, run_id"),
@@ -22,6 +22,8 @@ pub(crate) const THREAD_TABLES: [(&str, &str); 8] = [
     ("events", "event_id"),
     ("interrupts", "interrupt_id"),
     ("branches", "name"),
+    ("foreign_checkpoints", "ns, checkpoint_id"),
+    ("foreign_writes", "ns, checkpoint_id, task_id, slot"),
 ];
 
 /// A thread whose time is over.

@@ -81,6 +81,8 @@ pub enum RunCreated {
     ThreadBusy,
     /// The thread is closed. Nothing was inserted.
     ThreadClosed(Closed),
+    /// The thread's checkpoints come from elsewhere ([`super::foreign`]). Nothing was inserted.
+    ThreadForeign,
     /// The run id is taken. Nothing was inserted.
     RunExists,
     /// The assistant is not as the caller has read it. Nothing was inserted.
@@ -241,6 +243,8 @@ pub enum StateOutcome {
     /// A run is pending or running.
     ThreadBusy,
     ThreadClosed,
+    /// The thread's checkpoints come from elsewhere ([`super::foreign`]).
+    ThreadForeign,
     HeadMoved,
 }
 

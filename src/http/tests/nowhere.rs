@@ -264,6 +264,37 @@ impl Checkpoints for Nowhere {
 }
 
 #[async_trait]
+impl Foreign for Nowhere {
+    async fn put_foreign(&self, _: &Scope, _: &ForeignBatch) -> Result<ForeignOutcome> {
+        gone()
+    }
+    async fn foreign_among(&self, _: &Scope, _: &[ThreadKey]) -> Result<Vec<ThreadKey>> {
+        gone()
+    }
+    async fn load_foreign(&self, _: &Scope, _: ThreadKey, _: &str, _: Option<&str>) -> Result<Option<StoredForeign>> {
+        gone()
+    }
+    async fn list_foreign(&self, _: &Scope, _: ThreadKey, _: &ForeignFilter, _: i64) -> Result<Vec<StoredForeign>> {
+        gone()
+    }
+    async fn load_foreign_payloads(&self, _: &Scope, _: ThreadKey, _: &[PayloadHash]) -> Result<Vec<ForeignPayload>> {
+        gone()
+    }
+    async fn latest_foreign(&self, _: &Scope, _: ThreadKey) -> Result<Vec<(String, CheckpointId)>> {
+        gone()
+    }
+    async fn delete_foreign_runs(&self, _: &Scope, _: &[String], _: i64) -> Result<(i64, Vec<ThreadId>)> {
+        gone()
+    }
+    async fn prune_foreign(&self, _: &Scope, _: &ThreadId, _: &ForeignKept) -> Result<Pruned> {
+        gone()
+    }
+    async fn copy_foreign(&self, _: &Scope, _: &ThreadId, _: &ThreadId) -> Result<ForeignCopied> {
+        gone()
+    }
+}
+
+#[async_trait]
 impl Items for Nowhere {
     async fn put_item(&self, _: &Scope, _: NewItem) -> Result<()> {
         gone()

@@ -313,7 +313,7 @@ async fn fire(conn: &mut PgConnection, scope: &Scope, tick: &CronTick) -> Result
                 RunCreated::AssistantChanged => {
                     return Err(StorageError::Unavailable("the cron's assistant is being changed".into()));
                 }
-                RunCreated::ThreadBusy | RunCreated::ThreadClosed(_) => {
+                RunCreated::ThreadBusy | RunCreated::ThreadClosed(_) | RunCreated::ThreadForeign => {
                     sqlx::query("UPDATE cron_ticks SET run_id = NULL WHERE cron_id = $1 AND tick = $2")
                         .bind(tick.cron_id)
                         .bind(tick.tick.0)

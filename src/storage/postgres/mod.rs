@@ -33,6 +33,7 @@ mod assistants;
 mod cache;
 mod checkpoints;
 mod crons;
+mod foreign;
 mod idempotency;
 mod interrupts;
 mod items;
@@ -80,6 +81,7 @@ const MIGRATIONS: &[Migration] = &[
         sql: include_str!("../../../migrations/postgres/0012_sessions.sql"),
     },
     Migration { version: 14, name: "0014_cache", sql: include_str!("../../../migrations/postgres/0014_cache.sql") },
+    Migration { version: 15, name: "0015_foreign", sql: include_str!("../../../migrations/postgres/0015_foreign.sql") },
 ];
 
 /// The advisory lock of migrations: `sessstor` in bytes.

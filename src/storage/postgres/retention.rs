@@ -74,6 +74,7 @@ macro_rules! prune_rows {
         (done.rows_affected() as i64) < STEP_ROWS
     }};
 }
+pub(super) use prune_rows;
 
 async fn prune(conn: &mut PgConnection, key: ThreadKey, kept: &Kept) -> Result<Pruned> {
     if !lock_thread(conn, key).await? {
@@ -177,13 +178,19 @@ macro_rules! due {
 }
 
 const SIZES: &str = "
-    SELECT (SELECT COUNT(*) FROM checkpoints WHERE thread_key = $1) AS checkpoints,
-           (SELECT SUM(octet_length(body) + octet_length(next_nodes) + octet_length(metadata::text))::bigint
-            FROM checkpoints WHERE thread_key = $1) AS checkpoint_bytes,
+    SELECT (SELECT COUNT(*) FROM checkpoints WHERE thread_key = $1)
+               + (SELECT COUNT(*) FROM foreign_checkpoints WHERE thread_key = $1) AS checkpoints,
+           COALESCE((SELECT SUM(octet_length(body) + octet_length(next_nodes) + octet_length(metadata::text))::bigint
+                     FROM checkpoints WHERE thread_key = $1), 0)
+               + COALESCE((SELECT SUM(octet_length(body))::bigint FROM foreign_checkpoints WHERE thread_key = $1), 0)
+               AS checkpoint_bytes,
            (SELECT COUNT(*) FROM payloads WHERE thread_key = $1) AS payloads,
            (SELECT SUM(octet_length(value))::bigint FROM payloads WHERE thread_key = $1) AS payload_bytes,
-           (SELECT COUNT(*) FROM task_writes WHERE thread_key = $1) AS task_writes,
-           (SELECT SUM(octet_length(body))::bigint FROM task_writes WHERE thread_key = $1) AS task_write_bytes,
+           (SELECT COUNT(*) FROM task_writes WHERE thread_key = $1)
+               + (SELECT COUNT(*) FROM foreign_writes WHERE thread_key = $1) AS task_writes,
+           COALESCE((SELECT SUM(octet_length(body))::bigint FROM task_writes WHERE thread_key = $1), 0)
+               + COALESCE((SELECT SUM(octet_length(body))::bigint FROM foreign_writes WHERE thread_key = $1), 0)
+               AS task_write_bytes,
            (SELECT COUNT(*) FROM events WHERE thread_key = $1) AS events,
            (SELECT SUM(octet_length(data))::bigint FROM events WHERE thread_key = $1) AS event_bytes,
            (SELECT COUNT(*) FROM runs WHERE thread_key = $1) AS runs,

@@ -155,6 +155,17 @@ const COPY_ROWS: &str = "
         INSERT INTO payloads (thread_key, hash, tenant, codec, value)
         SELECT $2, hash, tenant, codec, value FROM payloads WHERE thread_key = $1
     ),
+    copy_foreign_checkpoints AS (
+        INSERT INTO foreign_checkpoints (thread_key, ns, checkpoint_id, tenant, parent_id, run_id, created_at, codec, body,
+                                         size_bytes)
+        SELECT $2, ns, checkpoint_id, tenant, parent_id, run_id, created_at, codec, body, size_bytes
+        FROM foreign_checkpoints WHERE thread_key = $1
+    ),
+    copy_foreign_writes AS (
+        INSERT INTO foreign_writes (thread_key, ns, checkpoint_id, task_id, slot, tenant, path, written_at, codec, body)
+        SELECT $2, ns, checkpoint_id, task_id, slot, tenant, path, written_at, codec, body
+        FROM foreign_writes WHERE thread_key = $1
+    ),
     copy_interrupts AS (
         INSERT INTO interrupts (thread_key, interrupt_id, tenant, ns, checkpoint_id, root_checkpoint_id, task_id, node,
                                 graph_id, assistant_id, run_id, codec, question, response_schema, checked, asked_at,
@@ -168,7 +179,12 @@ const COPY_ROWS: &str = "
     SELECT $2, ns, channel, branch, start, tenant, count, run_id, codec, items
     FROM channel_log WHERE thread_key = $1";
 
-async fn copy_thread(conn: &mut PgConnection, scope: &Scope, from: &ThreadId, to: &ThreadId) -> Result<Option<Thread>> {
+pub(super) async fn copy_thread(
+    conn: &mut PgConnection,
+    scope: &Scope,
+    from: &ThreadId,
+    to: &ThreadId,
+) -> Result<Option<Thread>> {
     let (source, target) = (from.key(scope.tenant()), to.key(scope.tenant()));
     // Locked, so that what is copied is one moment of the thread.
     if !lock_thread(conn, source).await? {
@@ -176,9 +192,10 @@ async fn copy_thread(conn: &mut PgConnection, scope: &Scope, from: &ThreadId, to
     }
     sqlx::query(concat!(
         "INSERT INTO threads (thread_key, tenant, name, graph_id, metadata, codec, config, rest_status, head, view,
-                              last_event, revision, created_at, updated_at, state_updated_at, ttl, ttl_strategy)
+                              last_event, revision, created_at, updated_at, state_updated_at, ttl, ttl_strategy,
+                              is_foreign)
          SELECT $2, t.tenant, $3, t.graph_id, t.metadata, t.codec, t.config, 'idle', t.head, $4, 0, clock.now,
-                clock.now, clock.now, clock.now, t.ttl, t.ttl_strategy
+                clock.now, clock.now, clock.now, t.ttl, t.ttl_strategy, t.is_foreign
          FROM threads t, (SELECT ",
         now!(),
         " AS now) AS clock WHERE t.thread_key = $1"

@@ -233,7 +233,7 @@ async fn fire(write: &mut Write, scope: Scope, tick: CronTick) -> Result<CronFir
                 RunCreated::AssistantChanged => {
                     return Err(StorageError::Unavailable("the cron's assistant is being changed".into()));
                 }
-                RunCreated::ThreadBusy | RunCreated::ThreadClosed(_) => {
+                RunCreated::ThreadBusy | RunCreated::ThreadClosed(_) | RunCreated::ThreadForeign => {
                     sqlx::query("UPDATE cron_ticks SET run_id = NULL WHERE cron_id = $1 AND tick = $2")
                         .bind(tick.cron_id)
                         .bind(tick.tick.0)

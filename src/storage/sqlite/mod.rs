@@ -31,6 +31,7 @@ mod assistants;
 mod cache;
 mod checkpoints;
 mod crons;
+mod foreign;
 mod idempotency;
 mod interrupts;
 mod items;
@@ -69,6 +70,7 @@ const MIGRATIONS: &[Migration] = &[
     },
     Migration { version: 12, name: "0012_sessions", sql: include_str!("../../../migrations/sqlite/0012_sessions.sql") },
     Migration { version: 14, name: "0014_cache", sql: include_str!("../../../migrations/sqlite/0014_cache.sql") },
+    Migration { version: 15, name: "0015_foreign", sql: include_str!("../../../migrations/sqlite/0015_foreign.sql") },
 ];
 
 /// Operations that may share a transaction. A bound, so that the first caller does not wait for a crowd.

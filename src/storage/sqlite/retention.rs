@@ -70,7 +70,12 @@ pub(super) async fn is_dead(conn: &mut SqliteConnection, key: ThreadKey) -> Resu
 }
 
 /// Removes the rows of a table for which `keep` does not hold, a bounded number; true when there were fewer.
-async fn prune_rows(write: &mut Write, key: ThreadKey, table: &'static str, keep: &'static str) -> Result<bool> {
+pub(super) async fn prune_rows(
+    write: &mut Write,
+    key: ThreadKey,
+    table: &'static str,
+    keep: &'static str,
+) -> Result<bool> {
     let statement = format!(
         "DELETE FROM {table} WHERE rowid IN
              (SELECT x.rowid FROM {table} x WHERE x.thread_key = $1 AND NOT EXISTS ({keep}) LIMIT $2)"
@@ -85,7 +90,7 @@ async fn prune_rows(write: &mut Write, key: ThreadKey, table: &'static str, keep
 }
 
 /// Puts what is kept into tables of this connection, for the statements that follow.
-async fn keep_rows(write: &mut Write, kept: &Kept) -> Result<()> {
+pub(super) async fn keep_rows(write: &mut Write, kept: &Kept) -> Result<()> {
     sqlx::raw_sql(
         "CREATE TEMP TABLE IF NOT EXISTS kept_checkpoints (ns TEXT, id TEXT, PRIMARY KEY (ns, id));
          CREATE TEMP TABLE IF NOT EXISTS kept_payloads (hash BLOB PRIMARY KEY);
@@ -208,13 +213,19 @@ async fn reclaim_one(write: &mut Write, tenant: Option<Uuid>) -> Result<bool> {
 }
 
 const SIZES: &str = "
-    SELECT (SELECT COUNT(*) FROM checkpoints WHERE thread_key = $1) AS checkpoints,
-           (SELECT SUM(octet_length(body) + octet_length(next_nodes) + octet_length(metadata))
-            FROM checkpoints WHERE thread_key = $1) AS checkpoint_bytes,
+    SELECT (SELECT COUNT(*) FROM checkpoints WHERE thread_key = $1)
+               + (SELECT COUNT(*) FROM foreign_checkpoints WHERE thread_key = $1) AS checkpoints,
+           COALESCE((SELECT SUM(octet_length(body) + octet_length(next_nodes) + octet_length(metadata))
+                     FROM checkpoints WHERE thread_key = $1), 0)
+               + COALESCE((SELECT SUM(octet_length(body)) FROM foreign_checkpoints WHERE thread_key = $1), 0)
+               AS checkpoint_bytes,
            (SELECT COUNT(*) FROM payloads WHERE thread_key = $1) AS payloads,
            (SELECT SUM(octet_length(value)) FROM payloads WHERE thread_key = $1) AS payload_bytes,
-           (SELECT COUNT(*) FROM task_writes WHERE thread_key = $1) AS task_writes,
-           (SELECT SUM(octet_length(body)) FROM task_writes WHERE thread_key = $1) AS task_write_bytes,
+           (SELECT COUNT(*) FROM task_writes WHERE thread_key = $1)
+               + (SELECT COUNT(*) FROM foreign_writes WHERE thread_key = $1) AS task_writes,
+           COALESCE((SELECT SUM(octet_length(body)) FROM task_writes WHERE thread_key = $1), 0)
+               + COALESCE((SELECT SUM(octet_length(body)) FROM foreign_writes WHERE thread_key = $1), 0)
+               AS task_write_bytes,
            (SELECT COUNT(*) FROM events WHERE thread_key = $1) AS events,
            (SELECT SUM(octet_length(data)) FROM events WHERE thread_key = $1) AS event_bytes,
            (SELECT COUNT(*) FROM runs WHERE thread_key = $1) AS runs,

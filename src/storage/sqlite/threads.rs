@@ -225,16 +225,30 @@ async fn update_head_metadata(
     Ok(Some(Some(head)))
 }
 
-async fn copy_thread(write: &mut Write, scope: Scope, from: ThreadId, to: ThreadId) -> Result<Option<Thread>> {
+pub(super) async fn copy_thread(
+    write: &mut Write,
+    scope: Scope,
+    from: ThreadId,
+    to: ThreadId,
+) -> Result<Option<Thread>> {
     let (source, target) = (from.key(scope.tenant()), to.key(scope.tenant()));
     if thread_by_key(&mut write.conn, &scope, source).await?.is_none() {
         return Ok(None);
     }
     for statement in [
         "INSERT INTO threads (thread_key, tenant, name, graph_id, metadata, codec, config, rest_status, head, view,
-                              last_event, revision, created_at, updated_at, state_updated_at, ttl, ttl_strategy)
-         SELECT $2, tenant, $3, graph_id, metadata, codec, config, 'idle', head, $5, 0, 1, $4, $4, $4, ttl, ttl_strategy
+                              last_event, revision, created_at, updated_at, state_updated_at, ttl, ttl_strategy,
+                              is_foreign)
+         SELECT $2, tenant, $3, graph_id, metadata, codec, config, 'idle', head, $5, 0, 1, $4, $4, $4, ttl, ttl_strategy,
+                is_foreign
          FROM threads WHERE thread_key = $1",
+        "INSERT INTO foreign_checkpoints (thread_key, ns, checkpoint_id, tenant, parent_id, run_id, created_at, codec,
+                                          body, size_bytes)
+         SELECT $2, ns, checkpoint_id, tenant, parent_id, run_id, created_at, codec, body, size_bytes
+         FROM foreign_checkpoints WHERE thread_key = $1",
+        "INSERT INTO foreign_writes (thread_key, ns, checkpoint_id, task_id, slot, tenant, path, written_at, codec, body)
+         SELECT $2, ns, checkpoint_id, task_id, slot, tenant, path, written_at, codec, body
+         FROM foreign_writes WHERE thread_key = $1",
         "INSERT INTO checkpoints (thread_key, ns, checkpoint_id, tenant, parent_id, run_id, step, source, created_at,
                                   metadata, codec, next_nodes, body, size_bytes)
          SELECT $2, ns, checkpoint_id, tenant, parent_id, run_id, step, source, created_at, metadata, codec, next_nodes,

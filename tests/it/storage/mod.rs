@@ -17,6 +17,7 @@ mod checkpoints;
 mod claims;
 mod commits;
 mod crons;
+mod foreign;
 mod idempotency;
 mod interrupts;
 mod items;

@@ -294,7 +294,12 @@ fn no_table_of_a_thread_is_forgotten() {
                 continue;
             }
             assert!(list.contains(&format!("(\"{name}\", ")), "{name} is not in THREAD_TABLES");
-            assert!(hot.contains(&format!("DELETE FROM {name} ")), "{name} is not removed with temporary threads");
+            // Temporary threads belong to runs of this server: nothing from elsewhere is on them.
+            let is_foreign = name.starts_with("foreign_");
+            assert!(
+                is_foreign || hot.contains(&format!("DELETE FROM {name} ")),
+                "{name} is not removed with temporary threads"
+            );
             found += 1;
         }
     }

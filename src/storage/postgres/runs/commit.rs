@@ -372,8 +372,9 @@ async fn change_state(conn: &mut PgConnection, scope: &Scope, change: &StateComm
     }
     // A second statement: its snapshot is younger than the lock.
     let row = sqlx::query(
-        "SELECT t.head, t.closed IS NOT NULL AS is_closed, EXISTS (SELECT 1 FROM runs a
-                                WHERE a.thread_key = t.thread_key AND a.status IN ('pending', 'running')) AS busy,
+        "SELECT t.head, t.is_foreign, t.closed IS NOT NULL AS is_closed,
+                EXISTS (SELECT 1 FROM runs a
+                        WHERE a.thread_key = t.thread_key AND a.status IN ('pending', 'running')) AS busy,
                 ($2::text IS NULL OR EXISTS (SELECT 1 FROM checkpoints c
                                              WHERE c.thread_key = t.thread_key AND c.ns = $2 AND c.checkpoint_id = $3))
                 AS has_base
@@ -387,6 +388,9 @@ async fn change_state(conn: &mut PgConnection, scope: &Scope, change: &StateComm
     .map_err(driver_error)?;
     if get(&row, "is_closed")? {
         return Ok(StateOutcome::ThreadClosed);
+    }
+    if get(&row, "is_foreign")? {
+        return Ok(StateOutcome::ThreadForeign);
     }
     if get(&row, "busy")? {
         return Ok(StateOutcome::ThreadBusy);

@@ -28,7 +28,8 @@ const CREATE: &str = concat!(
     now!(),
     " AS now),
     snap AS MATERIALIZED (
-        SELECT revision, metadata, closed, closed_at, closed_by, closed_reason FROM threads WHERE thread_key = $1
+        SELECT revision, metadata, closed, closed_at, closed_by, closed_reason, is_foreign
+        FROM threads WHERE thread_key = $1
     ),
     active AS MATERIALIZED (
         SELECT status FROM runs WHERE thread_key = $1 AND status IN ('pending', 'running')
@@ -45,6 +46,7 @@ const CREATE: &str = concat!(
         WHERE NOT ($7 = 'reject' AND EXISTS (SELECT 1 FROM active))
           -- A thread that is closed while this waits has another revision.
           AND NOT EXISTS (SELECT 1 FROM snap WHERE snap.closed IS NOT NULL)
+          AND NOT EXISTS (SELECT 1 FROM snap WHERE is_foreign)
     ),
     inserted AS (
         -- Only where the snapshot shows no thread, and nothing left of a deleted one: should a thread be deleted after the
@@ -135,6 +137,7 @@ const CREATE: &str = concat!(
        EXISTS (SELECT 1 FROM snap) AS thread_found,
        EXISTS (SELECT 1 FROM dead) AS is_dead,
        EXISTS (SELECT 1 FROM named) AS is_assistant_current,
+       EXISTS (SELECT 1 FROM snap WHERE is_foreign) AS is_foreign,
        EXISTS (SELECT 1 FROM admitted) AS is_admitted,
        ARRAY(SELECT run_id FROM cancelled ORDER BY run_id) AS cancelled_ids,
        ARRAY(SELECT status = 'running' FROM cancelled ORDER BY run_id) AS cancelled_running,
@@ -318,6 +321,9 @@ async fn statement(conn: &mut PgConnection, tenant: Uuid, new: &NewRun) -> std::
         }
         if let Some(closed) = closed_from(&row, &new.thread_id)? {
             return Ok(Tried::Done(Box::new(RunCreated::ThreadClosed(closed))));
+        }
+        if get(&row, "is_foreign")? {
+            return Ok(Tried::Done(Box::new(RunCreated::ThreadForeign)));
         }
         if !get::<bool>(&row, "is_admitted")? {
             return Ok(Tried::Done(Box::new(RunCreated::ThreadBusy)));

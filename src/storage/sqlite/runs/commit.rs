@@ -291,7 +291,7 @@ pub(super) async fn append_events(
 pub(super) async fn commit_state(write: &mut Write, scope: Scope, change: StateCommit) -> Result<StateOutcome> {
     let key = change.thread_id.key(scope.tenant());
     let row = sqlx::query(
-        "SELECT t.tenant, t.head, t.closed IS NOT NULL AS is_closed,
+        "SELECT t.tenant, t.head, t.is_foreign, t.closed IS NOT NULL AS is_closed,
                 EXISTS (SELECT 1 FROM runs a
                         WHERE a.thread_key = t.thread_key AND a.status IN ('pending', 'running')) AS busy,
                 ($2 IS NULL OR EXISTS (SELECT 1 FROM checkpoints c
@@ -308,6 +308,9 @@ pub(super) async fn commit_state(write: &mut Write, scope: Scope, change: StateC
     let Some(row) = row else { return Ok(StateOutcome::ThreadMissing) };
     if get(&row, "is_closed")? {
         return Ok(StateOutcome::ThreadClosed);
+    }
+    if get(&row, "is_foreign")? {
+        return Ok(StateOutcome::ThreadForeign);
     }
     if get(&row, "busy")? {
         return Ok(StateOutcome::ThreadBusy);

@@ -40,6 +40,9 @@ pub(in crate::storage::sqlite) async fn create_run(
     if let Some(closed) = thread.as_ref().and_then(|thread| thread.closed.clone()) {
         return Ok(Some(RunCreated::ThreadClosed(closed)));
     }
+    if exists(write, "SELECT EXISTS (SELECT 1 FROM threads WHERE thread_key = $1 AND is_foreign) AS it", key.0).await? {
+        return Ok(Some(RunCreated::ThreadForeign));
+    }
     let busy = exists(
         write,
         "SELECT EXISTS (SELECT 1 FROM runs WHERE thread_key = $1 AND status IN ('pending', 'running')) AS it",

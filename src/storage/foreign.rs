@@ -1,0 +1,269 @@
+//! The contract for checkpoints of graphs that run elsewhere and keep their state here.
+//!
+//! Rows are opaque, as those of [`super::checkpoints`] are: `runtime::foreign` gives their bodies meaning. Their values are
+//! payloads of the thread in bytes. Such a thread holds no checkpoints of this server's graphs, and the other way round.
+
+use async_trait::async_trait;
+
+use super::{PayloadHash, Pruned, Result, StorageError};
+use crate::model::{CheckpointId, Scope, ThreadId, ThreadKey, ThreadStatus, Timestamp, Ttl};
+
+/// A payload row: raw bytes.
+pub(crate) const RAW: i16 = 1;
+/// A payload row: hashes of the payload rows that are the value, one after the other.
+pub(crate) const PARTS: i16 = 2;
+/// The body of a row in the tables of this contract.
+pub(crate) const FRAME: i16 = 1;
+
+/// How a payload row holds its value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoredBytes {
+    Raw(Vec<u8>),
+    /// The rows that are the value, in order; each of them is raw.
+    Parts(Vec<PayloadHash>),
+}
+
+/// A payload of a thread whose checkpoints come from elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForeignPayload {
+    pub hash: PayloadHash,
+    pub bytes: StoredBytes,
+}
+
+/// A checkpoint from elsewhere. Ids are as they came; the greatest of a namespace is its latest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForeignCheckpoint {
+    /// `""` is the root graph.
+    pub ns: String,
+    pub id: CheckpointId,
+    pub parent: Option<CheckpointId>,
+    /// What its metadata calls the run.
+    pub run_id: Option<String>,
+    pub body: Vec<u8>,
+    /// Bytes this checkpoint added to the thread.
+    pub bytes: i64,
+}
+
+/// What a task wrote at once on a checkpoint, which may not be there yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForeignWrites {
+    pub ns: String,
+    pub checkpoint_id: CheckpointId,
+    pub task_id: String,
+    /// Rows with a slot that begins with `-` replace an earlier one of it; others are kept as they were first.
+    pub slot: String,
+    pub path: String,
+    pub body: Vec<u8>,
+}
+
+/// A checkpoint as stored, with the writes on it in the order they were made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredForeign {
+    pub row: ForeignCheckpoint,
+    pub at: Timestamp,
+    pub writes: Vec<ForeignWrites>,
+}
+
+/// Changes to one thread, all of them or none.
+#[derive(Debug, Clone)]
+pub struct ForeignBatch {
+    pub thread_id: ThreadId,
+    /// Of the thread, should this be the first thing on it.
+    pub ttl: Option<Ttl>,
+    /// One that is there is replaced.
+    pub checkpoints: Vec<ForeignCheckpoint>,
+    pub writes: Vec<ForeignWrites>,
+    /// Those that are there stay as they are.
+    pub payloads: Vec<ForeignPayload>,
+    /// Checkpoints, by namespace and id, that must be there.
+    pub parents: Vec<(String, CheckpointId)>,
+    /// What must be the latest checkpoint of a namespace; `None`: it must be empty.
+    pub latest: Vec<(String, Option<CheckpointId>)>,
+    /// Payloads that must be there.
+    pub references: Vec<PayloadHash>,
+    /// What the thread rests at afterwards; `None`: as before.
+    pub status: Option<ThreadStatus>,
+}
+
+/// What [`Foreign::put_foreign`] did. Everything but `Stored` changed nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ForeignOutcome {
+    Stored,
+    /// There is no such thread, and the batch holds no checkpoint that could begin one.
+    ThreadMissing,
+    /// Graphs of this server ran on the thread.
+    ThreadNative,
+    /// The first of `parents` that is not there.
+    ParentMissing(String, CheckpointId),
+    /// The first of `latest` that does not hold, with what is the latest.
+    LatestMoved(String, Option<CheckpointId>),
+    /// Those of `references` that are not there.
+    PayloadsMissing(Vec<PayloadHash>),
+}
+
+/// What to keep of a thread.
+#[derive(Debug, Clone, Default)]
+pub struct ForeignKept {
+    /// The latest checkpoint of every namespace when this was decided; others now are [`Pruned::Changed`].
+    pub latest: Vec<(String, CheckpointId)>,
+    /// Namespace and id. Writes stay with their checkpoint.
+    pub checkpoints: Vec<(String, CheckpointId)>,
+    /// All payloads that these refer to, with their parts.
+    pub payloads: Vec<PayloadHash>,
+}
+
+/// Which checkpoints a list shows; newest (greatest id) first, by namespace.
+#[derive(Debug, Clone, Default)]
+pub struct ForeignFilter {
+    /// `None`: all namespaces.
+    pub ns: Option<String>,
+    pub id: Option<CheckpointId>,
+    /// Only ids smaller than this.
+    pub before: Option<CheckpointId>,
+    /// Continues after this namespace and id.
+    pub after: Option<(String, CheckpointId)>,
+}
+
+/// What [`Foreign::copy_foreign`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForeignCopied {
+    Copied,
+    /// There is no such thread, or it is not one of these.
+    Missing,
+    /// The name of the copy is taken.
+    Taken,
+}
+
+/// Checkpoints from elsewhere.
+#[async_trait]
+pub trait Foreign {
+    /// Stores a batch; repeating it changes nothing. A batch with a checkpoint makes the thread if it is missing, or takes one
+    /// on which nothing has run.
+    async fn put_foreign(&self, scope: &Scope, batch: &ForeignBatch) -> Result<ForeignOutcome>;
+
+    /// Those of the threads whose checkpoints come from elsewhere, in any order.
+    async fn foreign_among(&self, scope: &Scope, threads: &[ThreadKey]) -> Result<Vec<ThreadKey>>;
+
+    /// Whether checkpoints of a thread come from elsewhere; false when it is missing.
+    async fn is_foreign(&self, scope: &Scope, thread: ThreadKey) -> Result<bool> {
+        Ok(!self.foreign_among(scope, &[thread]).await?.is_empty())
+    }
+
+    /// Reads one checkpoint with its writes, by id or the latest of its namespace.
+    async fn load_foreign(
+        &self,
+        scope: &Scope,
+        thread: ThreadKey,
+        ns: &str,
+        id: Option<&str>,
+    ) -> Result<Option<StoredForeign>>;
+
+    /// Reads a page of a thread's checkpoints with their writes.
+    async fn list_foreign(
+        &self,
+        scope: &Scope,
+        thread: ThreadKey,
+        filter: &ForeignFilter,
+        limit: i64,
+    ) -> Result<Vec<StoredForeign>>;
+
+    /// Reads payloads and their parts, in any order. One that is not there is a [`StorageError::Corrupt`].
+    async fn load_foreign_payloads(
+        &self,
+        scope: &Scope,
+        thread: ThreadKey,
+        hashes: &[PayloadHash],
+    ) -> Result<Vec<ForeignPayload>>;
+
+    /// The latest checkpoint of each namespace, by namespace.
+    async fn latest_foreign(&self, scope: &Scope, thread: ThreadKey) -> Result<Vec<(String, CheckpointId)>>;
+
+    /// Deletes the checkpoints of these runs with the writes on them, on any thread; returns the threads concerned. One
+    /// bounded step: when as many as `limit` checkpoints went, there may be more.
+    async fn delete_foreign_runs(&self, scope: &Scope, run_ids: &[String], limit: i64) -> Result<(i64, Vec<ThreadId>)>;
+
+    /// One bounded step of removing all but `kept`. With [`Pruned::Done`] the thread counts as pruned.
+    async fn prune_foreign(&self, scope: &Scope, id: &ThreadId, kept: &ForeignKept) -> Result<Pruned>;
+
+    /// Copies a thread with all its checkpoints under a name that is free.
+    async fn copy_foreign(&self, scope: &Scope, from: &ThreadId, to: &ThreadId) -> Result<ForeignCopied>;
+}
+
+/// Reads a payload row.
+pub(crate) fn payload_from(thread: ThreadKey, hash: &[u8], codec: i16, value: Vec<u8>) -> Result<ForeignPayload> {
+    let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    let name = format!("{}/{hex}", thread.0);
+    let corrupt =
+        |column, reason: String| StorageError::Corrupt { table: "payloads", column, id: name.clone(), reason };
+    let hash = PayloadHash::try_from(hash).map_err(|_| corrupt("hash", "not 16 bytes".into()))?;
+    let bytes = match codec {
+        RAW => StoredBytes::Raw(value),
+        PARTS => {
+            let (parts, rest) = value.as_chunks::<16>();
+            if !rest.is_empty() {
+                return Err(corrupt("value", "not a list of hashes".into()));
+            }
+            StoredBytes::Parts(parts.to_vec())
+        }
+        other => return Err(corrupt("codec", format!("codec {other} is unknown to this build"))),
+    };
+    Ok(ForeignPayload { hash, bytes })
+}
+
+/// The columns of a payload row: codec and value.
+pub(crate) fn payload_columns(bytes: &StoredBytes) -> (i16, Vec<u8>) {
+    match bytes {
+        StoredBytes::Raw(value) => (RAW, value.clone()),
+        StoredBytes::Parts(parts) => (PARTS, parts.concat()),
+    }
+}
+
+/// All that is wanted is there, parts too.
+pub(crate) fn complete(
+    thread: ThreadKey,
+    wanted: &[PayloadHash],
+    found: Vec<ForeignPayload>,
+) -> Result<Vec<ForeignPayload>> {
+    let there: std::collections::HashSet<PayloadHash> = found.iter().map(|payload| payload.hash).collect();
+    let parts = found.iter().flat_map(|payload| match &payload.bytes {
+        StoredBytes::Raw(_) => &[][..],
+        StoredBytes::Parts(parts) => parts.as_slice(),
+    });
+    if let Some(lost) = wanted.iter().chain(parts).find(|hash| !there.contains(*hash)) {
+        let hex: String = lost.iter().map(|byte| format!("{byte:02x}")).collect();
+        let (id, reason) = (format!("{}/{hex}", thread.0), "the row is missing".to_owned());
+        return Err(StorageError::Corrupt { table: "payloads", column: "hash", id, reason });
+    }
+    Ok(found)
+}
+
+/// Refuses a row whose body this build cannot read.
+pub(crate) fn framed(table: &'static str, id: impl FnOnce() -> String, codec: i16) -> Result<()> {
+    if codec == FRAME {
+        return Ok(());
+    }
+    let reason = format!("codec {codec} is unknown to this build");
+    Err(StorageError::Corrupt { table, column: "codec", id: id(), reason })
+}
+
+/// A batch as every backend stores it: of what is there twice, what counts.
+pub(crate) fn settled(batch: &ForeignBatch) -> ForeignBatch {
+    let mut batch = batch.clone();
+    let mut seen = std::collections::HashSet::new();
+    batch.checkpoints.reverse();
+    batch.checkpoints.retain(|row| seen.insert((row.ns.clone(), row.id.clone())));
+    batch.checkpoints.reverse();
+    // Of a special slot the last counts, of others the first.
+    let key = |row: &ForeignWrites| (row.ns.clone(), row.checkpoint_id.clone(), row.task_id.clone(), row.slot.clone());
+    let mut seen = std::collections::HashSet::new();
+    batch.writes.reverse();
+    batch.writes.retain(|row| !row.slot.starts_with('-') || seen.insert(key(row)));
+    batch.writes.reverse();
+    batch.writes.retain(|row| row.slot.starts_with('-') || seen.insert(key(row)));
+    let mut seen = std::collections::HashSet::new();
+    batch.payloads.retain(|payload| seen.insert(payload.hash));
+    batch.references.retain(|hash| seen.insert(*hash));
+    // In one order for everybody: no deadlocks.
+    batch.payloads.sort_by_key(|payload| payload.hash);
+    batch
+}

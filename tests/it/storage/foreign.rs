@@ -1,0 +1,340 @@
+//! Checkpoints from elsewhere: rows that are put whole, once, or not at all.
+
+use super::*;
+
+for_each_backend!(
+    a_batch_is_stored_and_read_back,
+    repeating_a_batch_changes_nothing,
+    what_does_not_fit_changes_nothing,
+    threads_belong_to_one_side,
+    racing_batches_of_one_thread_are_whole,
+    deletion_is_final,
+    pages_follow_each_other,
+    runs_are_deleted_on_every_thread,
+    pruning_keeps_what_is_named,
+    copies_are_whole_and_names_are_taken_once,
+    other_tenants_see_nothing,
+    damaged_rows_are_named,
+);
+
+fn row(checkpoint_id: &str, parent: Option<&str>) -> ForeignCheckpoint {
+    ForeignCheckpoint {
+        ns: String::new(),
+        id: checkpoint_id.into(),
+        parent: parent.map(str::to_owned),
+        run_id: None,
+        body: format!("body of {checkpoint_id}").into_bytes(),
+        bytes: 7,
+    }
+}
+
+fn writes(checkpoint_id: &str, task: &str, slot: &str, body: &str) -> ForeignWrites {
+    ForeignWrites {
+        ns: String::new(),
+        checkpoint_id: checkpoint_id.into(),
+        task_id: task.into(),
+        slot: slot.into(),
+        path: format!("path of {task}"),
+        body: body.into(),
+    }
+}
+
+fn raw(n: u8) -> ForeignPayload {
+    ForeignPayload { hash: [n; 16], bytes: StoredBytes::Raw(vec![n; 3]) }
+}
+
+fn batch(name: &str, checkpoints: Vec<ForeignCheckpoint>) -> ForeignBatch {
+    ForeignBatch {
+        thread_id: tid(name),
+        ttl: None,
+        checkpoints,
+        writes: Vec::new(),
+        payloads: Vec::new(),
+        parents: Vec::new(),
+        latest: Vec::new(),
+        references: Vec::new(),
+        status: None,
+    }
+}
+
+async fn put(storage: &SharedStorage, batch: ForeignBatch) -> ForeignOutcome {
+    storage.put_foreign(&TENANT, &batch).await.unwrap()
+}
+
+async fn stored(storage: &SharedStorage, batch: ForeignBatch) {
+    assert_eq!(put(storage, batch).await, ForeignOutcome::Stored);
+}
+
+async fn load(storage: &SharedStorage, name: &str, checkpoint_id: Option<&str>) -> Option<StoredForeign> {
+    storage.load_foreign(&TENANT, key(name), "", checkpoint_id).await.unwrap()
+}
+
+async fn all(storage: &SharedStorage, name: &str) -> Vec<String> {
+    let rows = storage.list_foreign(&TENANT, key(name), &ForeignFilter::default(), 100).await.unwrap();
+    rows.into_iter().map(|stored| format!("{}/{}", stored.row.ns, stored.row.id)).collect()
+}
+
+async fn a_batch_is_stored_and_read_back(lab: Lab) {
+    let storage = &lab.storage;
+    let list = ForeignPayload { hash: [9; 16], bytes: StoredBytes::Parts(vec![[1; 16], [2; 16], [1; 16]]) };
+    let whole = ForeignBatch {
+        ttl: Some(Ttl { strategy: TtlStrategy::Delete, micros: 60_000_000 }),
+        writes: vec![writes("c2", "b", "ff", "first"), writes("c2", "a", "-3", "second")],
+        payloads: vec![raw(1), raw(2), list.clone()],
+        status: Some(ThreadStatus::Interrupted),
+        ..batch("t", vec![row("c1", None), row("c2", Some("c1"))])
+    };
+    stored(storage, whole).await;
+    let found = load(storage, "t", None).await.unwrap();
+    assert_eq!(found.row, row("c2", Some("c1")));
+    assert_eq!(found.writes, [writes("c2", "b", "ff", "first"), writes("c2", "a", "-3", "second")]);
+    assert!(found.at.0 > 0);
+    assert_eq!(load(storage, "t", Some("c1")).await.unwrap().row, row("c1", None));
+    assert!(load(storage, "t", Some("c3")).await.is_none() && load(storage, "u", None).await.is_none());
+    let mut payloads = storage.load_foreign_payloads(&TENANT, key("t"), &[[9; 16]]).await.unwrap();
+    payloads.sort_by_key(|payload| payload.hash);
+    assert_eq!(payloads, [raw(1), raw(2), list], "with its parts");
+    assert!(storage.load_foreign_payloads(&TENANT, key("t"), &[[8; 16]]).await.is_err());
+    let thread = find_thread(storage, "t").await.unwrap();
+    assert_eq!((thread.status, thread.head), (ThreadStatus::Interrupted, None));
+    assert!(storage.thread_ttl(&TENANT, &tid("t")).await.unwrap().is_some());
+    assert!(storage.is_foreign(&TENANT, key("t")).await.unwrap());
+    let sizes = storage.thread_sizes(&TENANT, &tid("t")).await.unwrap().unwrap();
+    assert_eq!((sizes.checkpoints.count, sizes.task_writes.count, sizes.payloads.count), (2, 2, 3));
+    assert_eq!((sizes.checkpoints.bytes, sizes.task_writes.bytes), (20, 11));
+}
+
+async fn repeating_a_batch_changes_nothing(lab: Lab) {
+    let storage = &lab.storage;
+    let first = ForeignBatch {
+        writes: vec![writes("c1", "a", "ff", "kept"), writes("c1", "a", "-1", "replaced")],
+        payloads: vec![raw(1), raw(1)],
+        ..batch("t", vec![row("c1", None)])
+    };
+    stored(storage, first.clone()).await;
+    let at = load(storage, "t", None).await.unwrap().at;
+    let again = ForeignBatch {
+        writes: vec![writes("c1", "a", "ff", "other"), writes("c1", "a", "-1", "1"), writes("c1", "a", "-1", "2")],
+        payloads: vec![ForeignPayload { bytes: StoredBytes::Raw(b"other".to_vec()), ..raw(1) }],
+        ..batch("t", vec![row("c1", None), row("c1", None)])
+    };
+    stored(storage, again).await;
+    let found = load(storage, "t", None).await.unwrap();
+    assert_eq!(found.at, at);
+    assert_eq!(found.writes, [writes("c1", "a", "ff", "kept"), writes("c1", "a", "-1", "2")]);
+    assert_eq!(storage.load_foreign_payloads(&TENANT, key("t"), &[[1; 16]]).await.unwrap(), [raw(1)]);
+    let replaced = ForeignCheckpoint { body: b"new".to_vec(), ..row("c1", None) };
+    stored(storage, batch("t", vec![replaced.clone()])).await;
+    assert_eq!(load(storage, "t", None).await.unwrap().row, replaced);
+}
+
+async fn what_does_not_fit_changes_nothing(lab: Lab) {
+    let storage = &lab.storage;
+    let next = || ForeignBatch { payloads: vec![raw(5)], ..batch("t", vec![row("c2", Some("c1"))]) };
+    let missing = ForeignBatch { writes: vec![writes("c1", "a", "ff", "x")], ..batch("t", Vec::new()) };
+    assert_eq!(put(storage, missing).await, ForeignOutcome::ThreadMissing);
+    let orphan = ForeignBatch { parents: vec![(String::new(), "c1".into())], ..next() };
+    assert_eq!(put(storage, orphan.clone()).await, ForeignOutcome::ParentMissing(String::new(), "c1".into()));
+    assert!(find_thread(storage, "t").await.is_none(), "not even the thread");
+    stored(storage, batch("t", vec![row("c1", None)])).await;
+    let unknown = ForeignBatch { references: vec![[7; 16]], ..next() };
+    assert_eq!(put(storage, unknown).await, ForeignOutcome::PayloadsMissing(vec![[7; 16]]));
+    let moved = ForeignBatch { latest: vec![(String::new(), None)], ..next() };
+    assert_eq!(put(storage, moved).await, ForeignOutcome::LatestMoved(String::new(), Some("c1".into())));
+    assert_eq!(all(storage, "t").await, ["/c1"]);
+    assert!(storage.load_foreign_payloads(&TENANT, key("t"), &[[5; 16]]).await.is_err());
+    let fits = ForeignBatch { latest: vec![(String::new(), Some("c1".into()))], ..orphan };
+    stored(storage, fits).await;
+    stored(storage, ForeignBatch { references: vec![[5; 16]], ..batch("t", vec![row("c3", None)]) }).await;
+    assert_eq!(all(storage, "t").await, ["/c3", "/c2", "/c1"]);
+}
+
+async fn threads_belong_to_one_side(lab: Lab) {
+    let storage = &lab.storage;
+    let lease = start(storage, "native", 1).await.lease;
+    commit(storage, head_step(lease, "c1", end(RunStatus::Success, ThreadStatus::Idle))).await;
+    assert_eq!(put(storage, batch("native", vec![row("x", None)])).await, ForeignOutcome::ThreadNative);
+    assert!(!storage.is_foreign(&TENANT, key("native")).await.unwrap());
+    // A thread on which nothing has run is free.
+    storage.create_thread(&TENANT, thread("t")).await.unwrap();
+    let only_writes = ForeignBatch { writes: vec![writes("c1", "a", "ff", "x")], ..batch("t", Vec::new()) };
+    assert_eq!(put(storage, only_writes).await, ForeignOutcome::ThreadMissing);
+    stored(storage, batch("t", vec![row("c1", None)])).await;
+    assert!(storage.is_foreign(&TENANT, key("t")).await.unwrap());
+    assert!(matches!(storage.create_run(&TENANT, run("t", 2)).await.unwrap(), RunCreated::ThreadForeign));
+    let state = StateCommit {
+        thread_id: tid("t"),
+        expected_head: None,
+        base: None,
+        rows: StepRows { checkpoints: vec![checkpoint("c9", None)], head: Some("c9".into()), ..StepRows::default() },
+        events: Vec::new(),
+        thread_status: ThreadStatus::Idle,
+        view: None,
+    };
+    assert_eq!(storage.commit_state(&TENANT, state).await.unwrap(), StateOutcome::ThreadForeign);
+    assert!(find_run(storage, "t", 2).await.is_none());
+}
+
+async fn racing_batches_of_one_thread_are_whole(lab: Lab) {
+    let writers = (0..8).map(|writer| {
+        let storage = lab.storage.clone();
+        tokio::spawn(async move {
+            let mut stored = Vec::new();
+            for step in 0..6 {
+                let name = format!("{step}-{writer}");
+                let latest = storage.latest_foreign(&TENANT, key("t")).await.unwrap().pop().map(|(_, id)| id);
+                let next = ForeignBatch {
+                    latest: vec![(String::new(), latest.clone())],
+                    parents: latest.iter().map(|id| (String::new(), id.clone())).collect(),
+                    writes: vec![writes(&name, "a", "ff", &name)],
+                    payloads: vec![raw(writer)],
+                    ..batch("t", vec![row(&name, latest.as_deref())])
+                };
+                match storage.put_foreign(&TENANT, &next).await.unwrap() {
+                    ForeignOutcome::Stored => stored.push(format!("/{name}")),
+                    ForeignOutcome::LatestMoved(..) => {}
+                    other => panic!("unexpected {other:?}"),
+                }
+            }
+            stored
+        })
+    });
+    let outcomes = futures_util::future::join_all(writers).await;
+    let mut won: Vec<String> = outcomes.into_iter().flat_map(|stored| stored.unwrap()).collect();
+    assert!(!won.is_empty());
+    won.sort();
+    won.reverse();
+    assert_eq!(all(&lab.storage, "t").await, won);
+    let rows = lab.storage.list_foreign(&TENANT, key("t"), &ForeignFilter::default(), 100).await.unwrap();
+    assert!(rows.iter().all(|stored| stored.writes.len() == 1), "each with its writes");
+}
+
+async fn deletion_is_final(lab: Lab) {
+    let storage = &lab.storage;
+    stored(storage, ForeignBatch { payloads: vec![raw(1)], ..batch("t", vec![row("c1", None)]) }).await;
+    assert!(storage.delete_thread(&TENANT, &tid("t")).await.unwrap().is_some());
+    let late = ForeignBatch { writes: vec![writes("c1", "a", "ff", "x")], ..batch("t", Vec::new()) };
+    assert_eq!(put(storage, late).await, ForeignOutcome::ThreadMissing);
+    let late = ForeignBatch { parents: vec![(String::new(), "c1".into())], ..batch("t", vec![row("c2", Some("c1"))]) };
+    assert_eq!(put(storage, late).await, ForeignOutcome::ParentMissing(String::new(), "c1".into()));
+    let late = ForeignBatch { references: vec![[1; 16]], ..batch("t", vec![row("c2", None)]) };
+    assert_eq!(put(storage, late).await, ForeignOutcome::PayloadsMissing(vec![[1; 16]]));
+    assert!(find_thread(storage, "t").await.is_none());
+    // A new beginning has nothing of the old one.
+    stored(storage, batch("t", vec![row("c3", None)])).await;
+    assert_eq!(all(storage, "t").await, ["/c3"]);
+}
+
+async fn pages_follow_each_other(lab: Lab) {
+    let storage = &lab.storage;
+    let inner = |id: &str| ForeignCheckpoint { ns: "inner".into(), ..row(id, None) };
+    stored(storage, batch("t", vec![row("c1", None), row("c2", None), inner("c1"), inner("c3")])).await;
+    assert_eq!(all(storage, "t").await, ["/c2", "/c1", "inner/c3", "inner/c1"]);
+    let list = async |filter: ForeignFilter, limit| -> Vec<String> {
+        let rows = storage.list_foreign(&TENANT, key("t"), &filter, limit).await.unwrap();
+        rows.into_iter().map(|stored| format!("{}/{}", stored.row.ns, stored.row.id)).collect()
+    };
+    let after = ForeignFilter { after: Some((String::new(), "c2".into())), ..ForeignFilter::default() };
+    assert_eq!(list(after, 2).await, ["/c1", "inner/c3"]);
+    let before = ForeignFilter { before: Some("c2".into()), ..ForeignFilter::default() };
+    assert_eq!(list(before, 9).await, ["/c1", "inner/c1"]);
+    let one = ForeignFilter { ns: Some("inner".into()), id: Some("c3".into()), ..ForeignFilter::default() };
+    assert_eq!(list(one, 9).await, ["inner/c3"]);
+    let latest = storage.latest_foreign(&TENANT, key("t")).await.unwrap();
+    assert_eq!(latest, [(String::new(), "c2".to_owned()), ("inner".to_owned(), "c3".to_owned())]);
+}
+
+async fn runs_are_deleted_on_every_thread(lab: Lab) {
+    let storage = &lab.storage;
+    let of = |id: &str, run: &str| ForeignCheckpoint { run_id: Some(run.into()), ..row(id, None) };
+    for name in ["t", "u"] {
+        let writes = vec![writes("c1", "a", "ff", "x"), writes("c2", "a", "ff", "y")];
+        stored(storage, ForeignBatch { writes, ..batch(name, vec![of("c1", "r1"), of("c2", "r2")]) }).await;
+    }
+    let (count, mut threads) = storage.delete_foreign_runs(&TENANT, &["r1".into(), "r9".into()], 10).await.unwrap();
+    threads.sort();
+    assert_eq!((count, threads), (2, vec![tid("t"), tid("u")]));
+    assert_eq!(all(storage, "t").await, ["/c2"]);
+    let sizes = storage.thread_sizes(&TENANT, &tid("u")).await.unwrap().unwrap();
+    assert_eq!(sizes.task_writes.count, 1, "with the writes on them");
+    assert_eq!(storage.delete_foreign_runs(&OTHER, &["r2".into()], 10).await.unwrap().0, 0);
+    assert_eq!(storage.delete_foreign_runs(&TENANT, &["r2".into()], 1).await.unwrap().0, 1, "a bounded step");
+}
+
+async fn pruning_keeps_what_is_named(lab: Lab) {
+    let storage = &lab.storage;
+    let whole = ForeignBatch {
+        writes: vec![writes("c1", "a", "ff", "x"), writes("c2", "a", "ff", "y")],
+        payloads: vec![raw(1), raw(2)],
+        ..batch("t", vec![row("c1", None), row("c2", Some("c1"))])
+    };
+    stored(storage, whole).await;
+    let kept = ForeignKept {
+        latest: vec![(String::new(), "c2".into())],
+        checkpoints: vec![(String::new(), "c2".into())],
+        payloads: vec![[2; 16]],
+    };
+    let stale = ForeignKept { latest: vec![(String::new(), "c1".into())], ..kept.clone() };
+    assert_eq!(storage.prune_foreign(&TENANT, &tid("t"), &stale).await.unwrap(), Pruned::Changed);
+    assert_eq!(storage.prune_foreign(&TENANT, &tid("t"), &kept).await.unwrap(), Pruned::Done);
+    let found = load(storage, "t", None).await.unwrap();
+    assert_eq!((found.row.parent.clone(), found.writes.len()), (None, 1));
+    assert_eq!(all(storage, "t").await, ["/c2"]);
+    assert!(storage.load_foreign_payloads(&TENANT, key("t"), &[[1; 16]]).await.is_err());
+    assert_eq!(storage.load_foreign_payloads(&TENANT, key("t"), &[[2; 16]]).await.unwrap(), [raw(2)]);
+    let nothing = ForeignKept::default();
+    storage.create_thread(&TENANT, thread("empty")).await.unwrap();
+    for other in ["nowhere", "empty"] {
+        assert_eq!(storage.prune_foreign(&TENANT, &tid(other), &nothing).await.unwrap(), Pruned::Changed);
+    }
+}
+
+async fn copies_are_whole_and_names_are_taken_once(lab: Lab) {
+    let storage = &lab.storage;
+    let whole = ForeignBatch {
+        writes: vec![writes("c1", "a", "ff", "x")],
+        payloads: vec![raw(1)],
+        ..batch("t", vec![row("c1", None)])
+    };
+    stored(storage, whole).await;
+    let copy = async |from: &str, to: &str| storage.copy_foreign(&TENANT, &tid(from), &tid(to)).await.unwrap();
+    assert_eq!(copy("t", "u").await, ForeignCopied::Copied);
+    assert_eq!(copy("t", "u").await, ForeignCopied::Taken);
+    assert_eq!(copy("nowhere", "v").await, ForeignCopied::Missing);
+    storage.create_thread(&TENANT, thread("empty")).await.unwrap();
+    assert_eq!(copy("empty", "v").await, ForeignCopied::Missing);
+    storage.delete_thread(&TENANT, &tid("t")).await.unwrap();
+    let (copied, payloads) = (load(storage, "u", None).await.unwrap(), &[[1; 16]]);
+    assert_eq!((copied.row, copied.writes), (row("c1", None), vec![writes("c1", "a", "ff", "x")]));
+    assert_eq!(storage.load_foreign_payloads(&TENANT, key("u"), payloads).await.unwrap(), [raw(1)]);
+    assert!(storage.is_foreign(&TENANT, key("u")).await.unwrap());
+}
+
+async fn other_tenants_see_nothing(lab: Lab) {
+    let storage = &lab.storage;
+    stored(storage, ForeignBatch { payloads: vec![raw(1)], ..batch("t", vec![row("c1", None)]) }).await;
+    assert!(storage.load_foreign(&OTHER, key("t"), "", None).await.unwrap().is_none());
+    assert!(storage.list_foreign(&OTHER, key("t"), &ForeignFilter::default(), 9).await.unwrap().is_empty());
+    assert!(storage.latest_foreign(&OTHER, key("t")).await.unwrap().is_empty());
+    assert!(storage.load_foreign_payloads(&OTHER, key("t"), &[[1; 16]]).await.is_err());
+    assert!(!storage.is_foreign(&OTHER, key("t")).await.unwrap());
+    assert_eq!(storage.copy_foreign(&OTHER, &tid("t"), &tid("u")).await.unwrap(), ForeignCopied::Missing);
+    // A thread of the same name is another one.
+    assert_eq!(storage.put_foreign(&OTHER, &batch("t", vec![row("x", None)])).await.unwrap(), ForeignOutcome::Stored);
+    assert_eq!(all(storage, "t").await, ["/c1"]);
+}
+
+async fn damaged_rows_are_named(lab: Lab) {
+    if lab.is_memory() {
+        return;
+    }
+    let storage = &lab.storage;
+    stored(storage, ForeignBatch { payloads: vec![raw(1)], ..batch("t", vec![row("c1", None)]) }).await;
+    lab.tamper("UPDATE foreign_checkpoints SET codec = 9; UPDATE payloads SET codec = 9").await;
+    for error in [
+        storage.load_foreign(&TENANT, key("t"), "", None).await.unwrap_err(),
+        storage.load_foreign_payloads(&TENANT, key("t"), &[[1; 16]]).await.unwrap_err(),
+    ] {
+        assert!(matches!(error, StorageError::Corrupt { .. }) && error.to_string().contains("codec 9"), "{error}");
+    }
+}
