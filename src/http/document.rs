@@ -58,9 +58,6 @@ pub(crate) fn thread(thread: &Thread, head: &HeadView) -> ApiResult<Fields> {
 
 /// Threads with their heads, in the order given.
 pub(crate) async fn threads(runtime: &Runtime, caller: &Caller, rows: &[Thread]) -> ApiResult<Vec<Fields>> {
-    if rows.iter().all(|row| row.head.is_none()) {
-        return rows.iter().map(|row| thread(row, &HeadView::default())).collect();
-    }
     let heads = runtime.head_views(&caller.scope, rows).await?;
     rows.iter().zip(&heads).map(|(row, head)| thread(row, head)).collect()
 }

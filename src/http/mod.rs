@@ -28,6 +28,7 @@ mod run_request;
 mod select;
 mod sse;
 mod trace;
+mod typed;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -59,6 +59,37 @@ impl Object {
         ApiError::invalid(format!("{}: field required", self.name(key)))
     }
 
+    /// A refusal of a member, naming it.
+    pub(crate) fn wrong(&self, key: &str, rule: &str) -> ApiError {
+        ApiError::invalid(format!("{}: {rule}", self.name(key)))
+    }
+
+    /// A value with `null` told apart from absence.
+    pub(crate) fn raw(&mut self, key: &str) -> Option<Json> {
+        self.fields.shift_remove(key)
+    }
+
+    /// Reads on in an object that was a member of this one.
+    pub(crate) fn inside(&self, key: &str, object: &Json) -> ApiResult<Object> {
+        let Some(fields) = object.fields() else { return self.refuse(key, "an object", object) };
+        Ok(Object { fields, path: format!("{}.", self.name(key)) })
+    }
+
+    /// The members of a nested object, at most so many, each an object to read on; none when it is absent.
+    pub(crate) fn objects_of(&mut self, key: &str, max: usize) -> ApiResult<Vec<(String, Object)>> {
+        let Some(value) = self.object(key)? else { return Ok(Vec::new()) };
+        let members = value.fields().unwrap_or_default();
+        if members.len() > max {
+            return Err(self.wrong(key, &format!("at most {max} members, got {}", members.len())));
+        }
+        let members = members.into_iter().map(|(name, value)| {
+            check_text(&self.name(key), &name)?;
+            let object = self.inside(&format!("{key}.{name}"), &value)?;
+            Ok((name, object))
+        });
+        members.collect()
+    }
+
     pub(crate) fn bool(&mut self, key: &str) -> ApiResult<Option<bool>> {
         let Some(value) = self.json(key) else { return Ok(None) };
         match value.value().as_bool() {

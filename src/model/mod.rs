@@ -5,6 +5,7 @@ pub mod assistant;
 pub mod checkpoint;
 pub mod cron;
 pub mod event;
+pub mod frame;
 pub mod id;
 pub mod interrupt;
 pub mod item;

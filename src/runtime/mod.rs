@@ -10,6 +10,7 @@ pub mod error;
 mod events;
 mod executor;
 mod follow;
+pub mod foreign;
 mod host;
 mod lifecycle;
 mod live;

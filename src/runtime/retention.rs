@@ -82,6 +82,9 @@ impl Runtime {
         if thread.status == ThreadStatus::Busy {
             return Ok(false);
         }
+        if thread.head.is_none() && self.storage().is_foreign(scope, thread.key).await? {
+            return self.prune_foreign(scope, id).await;
+        }
         let kept = self.latest_of(scope, &thread).await?;
         loop {
             match self.storage().prune_thread(scope, id, &kept).await? {

@@ -46,6 +46,9 @@ impl Runtime {
         subgraphs: bool,
     ) -> Result<ThreadState, RuntimeError> {
         let thread = self.thread(scope, thread).await?;
+        if thread.head.is_none() && self.storage().is_foreign(scope, thread.key).await? {
+            return self.foreign_state(scope, &thread, at).await;
+        }
         self.state(*scope, thread, at.clone(), subgraphs).await
     }
 
@@ -165,6 +168,10 @@ impl Runtime {
         query: &HistoryQuery,
     ) -> Result<Vec<ThreadState>, RuntimeError> {
         let thread = self.thread(scope, thread).await?;
+        let limit = query.limit.clamp(0, MAX_HISTORY);
+        if thread.head.is_none() && self.storage().is_foreign(scope, thread.key).await? {
+            return self.foreign_states(scope, &thread, query, limit).await;
+        }
         let (graph, ns) = self.resolve(&thread, &query.checkpoint.ns);
         let filter = CheckpointFilter {
             ns: ns.clone(),
@@ -172,7 +179,6 @@ impl Runtime {
             before: query.before.as_ref().and_then(|before| before.id.clone()),
             metadata: query.metadata.clone(),
         };
-        let limit = query.limit.clamp(0, MAX_HISTORY);
         let reader = Reader { storage: self.storage(), scope, thread: thread.key };
         let found = reader.list(&filter, limit).await?;
         let mut states = Vec::with_capacity(found.len());
@@ -311,6 +317,7 @@ impl Runtime {
         match self.storage().commit_state(scope, change).await? {
             StateOutcome::Committed => Ok(cursor(&thread.id, &ns, &execution.checkpoint_id().to_owned(), &parents)),
             StateOutcome::ThreadMissing => Err(RuntimeError::ThreadNotFound(thread.id.to_string())),
+            StateOutcome::ThreadForeign => Err(RuntimeError::ThreadForeign(thread.id.to_string())),
             StateOutcome::ThreadBusy => Err(RuntimeError::ThreadBusy(thread.id.to_string())),
             StateOutcome::ThreadClosed => Err(self.why_closed(scope, &thread.id).await?),
             StateOutcome::HeadMoved => Err(RuntimeError::Conflict(
@@ -328,9 +335,17 @@ impl Runtime {
                 heads.insert(key, stored);
             }
         }
+        let headless: Vec<_> = threads.iter().filter(|thread| thread.head.is_none()).map(|thread| thread.key).collect();
+        let foreign = match headless.is_empty() {
+            true => Vec::new(),
+            false => self.storage().foreign_among(scope, &headless).await?,
+        };
         let mut views = Vec::with_capacity(threads.len());
         for thread in threads {
             let mut view = HeadView { error: thread.error.clone(), ..HeadView::default() };
+            if foreign.contains(&thread.key) {
+                self.foreign_view(scope, thread, &mut view).await?;
+            }
             if let Some(stored) = heads.remove(&thread.key) {
                 let reader = Reader { storage: self.storage(), scope, thread: thread.key };
                 if let Some(loaded) = reader.head(stored).await? {

@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::HeaderValue;
 use axum::response::IntoResponse;
 
+use super::foreign;
 use crate::http::AppState;
 use crate::http::auth::Caller;
 use crate::http::document::json;
@@ -14,6 +15,7 @@ use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::PathIds;
 use crate::http::page::{self, DEFAULT_LIMIT, LIMITS, X_PAGINATION_NEXT};
 use crate::http::query::Query;
+use crate::http::typed::Wanted;
 use crate::model::{CheckpointRef, CheckpointSource, Fields, Json, Thread};
 use crate::runtime::written_by;
 use crate::storage::{CheckpointFilter, CheckpointRow, Page, Which};
@@ -27,6 +29,9 @@ pub(super) async fn list(State(state): State<AppState>, caller: Caller, path: Pa
         ..CheckpointFilter::default()
     };
     let thread = thread(&state, &caller, &path).await?;
+    if is_foreign(&state, &caller, &thread).await? {
+        return foreign::list(&state, &caller, &thread, &query, limit).await;
+    }
     let found = state.runtime.storage().list_checkpoints(&caller.scope, thread.key, &filter, limit + 1).await?;
     let mut rows: Vec<CheckpointRow> = found.into_iter().map(|checkpoint| checkpoint.row).collect();
     // The extra row is read for what it says about its child; a fork's parent may be further away.
@@ -50,11 +55,21 @@ pub(super) async fn list(State(state): State<AppState>, caller: Caller, path: Pa
 }
 
 /// `GET /threads/{thread_id}/checkpoints/{checkpoint_id}`: the row together with the state at it.
-pub(super) async fn find(State(state): State<AppState>, caller: Caller, path: PathIds, query: Query) -> ApiResult {
+pub(super) async fn find(
+    State(state): State<AppState>,
+    caller: Caller,
+    path: PathIds,
+    query: Query,
+    wanted: Wanted,
+) -> ApiResult {
     let id = path.foreign_checkpoint()?;
     let ns = query.one("ns")?.unwrap_or_default().to_owned();
     let subgraphs = query.bool("subgraphs")?.unwrap_or(false);
     let thread = thread(&state, &caller, &path).await?;
+    if is_foreign(&state, &caller, &thread).await? {
+        // As it came: ids of others are not folded.
+        return foreign::find(&state, &caller, &thread, &ns, path.text("checkpoint_id")?, wanted).await;
+    }
     let storage = state.runtime.storage();
     let found = storage.load_checkpoint(&caller.scope, thread.key, &ns, &Which::Id(id.clone())).await?;
     let Some(found) = found else {
@@ -70,6 +85,11 @@ pub(super) async fn find(State(state): State<AppState>, caller: Caller, path: Pa
     let ran = next_of_parent(&state, &caller, &thread, &found.row).await?;
     fields.extend(document(&found.row, &ran)?.into_iter().filter(|(key, _)| key != "next" && key != "created_at"));
     Ok(Reply(fields).into_response())
+}
+
+/// Whether its checkpoints come from elsewhere. A thread with a head has its own.
+async fn is_foreign(state: &AppState, caller: &Caller, thread: &Thread) -> ApiResult<bool> {
+    Ok(thread.head.is_none() && state.runtime.storage().is_foreign(&caller.scope, thread.key).await?)
 }
 
 async fn thread(state: &AppState, caller: &Caller, path: &PathIds) -> ApiResult<Thread> {

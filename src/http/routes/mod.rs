@@ -3,6 +3,7 @@
 mod assistants;
 mod checkpoints;
 pub(super) mod crons;
+mod foreign;
 mod interrupts;
 mod retention;
 pub(super) mod runs;
@@ -98,8 +99,20 @@ fn thread_routes() -> Router<AppState> {
         .route("/threads/{thread_id}/commands", post(thread_events::command))
         .route("/threads/{thread_id}/stream/events", post(thread_events::subscribe).get(thread_socket::connect))
         .route("/threads/{thread_id}/stream", get(thread_events::join))
-        .route("/threads/{thread_id}/checkpoints", get(checkpoints::list))
+        .merge(checkpoint_routes())
+}
+
+fn checkpoint_routes() -> Router<AppState> {
+    Router::new()
+        .route("/threads/{thread_id}/checkpoints", get(checkpoints::list).post(foreign::put))
         .route("/threads/{thread_id}/checkpoints/{checkpoint_id}", get(checkpoints::find))
+        .route("/threads/{thread_id}/checkpoints/writes", post(foreign::put_writes))
+        .route("/threads/{thread_id}/checkpoints/batch", post(foreign::batch))
+        .route("/threads/{thread_id}/checkpoints/search", post(foreign::search))
+        .route("/threads/{thread_id}/checkpoints/deltas", post(foreign::deltas))
+        .route("/threads/{thread_id}/checkpoints/copy", post(foreign::copy))
+        .route("/checkpoints/batch", post(foreign::batch_of_many))
+        .route("/checkpoints/delete", post(foreign::delete))
 }
 
 fn cron_routes() -> Router<AppState> {

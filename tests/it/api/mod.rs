@@ -5,6 +5,7 @@ mod assistants;
 mod bad_input;
 mod chain_events;
 mod crons;
+mod foreign;
 mod idempotency;
 mod interrupts;
 mod mcp;

@@ -117,6 +117,23 @@ impl TestServer {
         self.send("POST", path, body.to_string()).await
     }
 
+    /// Bytes there and back.
+    pub(crate) async fn send_bytes(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Vec<u8>,
+    ) -> (u16, Vec<u8>) {
+        let method = reqwest::Method::from_bytes(method.as_bytes()).expect("a method");
+        let mut request = reqwest::Client::new().request(method, format!("{}{path}", self.url)).body(body);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = request.send().await.expect("an answer");
+        (response.status().as_u16(), response.bytes().await.expect("a body").to_vec())
+    }
+
     /// Sends a body with headers of the test's own.
     pub(crate) async fn send_with(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
         let method = Method::from_bytes(method.as_bytes()).expect("a method");

@@ -1,0 +1,197 @@
+//! What is in the body of a row: a frame of a JSON header and bytes. Small values are in the frame; larger ones are payloads
+//! of the thread, referred to by hash, and cut in pieces when they are large ([`super::chunks`]).
+
+use std::collections::{HashMap, HashSet};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::chunks::pieces;
+use super::{Sent, SentBytes, Value};
+use crate::model::{Json, frame};
+use crate::runtime::RuntimeError;
+use crate::storage::{ForeignPayload, PayloadHash, StorageError, StoredBytes as Stored};
+
+/// Values up to this size are in the row itself, and sent with every checkpoint.
+pub const INLINE: usize = 128;
+/// Values up to this size are one payload.
+const WHOLE: usize = 2 * 1024;
+
+/// Where the bytes of a value are.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Place {
+    #[serde(rename = "type")]
+    tag: String,
+    /// Offset and length in the frame.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    at: Option<(usize, usize)>,
+    /// Of the payload.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hash: Option<String>,
+}
+
+/// The header of a checkpoint's body.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct CheckpointBody {
+    /// As it came, but for the values.
+    pub(super) checkpoint: Json,
+    pub(super) metadata: Json,
+    pub(super) values: indexmap::IndexMap<String, Place>,
+}
+
+/// A write in the header, a list, of the body of writes.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct WriteBody {
+    pub(super) channel: String,
+    pub(super) idx: i64,
+    #[serde(flatten)]
+    pub(super) value: Place,
+}
+
+/// The payloads that a batch brings and refers to, and the bytes of the frame being made.
+#[derive(Debug, Default)]
+pub(super) struct Packer {
+    pub(super) payloads: Vec<ForeignPayload>,
+    pub(super) references: Vec<PayloadHash>,
+    known: HashSet<PayloadHash>,
+    bytes: Vec<u8>,
+    /// Of payloads since the last frame.
+    added: usize,
+}
+
+impl Packer {
+    /// Finds a place for a value.
+    pub(super) fn place(&mut self, sent: &Sent) -> Place {
+        let tag = sent.tag.clone();
+        let hash = match &sent.bytes {
+            SentBytes::Known(hash) => {
+                self.references.push(*hash);
+                *hash
+            }
+            SentBytes::Bytes(bytes) if bytes.len() <= INLINE => {
+                let at = Some((self.bytes.len(), bytes.len()));
+                self.bytes.extend_from_slice(bytes);
+                return Place { tag, at, hash: None };
+            }
+            SentBytes::Bytes(bytes) => self.payload(bytes),
+        };
+        Place { tag, at: None, hash: Some(hex(&hash)) }
+    }
+
+    fn payload(&mut self, value: &Bytes) -> PayloadHash {
+        let hash = hash_of(value);
+        if !self.known.insert(hash) {
+            return hash;
+        }
+        if value.len() <= WHOLE {
+            self.add(hash, Stored::Raw(value.to_vec()));
+            return hash;
+        }
+        let mut parts = Vec::new();
+        for piece in pieces(value) {
+            let part = hash_of(piece);
+            parts.push(part);
+            if self.known.insert(part) {
+                self.add(part, Stored::Raw(piece.to_vec()));
+            }
+        }
+        self.add(hash, Stored::Parts(parts));
+        hash
+    }
+
+    fn add(&mut self, hash: PayloadHash, bytes: Stored) {
+        self.added += match &bytes {
+            Stored::Raw(value) => value.len(),
+            Stored::Parts(parts) => parts.len() * 16,
+        };
+        self.payloads.push(ForeignPayload { hash, bytes });
+    }
+
+    /// Ends a frame: its bytes, and how much the row and its payloads are.
+    pub(super) fn finish(&mut self, header: &impl Serialize) -> Result<(Vec<u8>, i64), RuntimeError> {
+        let header = Json::of(header).map_err(|error| RuntimeError::Invalid(error.0))?;
+        let body = frame::join(&header.text(), &std::mem::take(&mut self.bytes));
+        let added = body.len() + std::mem::take(&mut self.added);
+        Ok((body, i64::try_from(added).unwrap_or(i64::MAX)))
+    }
+}
+
+/// The first 16 bytes of the SHA-256: a hash that every client can compute.
+pub fn hash_of(bytes: &[u8]) -> PayloadHash {
+    let mut hash = PayloadHash::default();
+    hash.copy_from_slice(&Sha256::digest(bytes)[..16]);
+    hash
+}
+
+/// A hash as clients see it.
+pub fn hex(hash: &PayloadHash) -> String {
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Reads what [`hex`] writes.
+pub fn parse_hex(text: &str) -> Option<PayloadHash> {
+    let mut hash = PayloadHash::default();
+    if text.len() != 32 || !text.is_ascii() {
+        return None;
+    }
+    for (byte, pair) in hash.iter_mut().zip(text.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(hash)
+}
+
+/// Takes a frame apart.
+pub(super) fn open<T: for<'a> Deserialize<'a>>(
+    table: &'static str,
+    id: &str,
+    body: Vec<u8>,
+) -> Result<(T, Bytes), StorageError> {
+    let corrupt = |reason: String| StorageError::Corrupt { table, column: "body", id: id.to_owned(), reason };
+    let body = Bytes::from(body);
+    let (header, rest) = frame::split(&body).map_err(|error| corrupt(error.to_owned()))?;
+    let header = serde_json::from_str(header).map_err(|error| corrupt(error.to_string()))?;
+    Ok((header, body.slice(body.len() - rest.len()..)))
+}
+
+impl Place {
+    pub(super) fn hash(&self) -> Option<PayloadHash> {
+        self.hash.as_deref().and_then(parse_hex)
+    }
+
+    /// The value, from the frame it is in or the payloads that were read.
+    pub(super) fn value(&self, frame: &Bytes, payloads: &HashMap<PayloadHash, Bytes>) -> Option<Value> {
+        let hash = self.hash();
+        let bytes = match (self.at, hash) {
+            (Some((from, length)), _) => {
+                let end = from.checked_add(length).filter(|end| *end <= frame.len())?;
+                frame.slice(from..end)
+            }
+            (None, Some(hash)) => payloads.get(&hash)?.clone(),
+            (None, None) => return None,
+        };
+        Some(Value { tag: self.tag.clone(), hash, bytes })
+    }
+}
+
+/// Puts values together from their rows.
+pub(super) fn assemble(rows: Vec<ForeignPayload>) -> HashMap<PayloadHash, Bytes> {
+    let mut whole = HashMap::new();
+    let mut lists = Vec::new();
+    for row in rows {
+        match row.bytes {
+            Stored::Raw(bytes) => {
+                whole.insert(row.hash, Bytes::from(bytes));
+            }
+            Stored::Parts(parts) => lists.push((row.hash, parts)),
+        }
+    }
+    for (hash, parts) in lists {
+        let parts: Option<Vec<&[u8]>> = parts.iter().map(|part| whole.get(part).map(|bytes| &bytes[..])).collect();
+        if let Some(parts) = parts {
+            let value = Bytes::from(parts.concat());
+            whole.insert(hash, value);
+        }
+    }
+    whole
+}
