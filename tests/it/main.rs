@@ -19,6 +19,7 @@ mod panics;
 mod policies;
 mod queue;
 mod readme;
+mod saver;
 mod sdk;
 mod serve;
 mod storage;

@@ -1,0 +1,121 @@
+"""The reference documents' own programs with `HttpSaver` in place of their saver: they print the same.
+
+Usage: `saver_programs.py` runs them all, compared with LangGraph's own savers. `saver_programs.py begin THREAD` runs a
+program that kills its process in the middle (`kill -9`); `saver_programs.py resume THREAD` goes on from there. BASE_URL is
+the server; it may be another process than before.
+"""
+
+import contextlib
+import io
+import os
+import signal
+import sys
+import uuid
+from typing import TypedDict
+
+from langgraph.checkpoint.memory import MemorySaver
+from langgraph.graph import END, StateGraph
+from session_store_langgraph import HttpSaver
+
+saver = HttpSaver(os.environ["BASE_URL"])
+
+
+class Counter(TypedDict):
+    counter: int
+
+
+def counter(checkpointer, interrupt_before=None, die_at=None):
+    """Counts to three, as the demonstration does."""
+
+    def increment(state):
+        if state["counter"] == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        print(f"Current counter: {state['counter']}")
+        return {"counter": state["counter"] + 1}
+
+    def check_done(state):
+        if state["counter"] >= 3:
+            print("Stopping condition reached")
+            return END
+        return "increment"
+
+    builder = StateGraph(Counter)
+    builder.add_node("increment", increment)
+    builder.set_entry_point("increment")
+    builder.add_conditional_edges("increment", check_done)
+    return builder.compile(checkpointer=checkpointer, interrupt_before=interrupt_before)
+
+
+class Chat(TypedDict):
+    messages: list[str]
+
+
+def chat(checkpointer):
+    def chat_node(state):
+        state["messages"].append("New message")
+        return {"messages": state["messages"]}
+
+    builder = StateGraph(Chat)
+    builder.add_node("chat", chat_node)
+    builder.set_entry_point("chat")
+    builder.add_edge("chat", END)
+    return builder.compile(checkpointer=checkpointer)
+
+
+def session_store_demonstration(checkpointer, thread):
+    graph = counter(checkpointer)
+    config = {"configurable": {"thread_id": thread}}
+    print("--- First Run ---")
+    graph.invoke({"counter": 0}, config=config)
+    print("--- Resume Run ---")
+    print(graph.invoke(None, config=config))
+
+
+def chat_demonstration(checkpointer, thread):
+    graph = chat(checkpointer)
+    config = {"configurable": {"thread_id": thread}}
+    print(graph.invoke({"messages": []}, config=config))
+    print(graph.invoke({}, config=config))
+    print(graph.get_state(config).values, graph.get_state(config).next)
+
+
+def approval_demonstration(checkpointer, thread):
+    graph = counter(checkpointer, interrupt_before=["increment"])
+    config = {"configurable": {"thread_id": thread}}
+    print(graph.invoke({"counter": 1}, config=config))
+    print(graph.get_state(config).next)
+    graph.update_state(config, {"counter": 2})
+    print(graph.invoke(None, config=config))
+    print([state.values for state in graph.get_state_history(config)])
+
+
+def printed(program, checkpointer):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        program(checkpointer, f"seed-{uuid.uuid4()}")
+    return out.getvalue()
+
+
+def main():
+    if len(sys.argv) == 3:
+        mode, thread = sys.argv[1:]
+        config = {"configurable": {"thread_id": thread}}
+        if mode == "begin":
+            # Two steps are done when the process dies.
+            counter(saver, die_at=2).invoke({"counter": 0}, config, durability="sync")
+        else:
+            graph = counter(saver)
+            print(graph.get_state(config).values, graph.get_state(config).next)
+            print(graph.invoke(None, config))
+        return
+    programs = [session_store_demonstration, chat_demonstration, approval_demonstration]
+    for program in programs:
+        got, want = printed(program, saver), printed(program, MemorySaver())
+        assert got == want, f"{program.__name__}: got {got}, want {want}"
+        assert got, "something is printed"
+        print(f"ok      {program.__name__}")
+    assert "{'counter': 3}" in printed(session_store_demonstration, saver)
+    print(f"{len(programs)} checks passed")
+
+
+main()
