@@ -93,6 +93,8 @@ pub enum ForeignOutcome {
     ThreadMissing,
     /// Graphs of this server ran on the thread.
     ThreadNative,
+    /// The thread was ended or archived.
+    ThreadClosed,
     /// The first of `parents` that is not there.
     ParentMissing(String, CheckpointId),
     /// The first of `latest` that does not hold, with what is the latest.

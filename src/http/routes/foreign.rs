@@ -118,6 +118,9 @@ fn refusal(thread: &ThreadId, outcome: ForeignOutcome) -> ApiError {
         ForeignOutcome::ThreadNative => conflict(format!(
             "thread_id: graphs of this server ran on thread {thread}; checkpoints of others need another thread"
         )),
+        ForeignOutcome::ThreadClosed => conflict(format!(
+            "thread_id: thread {thread} was ended or archived; it takes checkpoints when it is opened again"
+        )),
         ForeignOutcome::ParentMissing(ns, id) => conflict(format!(
             "parent_checkpoint_id: checkpoint {} is not on thread {thread} in namespace '{}'; put it first",
             id.escape_default(),

@@ -26,7 +26,8 @@ const PUT: &str = concat!(
     snap AS MATERIALIZED (SELECT revision FROM threads WHERE thread_key = $1),
     dead AS MATERIALIZED (SELECT 1 FROM dead_threads WHERE thread_key = $1),
     t AS MATERIALIZED (
-        SELECT t.revision FROM threads t WHERE t.thread_key = $1 AND t.tenant = $2 AND t.is_foreign FOR UPDATE
+        SELECT t.revision FROM threads t
+        WHERE t.thread_key = $1 AND t.tenant = $2 AND t.is_foreign AND t.closed IS NULL FOR UPDATE
     ),
     lost_parent AS MATERIALIZED (
         SELECT p.ns, p.id FROM UNNEST($3::text[], $4::text[]) WITH ORDINALITY AS p (ns, id, ordinal)
@@ -239,7 +240,7 @@ async fn locked(conn: &mut PgConnection, tenant: Uuid, batch: &ForeignBatch) -> 
     if lock_thread(conn, key).await? {
         // A second statement: its snapshot is younger than the lock.
         let row = sqlx::query(
-            "SELECT t.is_foreign, t.head IS NULL
+            "SELECT t.is_foreign, t.closed IS NOT NULL AS is_closed, t.head IS NULL
                         AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.thread_key = t.thread_key)
                         AND NOT EXISTS (SELECT 1 FROM checkpoints c WHERE c.thread_key = t.thread_key) AS is_empty
              FROM threads t WHERE t.thread_key = $1",
@@ -248,6 +249,9 @@ async fn locked(conn: &mut PgConnection, tenant: Uuid, batch: &ForeignBatch) -> 
         .fetch_one(&mut *conn)
         .await
         .map_err(driver_error)?;
+        if get(&row, "is_closed")? {
+            return Ok(Tried::Done(ForeignOutcome::ThreadClosed));
+        }
         if !get::<bool>(&row, "is_foreign")? {
             if !get::<bool>(&row, "is_empty")? {
                 return Ok(Tried::Done(ForeignOutcome::ThreadNative));

@@ -64,7 +64,7 @@ async fn refusal(write: &mut Write, key: ThreadKey, batch: &ForeignBatch) -> Res
 async fn put(write: &mut Write, tenant: Uuid, batch: ForeignBatch) -> Result<Option<ForeignOutcome>> {
     let key = batch.thread_id.key(tenant);
     let row = sqlx::query(
-        "SELECT t.is_foreign, t.head IS NULL
+        "SELECT t.is_foreign, t.closed IS NOT NULL AS is_closed, t.head IS NULL
                     AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.thread_key = t.thread_key)
                     AND NOT EXISTS (SELECT 1 FROM checkpoints c WHERE c.thread_key = t.thread_key) AS is_empty
          FROM threads t WHERE t.thread_key = $1",
@@ -77,6 +77,7 @@ async fn put(write: &mut Write, tenant: Uuid, batch: ForeignBatch) -> Result<Opt
     match &row {
         None if !begins => return Ok(Some(ForeignOutcome::ThreadMissing)),
         None if is_dead(&mut write.conn, key).await? => return Ok(None),
+        Some(row) if get(row, "is_closed")? => return Ok(Some(ForeignOutcome::ThreadClosed)),
         Some(row) if !get::<bool>(row, "is_foreign")? => {
             if !get::<bool>(row, "is_empty")? {
                 return Ok(Some(ForeignOutcome::ThreadNative));

@@ -9,6 +9,7 @@ for_each_backend!(
     threads_belong_to_one_side,
     racing_batches_of_one_thread_are_whole,
     deletion_is_final,
+    a_closed_thread_takes_no_checkpoint,
     pages_follow_each_other,
     runs_are_deleted_on_every_thread,
     pruning_keeps_what_is_named,
@@ -223,6 +224,17 @@ async fn deletion_is_final(lab: Lab) {
     // A new beginning has nothing of the old one.
     stored(storage, batch("t", vec![row("c3", None)])).await;
     assert_eq!(all(storage, "t").await, ["/c3"]);
+}
+
+async fn a_closed_thread_takes_no_checkpoint(lab: Lab) {
+    let storage = &lab.storage;
+    stored(storage, batch("t", vec![row("c1", None)])).await;
+    let close = Close { how: ClosedAs::Ended, actor: None, reason: None, ttl: None, cancels: true };
+    assert!(matches!(storage.close_thread(&TENANT, &tid("t"), &close).await.unwrap(), CloseOutcome::Closed { .. }));
+    assert_eq!(put(storage, batch("t", vec![row("c2", None)])).await, ForeignOutcome::ThreadClosed);
+    assert_eq!(all(storage, "t").await, ["/c1"]);
+    storage.reopen_thread(&TENANT, &tid("t")).await.unwrap();
+    stored(storage, batch("t", vec![row("c2", None)])).await;
 }
 
 async fn pages_follow_each_other(lab: Lab) {
