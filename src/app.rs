@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::future::Future;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use axum::Router;
@@ -18,13 +19,15 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::config::{Config, DatabaseConfig, DatabaseUrl, Role, SqliteSynchronous, seconds};
+use crate::config::{Config, DatabaseConfig, DatabaseUrl, EmbeddingProvider, Role, SqliteSynchronous, seconds};
 use crate::graph::Graph;
 use crate::http::{ApiKey, HttpSettings, router};
 use crate::model::Ttl;
+use crate::runtime::embed::{Embedder, LocalEmbedder, OpenAiEmbedder, OpenAiSettings};
+use crate::runtime::items::Reembedded;
 use crate::runtime::webhooks::{AllowedHost, WebhookSecrets};
 use crate::runtime::{
-    CronSettings, Runtime, Settings, Unresumable, WebhookPolicy, WebhookSettings, unresumable_threads,
+    CronSettings, ItemSettings, Runtime, Settings, Unresumable, WebhookPolicy, WebhookSettings, unresumable_threads,
 };
 use crate::storage::connect::{ConnectOptions, connect};
 use crate::storage::{Description, SharedStorage};
@@ -34,17 +37,24 @@ use crate::storage::{Description, SharedStorage};
 pub struct Server {
     config: Config,
     graphs: Vec<Graph>,
+    embedder: Option<Arc<dyn Embedder>>,
 }
 
 impl Server {
     pub fn new(config: Config, graphs: Vec<Graph>) -> Server {
-        Server { config, graphs }
+        Server { config, graphs, embedder: None }
+    }
+
+    /// Embeds items with an embedder of the program's own, whatever `embedding.provider` says.
+    #[must_use]
+    pub fn embedding(self, embedder: Arc<dyn Embedder>) -> Server {
+        Server { embedder: Some(embedder), ..self }
     }
 
     /// Binds, connects, migrates an empty or old database, and serves until [`Running::shutdown`]. When this returns,
     /// requests are answered.
     pub async fn start(self) -> anyhow::Result<Running> {
-        let Server { config, graphs } = self;
+        let Server { config, graphs, embedder } = self;
         config.validate()?;
         check_names(&graphs)?;
         let listen = config.listen_addr().context("server.listen is no address")?;
@@ -53,7 +63,9 @@ impl Server {
         let storage = open_storage(&config.database).await?;
         storage.migrate().await.with_context(|| format!("preparing the database {}", config.database.url))?;
 
-        let runtime = Runtime::new(storage.clone(), graphs.clone(), Clock::default(), runtime_settings(&config)?);
+        let mut settings = runtime_settings(&config)?;
+        settings.items.embedder = embedder.or(settings.items.embedder);
+        let runtime = Runtime::new(storage.clone(), graphs.clone(), Clock::default(), settings);
         runtime.start();
 
         let stopping = CancellationToken::new();
@@ -172,6 +184,28 @@ pub async fn migrate(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// `reembed`: embeds the items that the configured model has not embedded as they are, and says how many.
+pub(crate) async fn reembed(config: &Config) -> anyhow::Result<()> {
+    let settings = runtime_settings(config)?;
+    if settings.items.embedder.is_none() {
+        bail!("embedding.provider is \"none\": there is no model to embed items with");
+    }
+    let storage = open_storage(&config.database).await?;
+    let made = async {
+        storage.migrate().await.with_context(|| format!("preparing the database {}", config.database.url))?;
+        let runtime = Runtime::new(storage.clone(), Vec::new(), Clock::default(), settings);
+        runtime.reembed_items().await.context("embedding items; those before are done")
+    }
+    .await;
+    storage.close().await;
+    let Reembedded { done, changed, refused } = made?;
+    say(&format!("embedded {done} items; {changed} were written meanwhile, {refused} were refused"));
+    if refused > 0 {
+        bail!("the log names the items that were refused");
+    }
+    Ok(())
+}
+
 /// Prints the waiting threads of the database that these graphs could not resume, as a table or as JSON lines.
 pub(crate) async fn check_graphs(config: &Config, graphs: Vec<Graph>, json: bool) -> anyhow::Result<()> {
     check_names(&graphs)?;
@@ -257,6 +291,30 @@ fn webhook_settings(config: &Config) -> anyhow::Result<WebhookSettings> {
     })
 }
 
+fn item_settings(config: &Config) -> anyhow::Result<ItemSettings> {
+    let embedding = &config.embedding;
+    let embedder: Option<Arc<dyn Embedder>> = match embedding.provider {
+        EmbeddingProvider::None => None,
+        EmbeddingProvider::Local => Some(Arc::new(LocalEmbedder::new(embedding.dims))),
+        EmbeddingProvider::OpenAi => {
+            let settings = OpenAiSettings {
+                url: embedding.url.clone(),
+                api_key: embedding.api_key.reveal().map(str::to_owned),
+                model: embedding.model.clone(),
+                dims: embedding.dims,
+                timeout: seconds(embedding.timeout_secs),
+            };
+            Some(Arc::new(OpenAiEmbedder::new(settings).map_err(|error| anyhow::anyhow!("embedding: {error}"))?))
+        }
+    };
+    Ok(ItemSettings {
+        default_ttl_minutes: Some(config.items.default_ttl_minutes).filter(|minutes| *minutes > 0.0),
+        refresh_ttl: config.items.refresh_ttl,
+        fields: embedding.paths(),
+        embedder,
+    })
+}
+
 fn runtime_settings(config: &Config) -> anyhow::Result<Settings> {
     let runtime = &config.runtime;
     Ok(Settings {
@@ -279,6 +337,7 @@ fn runtime_settings(config: &Config) -> anyhow::Result<Settings> {
             catch_up: seconds(config.crons.catch_up_secs),
         },
         webhooks: webhook_settings(config)?,
+        items: item_settings(config)?,
     })
 }
 

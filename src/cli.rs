@@ -63,6 +63,8 @@ enum Command {
         #[arg(long, requires = "check")]
         json: bool,
     },
+    /// Embed the items that the configured model has not embedded as they are: after it was changed or set.
+    Reembed,
     /// Ask the server at the configured address whether it is well; exit with 0 or 1.
     Healthcheck(ServeArgs),
 }
@@ -119,6 +121,11 @@ impl Cli {
                         Ok(())
                     }
                 }
+            }
+            Command::Reembed => {
+                let config = valid(ServeArgs::default())?;
+                telemetry::init(&config.log)?;
+                block_on(app::reembed(&config))
             }
             Command::Healthcheck(args) => {
                 let config = valid(args)?;

@@ -31,6 +31,8 @@ pub struct Config {
     pub runtime: RuntimeConfig,
     pub crons: CronsConfig,
     pub threads: ThreadsConfig,
+    pub items: ItemsConfig,
+    pub embedding: EmbeddingConfig,
     pub mcp: McpConfig,
     pub webhooks: WebhooksConfig,
     pub log: LogConfig,
@@ -95,6 +97,44 @@ pub struct ThreadsConfig {
     #[serde(deserialize_with = "word")]
     pub default_ttl_strategy: TtlStrategy,
     pub sweep_secs: f64,
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ItemsConfig {
+    pub default_ttl_minutes: f64,
+    pub refresh_ttl: bool,
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct EmbeddingConfig {
+    #[serde(deserialize_with = "word")]
+    pub provider: EmbeddingProvider,
+    pub url: String,
+    pub api_key: Secret,
+    pub model: String,
+    pub dims: usize,
+    pub fields: String,
+    pub timeout_secs: f64,
+}
+
+impl EmbeddingConfig {
+    /// The paths of `fields`, one by one.
+    pub fn paths(&self) -> Vec<String> {
+        self.fields.split_whitespace().map(str::to_owned).collect()
+    }
+}
+
+/// What embeds the texts of items.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EmbeddingProvider {
+    None,
+    /// In the process.
+    Local,
+    /// A service that speaks OpenAI's `/v1/embeddings`.
+    OpenAi,
 }
 
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -457,6 +497,47 @@ impl Config {
         );
         rule("threads.sweep_secs", &threads.sweep_secs, duration(threads.sweep_secs), DURATION);
 
+        let items = &self.items;
+        rule(
+            "items.default_ttl_minutes",
+            &items.default_ttl_minutes,
+            items.default_ttl_minutes.is_finite() && (0.0..=1e9).contains(&items.default_ttl_minutes),
+            "must be minutes between 0 (items are kept) and 1e9",
+        );
+
+        let embedding = &self.embedding;
+        rule(
+            "embedding.url",
+            &embedding.url,
+            embedding.provider != EmbeddingProvider::OpenAi || is_base_url(&embedding.url),
+            "must be an http or https URL without a query, as in https://api.openai.com/v1",
+        );
+        rule(
+            "embedding.api_key",
+            &embedding.api_key,
+            embedding.api_key.reveal().is_none_or(header_safe),
+            "must be printable ASCII without spaces: it travels in a header",
+        );
+        rule(
+            "embedding.model",
+            &embedding.model,
+            embedding.provider != EmbeddingProvider::OpenAi || (1..=200).contains(&embedding.model.len()),
+            "must be 1 to 200 characters",
+        );
+        rule(
+            "embedding.dims",
+            &embedding.dims,
+            embedding.dims == 0 || (8..=16_384).contains(&embedding.dims),
+            "must be 0 (what the model has) or between 8 and 16384",
+        );
+        rule(
+            "embedding.fields",
+            &embedding.fields,
+            (1..=32).contains(&embedding.paths().len()) && embedding.paths().iter().all(|path| path.len() <= 512),
+            "must be 1 to 32 paths of at most 512 bytes, separated by spaces",
+        );
+        rule("embedding.timeout_secs", &embedding.timeout_secs, duration(embedding.timeout_secs), DURATION);
+
         rule(
             "mcp.allowed_origins",
             &self.mcp.allowed_origins,
@@ -528,6 +609,14 @@ fn is_origin(text: &str) -> bool {
     let Ok(uri) = text.parse::<http::Uri>() else { return false };
     let has_host = uri.scheme().is_some() && uri.host().is_some_and(|host| !host.is_empty());
     has_host && uri.query().is_none() && !text.ends_with('/') && uri.path() == "/"
+}
+
+/// Whether a text is an address that paths can be added to.
+fn is_base_url(text: &str) -> bool {
+    let Ok(uri) = text.parse::<http::Uri>() else { return false };
+    matches!(uri.scheme_str(), Some("http" | "https"))
+        && uri.host().is_some_and(|host| !host.is_empty())
+        && uri.query().is_none()
 }
 
 /// The keys of `config.toml` in the form `section.key`.

@@ -11,10 +11,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
+use super::items::{ItemQuery, Items, PutOptions};
 use super::node::{Graph, NodeError};
 use super::question::Question;
 use crate::engine::EngineError;
-use crate::model::{Item, Json, JsonError, RunId};
+use crate::model::{FoundItem, Item, Json, JsonError, RunId};
 
 /// Facts about one execution of a node.
 #[derive(Debug, Clone)]
@@ -56,14 +57,20 @@ pub trait Host: Send + Sync {
     fn drain(&self, reason: &str);
     /// Runs a graph inside the node. `index` counts the calls of this execution.
     async fn call(&self, index: usize, graph: &Graph, input: Json) -> Result<Json, NodeError>;
-    /// See [`Items::put`].
-    async fn put_item(&self, namespace: &[String], key: &str, value: Json) -> Result<(), NodeError>;
+    /// See [`Items::put_with`].
+    async fn put_item(
+        &self,
+        namespace: &[String],
+        key: &str,
+        value: Json,
+        options: PutOptions,
+    ) -> Result<(), NodeError>;
     /// See [`Items::get`].
     async fn get_item(&self, namespace: &[String], key: &str) -> Result<Option<Item>, NodeError>;
     /// See [`Items::delete`].
     async fn delete_item(&self, namespace: &[String], key: &str) -> Result<(), NodeError>;
-    /// Items below the prefix whose value holds every member of `filter`, newest first.
-    async fn search_items(&self, prefix: &[String], filter: Option<Json>, limit: i64) -> Result<Vec<Item>, NodeError>;
+    /// See [`Items::query`].
+    async fn search_items(&self, prefix: &[String], query: ItemQuery) -> Result<Vec<FoundItem>, NodeError>;
 }
 
 /// A node's view of its surroundings. Cheap to clone; valid while the node runs.
@@ -232,38 +239,5 @@ impl MessageStream<'_> {
     pub fn complete(&self, message: &impl Serialize) -> Result<(), JsonError> {
         self.context.host.message(Json::of(message)?, true);
         Ok(())
-    }
-}
-
-/// The long-term memory, as a node uses it.
-pub struct Items<'a> {
-    host: &'a dyn Host,
-}
-
-impl Items<'_> {
-    /// Writes an item, replacing what the key held.
-    pub async fn put(&self, namespace: &[String], key: &str, value: Json) -> Result<(), NodeError> {
-        self.host.put_item(namespace, key, value).await
-    }
-
-    /// The item of this key, if there is one.
-    pub async fn get(&self, namespace: &[String], key: &str) -> Result<Option<Item>, NodeError> {
-        self.host.get_item(namespace, key).await
-    }
-
-    /// Removes an item; one that is not there is no error.
-    pub async fn delete(&self, namespace: &[String], key: &str) -> Result<(), NodeError> {
-        self.host.delete_item(namespace, key).await
-    }
-
-    /// Items below the prefix whose value holds every member of `filter`, newest first.
-    pub async fn search(&self, prefix: &[String], filter: Option<Json>, limit: i64) -> Result<Vec<Item>, NodeError> {
-        self.host.search_items(prefix, filter, limit).await
-    }
-}
-
-impl fmt::Debug for Items<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Items")
     }
 }

@@ -8,6 +8,7 @@ mod builder;
 pub mod context;
 mod destinations;
 mod draw;
+pub mod items;
 pub mod message;
 pub mod node;
 #[doc(hidden)]
@@ -19,13 +20,14 @@ pub mod testing;
 
 pub use crate::engine::channel::reducers;
 pub use crate::engine::{ChannelKind, Command, Destination, Managed, Migration, Output, Reduce};
-pub use crate::model::Durability;
+pub use crate::model::{Durability, FoundItem, Indexing, Item};
 pub use crate::update;
 pub use body::{Node, NodeDefaults};
 pub use builder::{BuildError, BuildErrors, StateGraph};
 pub use context::Context;
 pub use destinations::{Any, Destinations, Targets};
 pub use draw::{Drawing, DrawnEdge, DrawnNode};
+pub use items::{ItemQuery, Items, PutOptions};
 pub use message::{AiChunk, Message, Role, ToolCall, ToolCallChunk, Usage};
 pub use node::{CachePolicy, Checkpointing, Graph, KeyFunc, NodeBody, NodeError, NodeInput, Policies, RetryPolicy};
 pub use output::{END, IntoOutput, START, Update, goto, send};

@@ -27,10 +27,11 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::context::{Context, ExecutionInfo, HandledError, Host};
+use super::items::{ItemQuery, PutOptions};
 use super::node::{Graph, NodeError, NodeInput};
 use super::question::Question;
 use crate::engine::{EngineError, Output};
-use crate::model::{Item, Json, RunId, Timestamp};
+use crate::model::{FoundItem, Item, Json, RunId, Timestamp};
 
 /// Surroundings for a node that remember what it did.
 #[derive(Debug, Clone, Default)]
@@ -158,7 +159,13 @@ impl Host for Probe {
         Err(NodeError::new("NotImplementedError", format!("a probe does not run graphs (`{}`)", graph.name())))
     }
 
-    async fn put_item(&self, namespace: &[String], key: &str, value: Json) -> Result<(), NodeError> {
+    async fn put_item(
+        &self,
+        namespace: &[String],
+        key: &str,
+        value: Json,
+        _options: PutOptions,
+    ) -> Result<(), NodeError> {
         self.seen().items.insert((namespace.to_vec(), key.to_owned()), value);
         Ok(())
     }
@@ -173,13 +180,16 @@ impl Host for Probe {
         Ok(())
     }
 
-    async fn search_items(&self, prefix: &[String], filter: Option<Json>, limit: i64) -> Result<Vec<Item>, NodeError> {
-        let wanted = filter.and_then(|filter| filter.fields()).unwrap_or_default();
+    /// By prefix and equal members of the value only; nothing is embedded.
+    async fn search_items(&self, prefix: &[String], query: ItemQuery) -> Result<Vec<FoundItem>, NodeError> {
+        let wanted = query.filter.and_then(|filter| filter.fields()).unwrap_or_default();
         let seen = self.seen();
         let found = seen.items.iter().filter(|((namespace, _), value)| {
             namespace.starts_with(prefix) && wanted.iter().all(|(key, wanted)| value.get(key).as_ref() == Some(wanted))
         });
-        Ok(found.take(usize::try_from(limit).unwrap_or(0)).map(|(place, value)| item(place, value)).collect())
+        let count = |number: i64| usize::try_from(number).unwrap_or(0);
+        let page = found.skip(count(query.offset)).take(count(query.limit));
+        Ok(page.map(|(place, value)| FoundItem { item: item(place, value), score: None }).collect())
     }
 }
 

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::jsonrpc;
 use crate::clock::Clock;
 use crate::runtime::RuntimeError;
+use crate::runtime::embed::EmbedError;
 use crate::storage::StorageError;
 
 pub(crate) type ApiResult<T = Response> = Result<T, ApiError>;
@@ -36,8 +37,6 @@ pub(crate) enum ApiError {
     TooLarge(usize),
     /// The request is malformed (422). The text names the field and the rule.
     Invalid(String),
-    /// A namespace of an item is malformed: 422 as plain text.
-    InvalidNamespace(String),
     /// Nothing a client can do about it; the text is logged and never shown.
     Internal(String),
     Runtime(RuntimeError),
@@ -92,7 +91,7 @@ impl ApiError {
             ApiError::TooLarge(limit) => {
                 (StatusCode::PAYLOAD_TOO_LARGE, format!("Request body is larger than the limit of {limit} bytes"))
             }
-            ApiError::Invalid(text) | ApiError::InvalidNamespace(text) => (StatusCode::UNPROCESSABLE_ENTITY, text),
+            ApiError::Invalid(text) => (StatusCode::UNPROCESSABLE_ENTITY, text),
             ApiError::Internal(text) => internal(&text),
             ApiError::Runtime(error) => runtime(error),
         }
@@ -157,7 +156,13 @@ fn runtime(error: RuntimeError) -> (StatusCode, String) {
         | RuntimeError::ThreadForeign(_)
         | RuntimeError::Conflict(_) => (StatusCode::CONFLICT, text),
         RuntimeError::BadRequest(_) | RuntimeError::Graph(_) => (StatusCode::BAD_REQUEST, text),
-        RuntimeError::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, text),
+        RuntimeError::Invalid(_)
+        | RuntimeError::InvalidNamespace(_)
+        | RuntimeError::Embedding(EmbedError::Refused(_)) => (StatusCode::UNPROCESSABLE_ENTITY, text),
+        RuntimeError::Embedding(EmbedError::Unavailable(_)) => {
+            tracing::warn!(reason = text, "items cannot be embedded");
+            (StatusCode::SERVICE_UNAVAILABLE, text)
+        }
         RuntimeError::Storage(StorageError::Unavailable(reason)) => {
             tracing::warn!(%reason, "storage is unavailable");
             (StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable: storage cannot be reached, try again".to_owned())
@@ -199,7 +204,8 @@ impl From<StorageError> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let key = if matches!(self, ApiError::ItemKeyMissing) { "error" } else { "detail" };
-        let plain = matches!(self, ApiError::InvalidNamespace(_));
+        // A namespace that is malformed is told as plain text.
+        let plain = matches!(self, ApiError::Runtime(RuntimeError::InvalidNamespace(_)));
         let (status, text) = self.answer();
         let mut response =
             if plain { (status, text).into_response() } else { (status, Reply(json!({key: text}))).into_response() };

@@ -13,3 +13,24 @@ pub struct Item {
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
 }
+
+/// An item that a search found.
+#[derive(Debug, Clone)]
+pub struct FoundItem {
+    pub item: Item,
+    /// How near it is to the query, from -1 to 1: the cosine of the angle between the vectors. `None` without a query, and
+    /// for items that no vector was made of.
+    pub score: Option<f64>,
+}
+
+/// What of an item is embedded, so that searches find it by meaning.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Indexing {
+    /// What the server's settings say.
+    #[default]
+    Default,
+    /// Nothing.
+    Never,
+    /// The texts at these paths of the value, each by itself: `title`, `notes[*].text`, `$` for the whole value.
+    Paths(Vec<String>),
+}

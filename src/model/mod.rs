@@ -25,7 +25,7 @@ pub use cron::Cron;
 pub use event::{Event, EventId, StreamMode};
 pub use id::{CheckpointId, IdError, RunId, ThreadId, ThreadKey, system_assistant_id};
 pub use interrupt::{InterruptRecord, InterruptStatus};
-pub use item::Item;
+pub use item::{FoundItem, Indexing, Item};
 pub use json::{Fields, Json, JsonError};
 pub use run::{
     Breakpoints, CancelAction, Durability, ErrorInfo, MultitaskStrategy, OnCompletion, Run, RunKwargs, RunStatus,

@@ -1,5 +1,6 @@
 //! What callers of the runtime must tell apart. HTTP maps these to status codes.
 
+use super::embed::EmbedError;
 use crate::engine::EngineError;
 use crate::model::RunId;
 use crate::storage::StorageError;
@@ -52,6 +53,12 @@ pub enum RuntimeError {
     /// The request is malformed.
     #[error("{0}")]
     Invalid(String),
+    /// The namespace of an item is malformed.
+    #[error("{0}")]
+    InvalidNamespace(String),
+    /// An item's texts, or those of a query, could not be embedded: nothing was written.
+    #[error("embedding: {0}")]
+    Embedding(#[from] EmbedError),
     /// The graph refused a state update.
     #[error("{}", .0.text())]
     Graph(#[from] EngineError),

@@ -11,14 +11,15 @@ use super::executor::{Around, GraphEnd, GraphRun, run_graph};
 use super::messages;
 use super::shared::{Shared, lock};
 use super::turns::rounds;
+use super::{ItemSearch, PutItem, RuntimeError};
 use crate::engine::execution::{Input, Job};
 use crate::engine::ids;
 use crate::engine::step::Task;
-use crate::graph::Question;
 use crate::graph::context::Host;
 use crate::graph::node::{Checkpointing, Graph, NodeError};
-use crate::model::{Interrupt, Item, Json, StreamMode};
-use crate::storage::{ItemFilter, ItemMatch, NewItem, Page};
+use crate::graph::{ItemQuery, PutOptions, Question};
+use crate::model::{FoundItem, Interrupt, Item, Json, StreamMode};
+use crate::storage::Page;
 
 /// The surroundings of one task.
 pub(crate) struct TaskHost {
@@ -261,32 +262,46 @@ impl Host for TaskHost {
         self.run_inner(graph, input).await
     }
 
-    async fn put_item(&self, namespace: &[String], key: &str, value: Json) -> Result<(), NodeError> {
-        let item = NewItem { namespace: namespace.to_vec(), key: key.to_owned(), value, ttl_minutes: None };
-        Ok(self.write_items(self.shared.runtime.storage().put_item(&self.shared.scope, item)).await?)
+    async fn put_item(
+        &self,
+        namespace: &[String],
+        key: &str,
+        value: Json,
+        options: PutOptions,
+    ) -> Result<(), NodeError> {
+        let PutOptions { indexing, ttl_minutes } = options;
+        let item = PutItem { namespace: namespace.to_vec(), key: key.to_owned(), value, indexing, ttl_minutes };
+        self.write_items(self.shared.runtime.put_item(&self.shared.scope, item)).await.map_err(refused)
     }
 
     async fn get_item(&self, namespace: &[String], key: &str) -> Result<Option<Item>, NodeError> {
         let (shared, namespace, key) = (Arc::clone(&self.shared), namespace.to_vec(), key.to_owned());
         self.read_items(
-            async move { Ok(shared.runtime.storage().get_item(&shared.scope, &namespace, &key, true).await?) },
+            async move { shared.runtime.get_item(&shared.scope, &namespace, &key, None).await.map_err(refused) },
         )
         .await
     }
 
     async fn delete_item(&self, namespace: &[String], key: &str) -> Result<(), NodeError> {
-        Ok(self.write_items(self.shared.runtime.storage().delete_item(&self.shared.scope, namespace, key)).await?)
+        self.write_items(self.shared.runtime.delete_item(&self.shared.scope, namespace, key)).await.map_err(refused)
     }
 
-    async fn search_items(&self, prefix: &[String], filter: Option<Json>, limit: i64) -> Result<Vec<Item>, NodeError> {
-        let conditions = filter.and_then(|filter| filter.fields()).unwrap_or_default();
-        let conditions = conditions.into_iter().map(|(key, value)| (key, ItemMatch::Eq(value))).collect();
-        let filter = ItemFilter { prefix: prefix.to_vec(), conditions };
-        let page = Page { limit, offset: 0 };
+    async fn search_items(&self, prefix: &[String], query: ItemQuery) -> Result<Vec<FoundItem>, NodeError> {
+        let ItemQuery { query, filter, limit, offset } = query;
+        let page = Page { limit, offset };
+        let search = ItemSearch { prefix: prefix.to_vec(), filter, query, page, refresh: None };
         let shared = Arc::clone(&self.shared);
-        self.read_items(
-            async move { Ok(shared.runtime.storage().search_items(&shared.scope, &filter, page, true).await?) },
-        )
-        .await
+        self.read_items(async move { shared.runtime.search_items(&shared.scope, search).await.map_err(refused) }).await
     }
+}
+
+/// Why an item was not read or written, as LangGraph calls it.
+fn refused(error: RuntimeError) -> NodeError {
+    let class = match &error {
+        RuntimeError::InvalidNamespace(_) => "InvalidNamespaceError",
+        RuntimeError::Invalid(_) => "ValueError",
+        RuntimeError::Embedding(_) => "EmbeddingError",
+        _ => return error.into(),
+    };
+    NodeError::new(class, error.to_string())
 }

@@ -6,12 +6,14 @@ mod cache;
 mod chain_events;
 mod commit;
 mod crons;
+pub mod embed;
 pub mod error;
 mod events;
 mod executor;
 mod follow;
 pub mod foreign;
 mod host;
+pub mod items;
 mod lifecycle;
 mod live;
 mod log;
@@ -54,6 +56,7 @@ use crate::storage::SharedStorage;
 pub use crons::{CronRequest, CronSettings};
 pub use error::RuntimeError;
 pub use events::Outcome;
+pub use items::{ItemSearch, ItemSettings, PutItem};
 pub(crate) use persist::written_by;
 pub use request::{Answer, AssistantName, HistoryQuery, RunRequest, StateUpdate, Submitted};
 pub use retention::StorageReport;
@@ -89,6 +92,7 @@ pub struct Settings {
     pub claims: bool,
     pub crons: CronSettings,
     pub webhooks: WebhookSettings,
+    pub items: ItemSettings,
 }
 
 /// In `configurable`: a run that strict resume refuses says why. Without it the reason is masked, as the reference does.

@@ -65,6 +65,7 @@ impl Runtime {
         while self.storage().reclaim(&Scope::Server).await? {}
         let max_bytes = i64::try_from(self.inner.settings.cache_bytes).unwrap_or(i64::MAX);
         while self.storage().sweep_cache(&Scope::Server, max_bytes).await? {}
+        while self.storage().sweep_items(&Scope::Server).await? {}
         Ok(swept)
     }
 

@@ -8,6 +8,9 @@ use super::Page;
 use super::items::{ItemMatch, NamespaceFilter};
 use crate::model::Json;
 
+/// The label of a pattern that stands for any.
+const ANY_LABEL: &str = "*";
+
 /// Whether `whole @> part` holds in Postgres.
 pub(crate) fn contains(whole: &Json, part: &Json) -> bool {
     // The one exception jsonb makes: a top-level array contains a bare scalar.
@@ -79,13 +82,15 @@ pub(crate) fn has_members(document: &Json, wanted: &Json) -> bool {
 }
 
 /// Whether an item's value meets all conditions.
-pub(crate) fn meets(value: &Json, conditions: &[(String, ItemMatch)]) -> bool {
+pub(crate) fn meets(value: &Json, conditions: &[(Vec<String>, ItemMatch)]) -> bool {
     if conditions.is_empty() {
         return true;
     }
     let fields = value.fields().unwrap_or_default();
-    conditions.iter().all(|(key, condition)| {
-        let held = fields.get(key);
+    conditions.iter().all(|(path, condition)| {
+        let (first, deeper) = path.split_first().map_or((None, path.as_slice()), |(key, rest)| (fields.get(key), rest));
+        let held = deeper.iter().try_fold(first.cloned(), |held, key| Some(held?.get(key))).flatten();
+        let held = held.as_ref();
         match condition {
             ItemMatch::Eq(wanted) => held.is_some_and(|held| equal(held, wanted)),
             ItemMatch::Ne(wanted) => !held.is_some_and(|held| equal(held, wanted)),
@@ -135,11 +140,26 @@ pub(crate) fn namespace_range(prefix: &[String]) -> (String, Option<String>) {
     (from, to)
 }
 
-/// Applies suffix and depth of a filter to the distinct namespaces below its prefix; sorted by labels.
+/// The prefix up to its first wildcard: what a range of texts can express of it.
+pub(crate) fn plain_prefix(prefix: &[String]) -> &[String] {
+    let plain = prefix.iter().take_while(|label| *label != ANY_LABEL).count();
+    &prefix[..plain]
+}
+
+/// Whether labels are those of a pattern, one by one.
+fn labels_match<'a>(labels: impl Iterator<Item = &'a String>, pattern: impl Iterator<Item = &'a String>) -> bool {
+    labels.zip(pattern).all(|(label, wanted)| wanted == ANY_LABEL || label == wanted)
+}
+
+/// Applies a filter to distinct namespaces; sorted by labels.
 pub(crate) fn namespaces(found: Vec<Vec<String>>, filter: &NamespaceFilter) -> Vec<Vec<String>> {
     let mut out: Vec<Vec<String>> = found
         .into_iter()
-        .filter(|labels| labels.ends_with(&filter.suffix))
+        .filter(|labels| {
+            labels.len() >= filter.prefix.len().max(filter.suffix.len())
+                && labels_match(labels.iter(), filter.prefix.iter())
+                && labels_match(labels.iter().rev(), filter.suffix.iter().rev())
+        })
         .map(|mut labels| {
             labels.truncate(filter.max_depth.unwrap_or(usize::MAX));
             labels

@@ -42,6 +42,7 @@ mod payloads;
 mod postgres;
 mod rows;
 mod sqlite;
+mod vectors;
 mod webhook_rows;
 
 pub use assistants::{AssistantCreated, AssistantFilter, AssistantPatch, AssistantSort, Assistants, NewAssistant};
@@ -57,7 +58,9 @@ pub use foreign::{
 };
 pub use idempotency::{IdempotencyKey, IdempotencyKeys, KeyRow};
 pub use interrupts::{InterruptChange, InterruptCursor, InterruptFilter, InterruptRow, Interrupts};
-pub use items::{ItemFilter, ItemMatch, Items, NamespaceFilter, NewItem};
+pub use items::{
+    Embedded, ItemFilter, ItemMatch, ItemPlace, ItemVector, Items, NamespaceFilter, Near, NewItem, UnembeddedItem,
+};
 pub use retention::{ExpiredThread, Kept, Pruned, Retention, STEP_ROWS, Size, ThreadSizes};
 pub use runs::{
     CancelRequest, CancelTarget, Cancelled, Claim, ClaimedRun, CommitOutcome, Lease, LeaseState, NewRun, RunCreated,

@@ -32,17 +32,21 @@ pub(crate) fn driver_error(error: sqlx::Error) -> StorageError {
 }
 
 /// Defines `thread_from`, `closed_from`, `run_from`, `cancel_from`, `checkpoint_from`, `log_from`, `event_from`, `assistant_from`,
-/// `interrupt_from` and `item_from` for a row type.
+/// `interrupt_from`, `item_from`, `unembedded_from` and `look_at` for a row type.
 macro_rules! define_rows {
     ($row:ty) => {
         use sqlx::Row as _;
 
         use crate::model::{
             Assistant, CancelAction, CheckpointSource, Closed, ClosedAs, EventId, InterruptRecord, InterruptStatus,
-            Item, Moved, MultitaskStrategy, Run, RunStatus, Thread, ThreadId, ThreadKey, ThreadStatus, Timestamp,
+            Item, Moved, MultitaskStrategy, Run, RunStatus, Scope, Thread, ThreadId, ThreadKey, ThreadStatus,
+            Timestamp,
         };
         use crate::storage::encoding::{self, Place};
-        use crate::storage::{CancelRequest, CheckpointRow, LogRow, Result, StorageError, StoredEvent};
+        use crate::storage::vectors::{self, Key, Nearest};
+        use crate::storage::{
+            CancelRequest, CheckpointRow, ItemMatch, LogRow, Result, StorageError, StoredEvent, UnembeddedItem,
+        };
 
         /// Reads a column by name.
         pub(super) fn get<'r, T>(row: &'r $row, column: &str) -> Result<T>
@@ -268,6 +272,51 @@ macro_rules! define_rows {
                 updated_at: Timestamp(get(row, "updated_at")?),
                 key: encoding::show_nul(key),
             })
+        }
+
+        /// An item to embed, with its tenant and `index_paths`.
+        pub(super) fn unembedded_from(row: &$row) -> Result<UnembeddedItem> {
+            let item = item_from(row)?;
+            let name = format!("{:?} {}", item.namespace, item.key);
+            let at = Place { table: "items", column: "index_paths", id: &name };
+            Ok(UnembeddedItem {
+                scope: Scope::Tenant(get(row, "tenant")?),
+                indexing: crate::storage::items::indexing(get(row, "index_paths")?, at)?,
+                item,
+            })
+        }
+
+        /// Looks at one vector of an item: its `tenant`, `namespace`, `key`, `updated_at` and `vector`, and with
+        /// conditions `codec` and `value`, too.
+        pub(super) fn look_at(
+            row: &$row,
+            query: &[f32],
+            conditions: &[(Vec<String>, ItemMatch)],
+            nearest: &mut Nearest,
+        ) -> Result<()> {
+            let key = || -> Result<Key> {
+                Ok(Key { tenant: get(row, "tenant")?, namespace: get(row, "namespace")?, key: get(row, "key")? })
+            };
+            let Some(score) = vectors::nearness(query, get(row, "vector")?) else {
+                let key = key()?;
+                let name = format!("{}{}", key.namespace, key.key);
+                let at = Place { table: "item_vectors", column: "vector", id: &name };
+                return Err(at.corrupt("not as many numbers as it says"));
+            };
+            if !nearest.may_take(score) {
+                return Ok(());
+            }
+            let key = key()?;
+            if !conditions.is_empty() {
+                let name = format!("{}{}", key.namespace, key.key);
+                let at = Place { table: "items", column: "value", id: &name };
+                let value = encoding::json(get(row, "codec")?, get(row, "value")?, at)?;
+                if !crate::storage::matching::meets(&value, conditions) {
+                    return Ok(());
+                }
+            }
+            nearest.take(score, get(row, "updated_at")?, key);
+            Ok(())
         }
     };
 }

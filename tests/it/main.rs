@@ -11,6 +11,7 @@ mod cost;
 mod crash;
 mod crons;
 mod durability;
+mod embedding;
 mod engine;
 mod growth;
 mod handlers;

@@ -38,6 +38,7 @@ fn runtime() -> Runtime {
         default_ttl: None,
         sweep_every: Duration::from_secs(60),
         webhooks: crate::runtime::WebhookSettings::default(),
+        items: crate::runtime::ItemSettings::default(),
         cache_bytes: 0,
     };
     Runtime::new(Arc::new(nowhere::Nowhere), Vec::new(), Clock::default(), settings)

@@ -305,8 +305,17 @@ impl Items for Nowhere {
     async fn delete_item(&self, _: &Scope, _: &[String], _: &str) -> Result<()> {
         Ok(())
     }
-    async fn search_items(&self, _: &Scope, _: &ItemFilter, _: Page, _: bool) -> Result<Vec<Item>> {
+    async fn search_items(&self, _: &Scope, _: &ItemFilter, _: Page, _: bool) -> Result<Vec<FoundItem>> {
         Ok(Vec::new())
+    }
+    async fn sweep_items(&self, _: &Scope) -> Result<bool> {
+        gone()
+    }
+    async fn unembedded_items(&self, _: &Scope, _: &str, _: Option<&ItemPlace>, _: i64) -> Result<Vec<UnembeddedItem>> {
+        gone()
+    }
+    async fn embed_item(&self, _: &Scope, _: &Item, _: Embedded) -> Result<bool> {
+        gone()
     }
     async fn list_namespaces(&self, _: &Scope, _: &NamespaceFilter, _: Page) -> Result<Vec<Vec<String>>> {
         Ok(vec![vec!["a".into(), "b".into()]])

@@ -2,28 +2,79 @@
 
 use async_trait::async_trait;
 use futures_util::TryStreamExt as _;
+use uuid::Uuid;
 
-use super::rows::{get, item_from};
+use super::rows::{get, item_from, look_at, unembedded_from};
 use super::{PostgresStorage, now, read};
-use crate::model::{Item, Scope};
+use crate::model::{FoundItem, Item, Scope};
 use crate::storage::encoding::{self, PLAIN, hide_nul};
 use crate::storage::rows::driver_error;
-use crate::storage::{ItemFilter, Items, NamespaceFilter, NewItem, Page, Result, matching};
+use crate::storage::vectors::{self, Key, Nearest};
+use crate::storage::{
+    Embedded, ItemFilter, ItemPlace, Items, NamespaceFilter, Near, NewItem, Page, Result, STEP_ROWS, UnembeddedItem,
+    items, matching,
+};
 
 const MICROS_PER_MINUTE: f64 = 60_000_000.0;
 
+/// Replaces the vectors of an item by those of the model $4, once its row is held by `$holder`.
+macro_rules! replace_vectors {
+    ($holder:literal) => {
+        concat!(
+            " gone AS (
+                DELETE FROM item_vectors v USING ",
+            $holder,
+            " WHERE v.tenant = $1 AND v.namespace = $2 AND v.key = $3 AND v.path <> ALL ($5::text[])
+            ),
+            written AS (
+                INSERT INTO item_vectors (tenant, namespace, key, path, model, dims, vector, written_at)
+                SELECT $1, $2, $3, u.path, $4, octet_length(u.vector) / 4, u.vector, held.updated_at
+                FROM ",
+            $holder,
+            " AS held CROSS JOIN UNNEST($5::text[], $6::bytea[]) AS u (path, vector)
+                ON CONFLICT (tenant, namespace, key, path) DO UPDATE SET
+                    model = EXCLUDED.model, dims = EXCLUDED.dims, vector = EXCLUDED.vector,
+                    written_at = EXCLUDED.written_at
+            )"
+        )
+    };
+}
+
+/// The vectors follow the item's row: whoever holds that decides about them. A writer that waited for it may leave vectors
+/// of the other's behind, since its snapshot is older; they do not count, by their `written_at`, and go with the item.
 const PUT: &str = concat!(
     "WITH clock AS MATERIALIZED (SELECT ",
     now!(),
-    " AS now)
-    INSERT INTO items (tenant, namespace, key, codec, value, created_at, updated_at, ttl, expires_at)
-    SELECT $1, $2, $3, $4, $5, clock.now, clock.now, $6::bigint, clock.now + $6::bigint FROM clock
-    ON CONFLICT (tenant, namespace, key) DO UPDATE SET
-        codec = EXCLUDED.codec, value = EXCLUDED.value, updated_at = EXCLUDED.updated_at, ttl = EXCLUDED.ttl,
-        expires_at = EXCLUDED.expires_at,
-        -- An expired item counts as gone, so what replaces it is new.
-        created_at = CASE WHEN items.expires_at <= EXCLUDED.updated_at THEN EXCLUDED.created_at
-                          ELSE items.created_at END"
+    " AS now),
+    put AS (
+        INSERT INTO items (tenant, namespace, key, codec, value, created_at, updated_at, ttl, expires_at, index_paths,
+                           embedded_by, embedded_at)
+        SELECT $1, $2, $3, $7, $8, clock.now, clock.now, $9::bigint, clock.now + $9::bigint, $10,
+               $4::text, CASE WHEN $4::text IS NOT NULL THEN clock.now END FROM clock
+        ON CONFLICT (tenant, namespace, key) DO UPDATE SET
+            codec = EXCLUDED.codec, value = EXCLUDED.value, ttl = EXCLUDED.ttl, expires_at = EXCLUDED.expires_at,
+            index_paths = EXCLUDED.index_paths, embedded_by = EXCLUDED.embedded_by,
+            -- Each write has a time of its own: it tells the vectors of one from those of another.
+            updated_at = GREATEST(EXCLUDED.updated_at, items.updated_at + 1),
+            embedded_at = CASE WHEN EXCLUDED.embedded_at IS NOT NULL
+                               THEN GREATEST(EXCLUDED.updated_at, items.updated_at + 1) END,
+            -- An expired item counts as gone, so what replaces it is new.
+            created_at = CASE WHEN items.expires_at <= EXCLUDED.updated_at THEN EXCLUDED.created_at
+                              ELSE items.created_at END
+        RETURNING updated_at
+    ),",
+    replace_vectors!("put"),
+    " SELECT updated_at FROM put"
+);
+
+const EMBED: &str = concat!(
+    "WITH held AS (
+        UPDATE items SET embedded_by = $4, embedded_at = updated_at
+        WHERE tenant = $1 AND namespace = $2 AND key = $3 AND updated_at = $7
+        RETURNING updated_at
+    ),",
+    replace_vectors!("held"),
+    " SELECT updated_at FROM held"
 );
 
 const FIND: &str = concat!(
@@ -47,13 +98,71 @@ const REFRESH: &str = concat!(
      WHERE i.tenant = $1 AND i.namespace = w.namespace AND i.key = w.key"
 );
 
+/// With a model ($6): only items without a vector of it that counts.
 const SEARCH: &str = concat!(
-    "SELECT namespace, key, codec, value, created_at, updated_at FROM items
+    "SELECT namespace, key, codec, value, created_at, updated_at FROM items i
      WHERE ($1::uuid IS NULL OR tenant = $1) AND namespace >= $2 AND ($3::text IS NULL OR namespace < $3)
        AND (expires_at IS NULL OR expires_at > ",
     now!(),
-    ")
+    ") AND ($6::text IS NULL OR NOT EXISTS (
+               SELECT 1 FROM item_vectors v
+               WHERE v.tenant = i.tenant AND v.namespace = i.namespace AND v.key = i.key
+                 AND v.written_at = i.updated_at AND v.model = $6 AND v.dims = $7))
      ORDER BY updated_at DESC, namespace, key LIMIT $4 OFFSET $5"
+);
+
+macro_rules! scan {
+    ($value:literal) => {
+        concat!(
+            "SELECT i.tenant, i.namespace, i.key, i.updated_at, v.vector",
+            $value,
+            " FROM item_vectors v JOIN items i
+                ON i.tenant = v.tenant AND i.namespace = v.namespace AND i.key = v.key AND i.updated_at = v.written_at
+              WHERE ($1::uuid IS NULL OR v.tenant = $1) AND v.namespace >= $2 AND ($3::text IS NULL OR v.namespace < $3)
+                AND v.model = $4 AND v.dims = $5 AND (i.expires_at IS NULL OR i.expires_at > ",
+            now!(),
+            ")"
+        )
+    };
+}
+
+/// All vectors that may be near, in any order; with their items' values where conditions ask for them.
+const SCAN: &str = scan!("");
+const SCAN_VALUES: &str = scan!(", i.codec, i.value");
+
+/// Items by their keys, in the order of the arrays.
+const FETCH: &str = concat!(
+    "SELECT u.n, i.namespace, i.key, i.codec, i.value, i.created_at, i.updated_at
+     FROM UNNEST($1::uuid[], $2::text[], $3::text[]) WITH ORDINALITY AS u (tenant, namespace, key, n)
+     JOIN items i ON i.tenant = u.tenant AND i.namespace = u.namespace AND i.key = u.key
+     WHERE i.expires_at IS NULL OR i.expires_at > ",
+    now!(),
+    " ORDER BY u.n"
+);
+
+/// What somebody else is writing is left for the next step.
+const SWEEP: &str = concat!(
+    "DELETE FROM items WHERE (tenant, namespace, key) IN (
+         SELECT tenant, namespace, key FROM items
+         WHERE ($1::uuid IS NULL OR tenant = $1) AND expires_at <= (SELECT ",
+    now!(),
+    ") ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED)
+     RETURNING tenant, namespace, key"
+);
+
+/// The vectors of items that were deleted before in the same transaction: by now all that were ever written are seen.
+const DELETE_VECTORS: &str = "
+    DELETE FROM item_vectors v USING UNNEST($1::uuid[], $2::text[], $3::text[]) AS u (tenant, namespace, key)
+    WHERE v.tenant = u.tenant AND v.namespace = u.namespace AND v.key = u.key";
+
+const UNEMBEDDED: &str = concat!(
+    "SELECT tenant, namespace, key, codec, value, created_at, updated_at, index_paths FROM items
+     WHERE ($1::uuid IS NULL OR tenant = $1) AND index_paths IS DISTINCT FROM 'false'
+       AND (embedded_by IS DISTINCT FROM $2 OR embedded_at IS DISTINCT FROM updated_at)
+       AND (expires_at IS NULL OR expires_at > ",
+    now!(),
+    ") AND ($3::uuid IS NULL OR (tenant, namespace, key) > ($3, $4, $5))
+     ORDER BY tenant, namespace, key LIMIT $6"
 );
 
 const NAMESPACES: &str = concat!(
@@ -63,6 +172,16 @@ const NAMESPACES: &str = concat!(
     now!(),
     ")"
 );
+
+fn dims(near: &Near) -> i32 {
+    i32::try_from(near.vector.len()).unwrap_or(i32::MAX)
+}
+
+/// The arrays of paths and vectors.
+fn columns(embedded: Option<&Embedded>) -> (Vec<String>, Vec<Vec<u8>>) {
+    let vectors = embedded.map_or(&[][..], |embedded| &embedded.vectors);
+    vectors.iter().map(|one| (hide_nul(&one.path).into_owned(), vectors::bytes(&one.vector))).unzip()
+}
 
 impl PostgresStorage {
     async fn refresh(&self, scope: &Scope, namespaces: Vec<String>, keys: Vec<String>) -> Result<()> {
@@ -80,7 +199,14 @@ impl PostgresStorage {
         self.wrote(session).await
     }
 
-    async fn search_once(&self, scope: &Scope, filter: &ItemFilter, page: Page) -> Result<Vec<Item>> {
+    /// Items by the time they were written; with `without`, only those that no vector of its kind was made of.
+    async fn latest(
+        &self,
+        scope: &Scope,
+        filter: &ItemFilter,
+        without: Option<&Near>,
+        page: Page,
+    ) -> Result<Vec<FoundItem>> {
         let (from, to) = matching::namespace_range(&filter.prefix);
         // With conditions the page is counted here, row by row; without, the database skips.
         let counted = filter.conditions.is_empty();
@@ -91,6 +217,8 @@ impl PostgresStorage {
             .bind(to)
             .bind(counted.then_some(page.limit))
             .bind(if counted { page.offset } else { 0 })
+            .bind(without.map(|near| near.model.as_str()))
+            .bind(without.map_or(0, dims))
             .fetch(session.conn());
         let mut found = Vec::new();
         let mut skipped = if counted { page.offset } else { 0 };
@@ -104,23 +232,81 @@ impl PostgresStorage {
                 skipped += 1;
                 continue;
             }
-            found.push(item);
+            found.push(FoundItem { item, score: None });
         }
         Ok(found)
+    }
+
+    /// Looks at every vector that may match.
+    async fn nearest(&self, scope: &Scope, filter: &ItemFilter, near: &Near, page: Page) -> Result<Nearest> {
+        let (from, to) = matching::namespace_range(&filter.prefix);
+        let mut session = self.session().await?;
+        let mut rows = sqlx::query(if filter.conditions.is_empty() { SCAN } else { SCAN_VALUES })
+            .bind(scope.filter())
+            .bind(from)
+            .bind(to)
+            .bind(&near.model)
+            .bind(dims(near))
+            .fetch(session.conn());
+        let mut nearest = Nearest::until(page);
+        while let Some(row) = rows.try_next().await.map_err(driver_error)? {
+            look_at(&row, &near.vector, &filter.conditions, &mut nearest)?;
+        }
+        Ok(nearest)
+    }
+
+    /// The items of a page of the nearest. What has changed since and does not match any more is left out.
+    async fn fetch(&self, found: Vec<(Key, f32)>, filter: &ItemFilter) -> Result<Vec<FoundItem>> {
+        let tenants: Vec<Uuid> = found.iter().map(|(key, _)| key.tenant).collect();
+        let namespaces: Vec<&str> = found.iter().map(|(key, _)| key.namespace.as_str()).collect();
+        let keys: Vec<&str> = found.iter().map(|(key, _)| key.key.as_str()).collect();
+        let mut session = self.session().await?;
+        let rows = sqlx::query(FETCH)
+            .bind(tenants)
+            .bind(namespaces)
+            .bind(keys)
+            .fetch_all(session.conn())
+            .await
+            .map_err(driver_error)?;
+        let mut items = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let item = item_from(row)?;
+            let at = usize::try_from(get::<i64>(row, "n")? - 1).unwrap_or(usize::MAX);
+            let score = found.get(at).map(|(_, score)| f64::from(*score));
+            if matching::meets(&item.value, &filter.conditions) {
+                items.push(FoundItem { item, score });
+            }
+        }
+        Ok(items)
+    }
+
+    async fn search_once(&self, scope: &Scope, filter: &ItemFilter, page: Page) -> Result<Vec<FoundItem>> {
+        let Some(near) = &filter.near else { return self.latest(scope, filter, None, page).await };
+        let (found, rest) = self.nearest(scope, filter, near, page).await?.page(page);
+        let mut items = if found.is_empty() { Vec::new() } else { self.fetch(found, filter).await? };
+        if rest.limit > 0 {
+            items.extend(self.latest(scope, filter, Some(near), rest).await?);
+        }
+        Ok(items)
     }
 }
 
 #[async_trait]
 impl Items for PostgresStorage {
     async fn put_item(&self, scope: &Scope, item: NewItem) -> Result<()> {
+        let (paths, vectors) = columns(item.embedded.as_ref());
         let mut session = self.session().await?;
         sqlx::query(PUT)
             .bind(scope.tenant())
             .bind(matching::namespace_text(&item.namespace))
             .bind(hide_nul(&item.key).into_owned())
+            .bind(item.embedded.as_ref().map(|embedded| embedded.model.as_str()))
+            .bind(paths)
+            .bind(vectors)
             .bind(PLAIN)
             .bind(encoding::bytes(&item.value))
             .bind(item.ttl_minutes.map(|minutes| (minutes * MICROS_PER_MINUTE) as i64))
+            .bind(items::indexing_text(&item.indexing))
             .execute(session.conn())
             .await
             .map_err(driver_error)?;
@@ -148,29 +334,43 @@ impl Items for PostgresStorage {
     }
 
     async fn delete_item(&self, scope: &Scope, namespace: &[String], key: &str) -> Result<()> {
-        let mut session = self.session().await?;
+        let (namespace, key) = (matching::namespace_text(namespace), hide_nul(key).into_owned());
+        let mut transaction = self.begin().await?;
         sqlx::query("DELETE FROM items WHERE tenant = $1 AND namespace = $2 AND key = $3")
             .bind(scope.tenant())
-            .bind(matching::namespace_text(namespace))
-            .bind(hide_nul(key).into_owned())
-            .execute(session.conn())
+            .bind(&namespace)
+            .bind(&key)
+            .execute(&mut *transaction)
             .await
             .map_err(driver_error)?;
-        self.wrote(session).await
+        sqlx::query(DELETE_VECTORS)
+            .bind(vec![scope.tenant()])
+            .bind(vec![namespace])
+            .bind(vec![key])
+            .execute(&mut *transaction)
+            .await
+            .map_err(driver_error)?;
+        self.commit(transaction).await
     }
 
-    async fn search_items(&self, scope: &Scope, filter: &ItemFilter, page: Page, restart: bool) -> Result<Vec<Item>> {
+    async fn search_items(
+        &self,
+        scope: &Scope,
+        filter: &ItemFilter,
+        page: Page,
+        restart: bool,
+    ) -> Result<Vec<FoundItem>> {
         let found = read!(self.search_once(scope, filter, page))?;
         if restart {
-            let namespaces = found.iter().map(|item| matching::namespace_text(&item.namespace)).collect();
-            let keys = found.iter().map(|item| hide_nul(&item.key).into_owned()).collect();
+            let namespaces = found.iter().map(|found| matching::namespace_text(&found.item.namespace)).collect();
+            let keys = found.iter().map(|found| hide_nul(&found.item.key).into_owned()).collect();
             self.refresh(scope, namespaces, keys).await?;
         }
         Ok(found)
     }
 
     async fn list_namespaces(&self, scope: &Scope, filter: &NamespaceFilter, page: Page) -> Result<Vec<Vec<String>>> {
-        let (from, to) = matching::namespace_range(&filter.prefix);
+        let (from, to) = matching::namespace_range(matching::plain_prefix(&filter.prefix));
         let found: Vec<Vec<String>> = read!(async {
             let mut session = self.session().await?;
             let rows = sqlx::query(NAMESPACES)
@@ -185,5 +385,74 @@ impl Items for PostgresStorage {
                 .collect::<Result<_>>()
         })?;
         Ok(matching::page(matching::namespaces(found, filter), page))
+    }
+
+    async fn sweep_items(&self, scope: &Scope) -> Result<bool> {
+        let mut transaction = self.begin().await?;
+        let gone = sqlx::query(SWEEP)
+            .bind(scope.filter())
+            .bind(STEP_ROWS)
+            .fetch_all(&mut *transaction)
+            .await
+            .map_err(driver_error)?;
+        if gone.is_empty() {
+            return Ok(false);
+        }
+        let (mut tenants, mut namespaces, mut keys) = (Vec::new(), Vec::new(), Vec::new());
+        for row in &gone {
+            tenants.push(get::<Uuid>(row, "tenant")?);
+            namespaces.push(get::<String>(row, "namespace")?);
+            keys.push(get::<String>(row, "key")?);
+        }
+        sqlx::query(DELETE_VECTORS)
+            .bind(tenants)
+            .bind(namespaces)
+            .bind(keys)
+            .execute(&mut *transaction)
+            .await
+            .map_err(driver_error)?;
+        self.commit(transaction).await?;
+        Ok(gone.len() as i64 >= STEP_ROWS)
+    }
+
+    async fn unembedded_items(
+        &self,
+        scope: &Scope,
+        model: &str,
+        after: Option<&ItemPlace>,
+        limit: i64,
+    ) -> Result<Vec<UnembeddedItem>> {
+        read!(async {
+            let mut session = self.session().await?;
+            let rows = sqlx::query(UNEMBEDDED)
+                .bind(scope.filter())
+                .bind(model)
+                .bind(after.map(|place| place.scope.tenant()))
+                .bind(after.map(|place| matching::namespace_text(&place.namespace)))
+                .bind(after.map(|place| hide_nul(&place.key).into_owned()))
+                .bind(limit)
+                .fetch_all(session.conn())
+                .await
+                .map_err(driver_error)?;
+            rows.iter().map(unembedded_from).collect()
+        })
+    }
+
+    async fn embed_item(&self, scope: &Scope, item: &Item, embedded: Embedded) -> Result<bool> {
+        let (paths, vectors) = columns(Some(&embedded));
+        let mut session = self.session().await?;
+        let held = sqlx::query(EMBED)
+            .bind(scope.tenant())
+            .bind(matching::namespace_text(&item.namespace))
+            .bind(hide_nul(&item.key).into_owned())
+            .bind(&embedded.model)
+            .bind(paths)
+            .bind(vectors)
+            .bind(item.updated_at.0)
+            .fetch_optional(session.conn())
+            .await
+            .map_err(driver_error)?;
+        self.wrote(session).await?;
+        Ok(held.is_some())
     }
 }

@@ -80,6 +80,11 @@ const MIGRATIONS: &[Migration] = &[
         name: "0012_sessions",
         sql: include_str!("../../../migrations/postgres/0012_sessions.sql"),
     },
+    Migration {
+        version: 13,
+        name: "0013_item_vectors",
+        sql: include_str!("../../../migrations/postgres/0013_item_vectors.sql"),
+    },
     Migration { version: 14, name: "0014_cache", sql: include_str!("../../../migrations/postgres/0014_cache.sql") },
     Migration { version: 15, name: "0015_foreign", sql: include_str!("../../../migrations/postgres/0015_foreign.sql") },
 ];

@@ -69,6 +69,11 @@ const MIGRATIONS: &[Migration] = &[
         sql: include_str!("../../../migrations/sqlite/0010_idempotency_keys.sql"),
     },
     Migration { version: 12, name: "0012_sessions", sql: include_str!("../../../migrations/sqlite/0012_sessions.sql") },
+    Migration {
+        version: 13,
+        name: "0013_item_vectors",
+        sql: include_str!("../../../migrations/sqlite/0013_item_vectors.sql"),
+    },
     Migration { version: 14, name: "0014_cache", sql: include_str!("../../../migrations/sqlite/0014_cache.sql") },
     Migration { version: 15, name: "0015_foreign", sql: include_str!("../../../migrations/sqlite/0015_foreign.sql") },
 ];

@@ -241,7 +241,7 @@ async fn damaged_bytes_name_their_place(lab: Lab) {
     };
     let all = StepCommit { events: vec![event(1, id(1))], ..step(running.lease, rows, None) };
     assert_eq!(commit(storage, all).await, CommitOutcome::Committed);
-    let item = NewItem { namespace: vec!["n".into()], key: "k".into(), value: json("{}"), ttl_minutes: None };
+    let item = NewItem { namespace: vec!["n".into()], key: "k".into(), value: json("{}"), ..NewItem::default() };
     storage.put_item(&TENANT, item).await.unwrap();
 
     let bytes = |hex: &str| if lab.is_postgres() { format!("'\\x{hex}'::bytea") } else { format!("x'{hex}'") };

@@ -10,6 +10,7 @@ for_each_backend!(
     prefixes_are_whole_labels,
     namespaces_are_listed_cut_and_paged,
     tenants_do_not_share_items,
+    expired_items_are_swept_in_steps,
 );
 
 fn labels(namespace: &[&str]) -> Vec<String> {
@@ -17,14 +18,26 @@ fn labels(namespace: &[&str]) -> Vec<String> {
 }
 
 fn item(namespace: &[&str], key: &str, value: &str) -> NewItem {
-    NewItem { namespace: labels(namespace), key: key.into(), value: json(value), ttl_minutes: None }
+    NewItem { namespace: labels(namespace), key: key.into(), value: json(value), ..NewItem::default() }
 }
 
-async fn keys(lab: &Lab, prefix: &[&str], conditions: Vec<(String, ItemMatch)>) -> Vec<String> {
-    let filter = ItemFilter { prefix: labels(prefix), conditions };
+/// Rows of a table, whoever they belong to.
+pub(super) async fn rows(lab: &Lab, table: &str) -> i64 {
+    let count = AssertSqlSafe(format!("SELECT COUNT(*) FROM {table}"));
+    if lab.is_postgres() {
+        let mut conn = sqlx::PgConnection::connect(&lab.url).await.unwrap();
+        sqlx::query_scalar(count).fetch_one(&mut conn).await.unwrap()
+    } else {
+        let mut conn = sqlx::SqliteConnection::connect(&lab.url).await.unwrap();
+        sqlx::query_scalar(count).fetch_one(&mut conn).await.unwrap()
+    }
+}
+
+async fn keys(lab: &Lab, prefix: &[&str], conditions: Vec<(Vec<String>, ItemMatch)>) -> Vec<String> {
+    let filter = ItemFilter { prefix: labels(prefix), conditions, near: None };
     let page = Page { limit: 100, offset: 0 };
     let found = lab.storage.search_items(&TENANT, &filter, page, false).await.unwrap();
-    let mut keys: Vec<String> = found.into_iter().map(|item| item.key).collect();
+    let mut keys: Vec<String> = found.into_iter().map(|found| found.item.key).collect();
     keys.sort();
     keys
 }
@@ -83,23 +96,32 @@ async fn conditions_filter_by_value(lab: Lab) {
     {
         lab.storage.put_item(&TENANT, item(&["n"], key, value)).await.unwrap();
     }
-    let n = |condition: ItemMatch| vec![("n".to_owned(), condition)];
+    let n = |condition: ItemMatch| vec![(labels(&["n"]), condition)];
     assert_eq!(keys(&lab, &[], n(ItemMatch::Eq(json("1.0")))).await, ["a"]);
     assert_eq!(keys(&lab, &[], n(ItemMatch::Ne(json("1")))).await, ["b", "c"]);
     assert_eq!(keys(&lab, &[], n(ItemMatch::Gt(json("1")))).await, ["b"]);
     assert_eq!(keys(&lab, &[], n(ItemMatch::Gte(json("1")))).await, ["a", "b"]);
     assert_eq!(keys(&lab, &[], n(ItemMatch::Lt(json("2")))).await, ["a"]);
     assert_eq!(keys(&lab, &[], n(ItemMatch::Lte(json("2.5")))).await, ["a", "b"]);
-    let both =
-        vec![("s".to_owned(), ItemMatch::Gt(json("\"x\""))), ("o".to_owned(), ItemMatch::Eq(json(r#"{"p":1}"#)))];
+    let both = vec![
+        (labels(&["s"]), ItemMatch::Gt(json("\"x\""))),
+        (labels(&["o"]), ItemMatch::Eq(json(r#"{"p":1}"#))),
+        (labels(&["o", "p"]), ItemMatch::Lt(json("2"))),
+    ];
     assert_eq!(keys(&lab, &[], both).await, ["b"]);
-    let filter = ItemFilter { prefix: vec![], conditions: n(ItemMatch::Ne(json("7"))) };
+    assert_eq!(keys(&lab, &[], vec![(labels(&["o", "p"]), ItemMatch::Ne(json("1")))]).await, ["a", "c"]);
+    assert!(keys(&lab, &[], vec![(labels(&["s", "p"]), ItemMatch::Eq(json("1")))]).await.is_empty());
+    let filter = ItemFilter { conditions: n(ItemMatch::Ne(json("7"))), ..ItemFilter::default() };
     let page = Page { limit: 1, offset: 1 };
     let found = lab.storage.search_items(&TENANT, &filter, page, false).await.unwrap();
-    assert_eq!(found.iter().map(|item| item.key.as_str()).collect::<Vec<_>>(), ["b"], "most recently updated first");
+    assert_eq!(
+        found.iter().map(|found| found.item.key.as_str()).collect::<Vec<_>>(),
+        ["b"],
+        "most recently updated first"
+    );
     let filter = ItemFilter::default();
     let found = lab.storage.search_items(&TENANT, &filter, page, false).await.unwrap();
-    assert_eq!(found[0].key, "b");
+    assert_eq!(found[0].item.key, "b");
 }
 
 async fn prefixes_are_whole_labels(lab: Lab) {
@@ -128,7 +150,15 @@ async fn namespaces_are_listed_cut_and_paged(lab: Lab) {
     let below = NamespaceFilter { prefix: labels(&["a"]), ..all.clone() };
     assert_eq!(list(below.clone(), 10, 0).await, ["a.b.z", "a.c.y", "a.c.z"]);
     assert_eq!(list(NamespaceFilter { max_depth: Some(2), ..below }, 10, 0).await, ["a.b", "a.c"]);
-    assert_eq!(list(NamespaceFilter { suffix: labels(&["z"]), ..all }, 10, 0).await, ["a.b.z", "a.c.z", "a-b.z"]);
+    let ending = |suffix: &[&str]| NamespaceFilter { suffix: labels(suffix), ..NamespaceFilter::default() };
+    assert_eq!(list(ending(&["z"]), 10, 0).await, ["a.b.z", "a.c.z", "a-b.z"]);
+    // `*` stands for any one label.
+    let starting = |prefix: &[&str]| NamespaceFilter { prefix: labels(prefix), ..NamespaceFilter::default() };
+    assert_eq!(list(starting(&["*", "c"]), 10, 0).await, ["a.c.y", "a.c.z"]);
+    assert_eq!(list(starting(&["a", "*", "z"]), 10, 0).await, ["a.b.z", "a.c.z"]);
+    assert_eq!(list(ending(&["c", "*"]), 10, 0).await, ["a.c.y", "a.c.z"]);
+    assert_eq!(list(ending(&["*", "*", "*", "*"]), 10, 0).await, Vec::<String>::new());
+    assert_eq!(list(NamespaceFilter { suffix: labels(&["y"]), ..starting(&["a"]) }, 10, 0).await, ["a.c.y"]);
 }
 
 async fn tenants_do_not_share_items(lab: Lab) {
@@ -140,4 +170,26 @@ async fn tenants_do_not_share_items(lab: Lab) {
     assert!(spaces.is_empty());
     storage.delete_item(&OTHER, &labels(&["n"]), "k").await.unwrap();
     assert!(storage.get_item(&TENANT, &labels(&["n"]), "k", false).await.unwrap().is_some());
+}
+
+async fn expired_items_are_swept_in_steps(lab: Lab) {
+    let storage = &lab.storage;
+    let over = |namespace: &[&str], key: &str| NewItem { ttl_minutes: Some(0.0), ..item(namespace, key, "{}") };
+    storage.put_item(&TENANT, over(&["n"], "gone")).await.unwrap();
+    storage.put_item(&OTHER, over(&["n"], "theirs")).await.unwrap();
+    storage.put_item(&TENANT, NewItem { ttl_minutes: Some(60.0), ..item(&["n"], "later", "{}") }).await.unwrap();
+    storage.put_item(&TENANT, item(&["n"], "kept", "{}")).await.unwrap();
+    assert!(!storage.sweep_items(&TENANT).await.unwrap(), "fewer than a step");
+    if !lab.is_memory() {
+        let left = rows(&lab, "items").await;
+        assert_eq!(left, 3, "those of one tenant");
+    }
+    assert!(!storage.sweep_items(&Scope::Server).await.unwrap());
+    if !lab.is_memory() {
+        assert_eq!(rows(&lab, "items").await, 2);
+    }
+    assert_eq!(keys(&lab, &["n"], vec![]).await, ["kept", "later"]);
+    let before = storage.write_transactions();
+    assert!(!storage.sweep_items(&Scope::Server).await.unwrap());
+    assert_eq!(storage.write_transactions(), before, "nothing to do costs no write");
 }

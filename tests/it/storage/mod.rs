@@ -20,6 +20,7 @@ mod crons;
 mod foreign;
 mod idempotency;
 mod interrupts;
+mod item_vectors;
 mod items;
 mod retention;
 mod runs;

@@ -14,7 +14,7 @@ use session_store::graph::Graph;
 use session_store::graphs;
 use session_store::http::{HttpSettings, router};
 use session_store::model::{Durability, Ttl, TtlStrategy};
-use session_store::runtime::{CronSettings, Runtime, Settings, WebhookSettings};
+use session_store::runtime::{CronSettings, ItemSettings, Runtime, Settings, WebhookSettings};
 use session_store::storage::SharedStorage;
 use session_store::storage::connect::{ConnectOptions, connect};
 use session_store::telemetry;
@@ -61,6 +61,11 @@ impl TestServer {
     pub(crate) async fn with_runtime(settings: HttpSettings, runtime: Settings) -> TestServer {
         let storage = connect("memory", &ConnectOptions::default()).await.expect("a database in memory");
         TestServer::run(storage, settings, runtime, shipped()).await
+    }
+
+    /// [`TestServer::with_runtime`] of other graphs, over a database that others may use, too.
+    pub(crate) async fn set(storage: SharedStorage, runtime: Settings, graphs: Vec<Graph>) -> TestServer {
+        TestServer::run(storage, HttpSettings::default(), runtime, graphs).await
     }
 
     /// A server of other graphs.
@@ -303,6 +308,7 @@ pub(crate) fn runtime_settings() -> Settings {
         claims: true,
         crons: CronSettings { poll_every: Duration::from_millis(200), ..CronSettings::default() },
         webhooks: WebhookSettings::default(),
+        items: ItemSettings::default(),
     }
 }
 
