@@ -24,6 +24,8 @@ pub mod special {
     pub const NO_WRITES: &str = "__no_writes__";
     /// The node's own output is recorded, but one of its routers failed: the task has to run again.
     pub const ROUTER_FAILED: &str = "__router_failed__";
+    /// What models cost in a task, all its attempts together.
+    pub const USAGE: &str = "__usage__";
     pub const PULL: &str = "__pregel_pull";
     pub const PUSH: &str = "__pregel_push";
     pub const ROOT: &str = "__root__";

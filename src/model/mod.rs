@@ -4,6 +4,7 @@
 pub mod assistant;
 pub mod checkpoint;
 pub mod cron;
+pub mod effect;
 pub mod event;
 pub mod frame;
 pub mod id;
@@ -15,6 +16,7 @@ pub mod scope;
 pub mod state;
 pub mod thread;
 pub mod time;
+pub mod usage;
 
 pub use assistant::Assistant;
 pub use checkpoint::{
@@ -22,6 +24,7 @@ pub use checkpoint::{
     WrittenBy, special,
 };
 pub use cron::Cron;
+pub use effect::{Effect, EffectEntry, EffectPlace, EffectState};
 pub use event::{Event, EventId, StreamMode};
 pub use id::{CheckpointId, IdError, RunId, ThreadId, ThreadKey, system_assistant_id};
 pub use interrupt::{InterruptRecord, InterruptStatus};
@@ -34,3 +37,4 @@ pub use scope::Scope;
 pub use state::{Cursor, HeadView, TaskState, ThreadState};
 pub use thread::{Closed, ClosedAs, Moved, Thread, ThreadStatus, ThreadTtl, Ttl, TtlStrategy};
 pub use time::Timestamp;
+pub use usage::{Cost, CostError, ModelUsage, UsageTotals};

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
 
-use super::{Json, RunId, ThreadId, ThreadKey, Timestamp};
+use super::{Json, RunId, ThreadId, ThreadKey, Timestamp, UsageTotals};
 
 /// A run's status (contract section 2). A run that stops at an interrupt ends as `success`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -249,4 +249,6 @@ pub struct Run {
     pub error: Option<ErrorInfo>,
     /// Who asked for it: a name for records, not a proof.
     pub actor: Option<String>,
+    /// What models cost in this run, attempts that failed included.
+    pub usage: UsageTotals,
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{CheckpointId, ErrorInfo, Json, ThreadId, ThreadKey, Timestamp};
+use super::{CheckpointId, ErrorInfo, Json, ThreadId, ThreadKey, Timestamp, UsageTotals};
 
 /// A thread's status, derived from its runs and its head; never stored as a second truth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -54,6 +54,8 @@ pub struct Thread {
     pub view: Option<Json>,
     /// The largest event id given out so far ([`super::EventId`]), 0 if none.
     pub last_event: i64,
+    /// What models cost on this thread, runs that were deleted or rolled back included.
+    pub usage: UsageTotals,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
     pub state_updated_at: Timestamp,

@@ -24,6 +24,7 @@ pub mod cache;
 pub mod checkpoints;
 pub mod connect;
 pub mod crons;
+pub mod effects;
 pub mod foreign;
 pub mod idempotency;
 pub mod interrupts;
@@ -42,6 +43,7 @@ mod payloads;
 mod postgres;
 mod rows;
 mod sqlite;
+mod usage;
 mod vectors;
 mod webhook_rows;
 
@@ -52,6 +54,7 @@ pub use checkpoints::{
     TaskWritesRow, Which,
 };
 pub use crons::{CronFilter, CronFired, CronReplaced, CronSort, CronTick, Crons, DueCron, DueCrons};
+pub use effects::{EffectFilter, EffectRow, Effects};
 pub use foreign::{
     Foreign, ForeignBatch, ForeignCheckpoint, ForeignCopied, ForeignFilter, ForeignKept, ForeignOutcome,
     ForeignPayload, ForeignWrites, StoredBytes, StoredForeign,
@@ -64,7 +67,7 @@ pub use items::{
 pub use retention::{ExpiredThread, Kept, Pruned, Retention, STEP_ROWS, Size, ThreadSizes};
 pub use runs::{
     CancelRequest, CancelTarget, Cancelled, Claim, ClaimedRun, CommitOutcome, Lease, LeaseState, NewRun, RunCreated,
-    RunEnd, RunFilter, Runs, StateCommit, StateOutcome, StepCommit, StepRows, StoredEvent,
+    RunEnd, RunFilter, Runs, StateCommit, StateOutcome, StepCommit, StepRows, StoredEvent, UsageRow,
 };
 pub use sessions::{Close, CloseOutcome, Sessions};
 pub use threads::{
@@ -136,6 +139,7 @@ pub trait Storage:
     + Checkpoints
     + Foreign
     + Interrupts
+    + Effects
     + Items
     + Cache
     + Crons

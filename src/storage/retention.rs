@@ -13,7 +13,7 @@ use crate::model::{CheckpointId, Scope, ThreadId, ThreadKey, ThreadTtl, Timestam
 pub const STEP_ROWS: i64 = 2_000;
 
 /// The tables that hold rows of threads, with the rest of their keys. Whoever adds a table adds it here; a test compares.
-pub(crate) const THREAD_TABLES: [(&str, &str); 10] = [
+pub(crate) const THREAD_TABLES: [(&str, &str); 12] = [
     ("runs", "run_id"),
     ("checkpoints", "ns, checkpoint_id"),
     ("task_writes", "ns, checkpoint_id, task_id, run_id"),
@@ -24,6 +24,8 @@ pub(crate) const THREAD_TABLES: [(&str, &str); 10] = [
     ("branches", "name"),
     ("foreign_checkpoints", "ns, checkpoint_id"),
     ("foreign_writes", "ns, checkpoint_id, task_id, slot"),
+    ("effects", "ns, checkpoint_id, task_id, key"),
+    ("usage_totals", "run_id, model"),
 ];
 
 /// A thread whose time is over.
@@ -76,6 +78,8 @@ pub struct ThreadSizes {
     pub task_writes: Size,
     pub events: Size,
     pub runs: Size,
+    pub interrupts: Size,
+    pub effects: Size,
 }
 
 /// Retention.

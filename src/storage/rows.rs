@@ -31,16 +31,17 @@ pub(crate) fn driver_error(error: sqlx::Error) -> StorageError {
     }
 }
 
-/// Defines `thread_from`, `closed_from`, `run_from`, `cancel_from`, `checkpoint_from`, `log_from`, `event_from`, `assistant_from`,
-/// `interrupt_from`, `item_from`, `unembedded_from` and `look_at` for a row type.
+/// Defines `thread_from`, `closed_from`, `run_from`, `cancel_from`, `checkpoint_from`, `log_from`, `event_from`,
+/// `assistant_from`, `interrupt_from`, `entry_from`, `effect_from`, `item_from`, `unembedded_from` and `look_at` for a row
+/// type.
 macro_rules! define_rows {
     ($row:ty) => {
         use sqlx::Row as _;
 
         use crate::model::{
-            Assistant, CancelAction, CheckpointSource, Closed, ClosedAs, EventId, InterruptRecord, InterruptStatus,
-            Item, Moved, MultitaskStrategy, Run, RunStatus, Scope, Thread, ThreadId, ThreadKey, ThreadStatus,
-            Timestamp,
+            Assistant, CancelAction, CheckpointSource, Closed, ClosedAs, Effect, EffectEntry, EffectPlace, EffectState,
+            EventId, InterruptRecord, InterruptStatus, Item, Moved, MultitaskStrategy, Run, RunStatus, Scope, Thread,
+            ThreadId, ThreadKey, ThreadStatus, Timestamp,
         };
         use crate::storage::encoding::{self, Place};
         use crate::storage::vectors::{self, Key, Nearest};
@@ -79,6 +80,7 @@ macro_rules! define_rows {
                 head: get(row, "head")?,
                 view: view.map(|view| encoding::json(codec, view, at("view"))).transpose()?,
                 last_event: get(row, "last_event")?,
+                usage: crate::storage::usage::totals(get(row, "usage")?, &key)?,
                 created_at: Timestamp(get(row, "created_at")?),
                 updated_at: Timestamp(get(row, "updated_at")?),
                 state_updated_at: Timestamp(get(row, "state_updated_at")?),
@@ -130,6 +132,7 @@ macro_rules! define_rows {
                 updated_at: Timestamp(get(row, "run_updated_at")?),
                 error: encoding::error_info(codec, get(row, "run_error")?, at("error"))?,
                 actor: get::<Option<String>>(row, "actor")?.map(encoding::show_nul),
+                usage: crate::storage::usage::totals(get(row, "run_usage")?, &run_id)?,
             })
         }
 
@@ -259,6 +262,41 @@ macro_rules! define_rows {
                 interrupt_id,
             };
             Ok((ThreadKey(key), record))
+        }
+
+        /// The columns `key, state, attempt, asked, codec, result, error, task_id` of an effect.
+        pub(super) fn entry_from(row: &$row) -> Result<EffectEntry> {
+            let (task_id, key): (String, String) = (get(row, "task_id")?, get(row, "key")?);
+            let name = format!("{task_id}/{key}");
+            let at = |column| Place { table: "effects", column, id: &name };
+            let codec: i16 = get(row, "codec")?;
+            let state: String = get(row, "state")?;
+            let result: Option<Vec<u8>> = get(row, "result")?;
+            Ok(EffectEntry {
+                state: EffectState::parse(&state).ok_or_else(|| at("state").corrupt(state))?,
+                attempt: get(row, "attempt")?,
+                asked: get(row, "asked")?,
+                result: result.map(|result| encoding::json(codec, result, at("result"))).transpose()?,
+                error: encoding::error_info(codec, get(row, "error")?, at("error"))?,
+                key,
+            })
+        }
+
+        pub(super) fn effect_from(row: &$row) -> Result<Effect> {
+            let ended_at: Option<i64> = get(row, "ended_at")?;
+            Ok(Effect {
+                place: EffectPlace {
+                    ns: get(row, "ns")?,
+                    checkpoint_id: get(row, "checkpoint_id")?,
+                    task_id: get(row, "task_id")?,
+                    node: encoding::show_nul(get(row, "node")?),
+                },
+                entry: entry_from(row)?,
+                run_id: get(row, "run_id")?,
+                started_at: Timestamp(get(row, "started_at")?),
+                ended_at: ended_at.map(Timestamp),
+                bytes: get::<Option<i64>>(row, "bytes")?.unwrap_or(0),
+            })
         }
 
         pub(super) fn item_from(row: &$row) -> Result<Item> {

@@ -6,12 +6,13 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::checkpoints::{CheckpointRow, LogRow, Payload, TaskWritesRow};
+use super::effects::EffectRow;
 use super::interrupts::InterruptRow;
 use super::webhooks::WebhookEnd;
 use super::{Page, Result};
 use crate::model::{
-    CancelAction, CheckpointId, Closed, ErrorInfo, EventId, Json, MultitaskStrategy, Run, RunId, RunStatus, Scope,
-    Thread, ThreadId, ThreadKey, ThreadStatus, Timestamp, Ttl,
+    CancelAction, CheckpointId, Closed, ErrorInfo, EventId, Json, ModelUsage, MultitaskStrategy, Run, RunId, RunStatus,
+    Scope, Thread, ThreadId, ThreadKey, ThreadStatus, Timestamp, Ttl,
 };
 
 /// The right to execute a run: valid while the run row is `running` with this epoch. The epoch grows by one per claim.
@@ -161,8 +162,8 @@ pub struct RunEnd {
     pub announce: bool,
 }
 
-/// Rows of one or more supersteps, inserted together. Except for task writes and interrupts, a row that is there already
-/// stays as it is: a commit repeated after its answer was lost changes nothing.
+/// Rows of one or more supersteps, inserted together. Except for task writes, interrupts and effects, a row that is there
+/// already stays as it is: a commit repeated after its answer was lost changes nothing.
 #[derive(Debug, Clone, Default)]
 pub struct StepRows {
     pub checkpoints: Vec<CheckpointRow>,
@@ -173,6 +174,10 @@ pub struct StepRows {
     pub log: Vec<LogRow>,
     /// Questions asked, answered and withdrawn; by a run only.
     pub interrupts: Vec<InterruptRow>,
+    /// External calls of tasks; see [`EffectRow`].
+    pub effects: Vec<EffectRow>,
+    /// Added to the totals of the run and of its thread, once: each model at most one row per commit.
+    pub usage: Vec<UsageRow>,
     /// The new head of the root namespace.
     pub head: Option<CheckpointId>,
 }
@@ -185,7 +190,18 @@ impl StepRows {
             && self.payloads.is_empty()
             && self.log.is_empty()
             && self.interrupts.is_empty()
+            && self.effects.is_empty()
+            && self.usage.is_empty()
     }
+}
+
+/// What a model was asked for since the last commit.
+#[derive(Debug, Clone)]
+pub struct UsageRow {
+    pub model: String,
+    pub usage: ModelUsage,
+    /// Grows with every commit of the run that counts something: one that was counted already is not counted again.
+    pub seq: i64,
 }
 
 /// An event kept for replay.

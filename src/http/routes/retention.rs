@@ -39,7 +39,8 @@ pub(super) async fn storage(State(state): State<AppState>, caller: Caller, path:
         .lists
         .iter()
         .fold(sizes.payloads, |all, (_, list)| Size { count: all.count + list.count, bytes: all.bytes + list.bytes });
-    let kinds = [sizes.checkpoints, values, sizes.task_writes, sizes.events, sizes.runs];
+    let kinds =
+        [sizes.checkpoints, values, sizes.task_writes, sizes.events, sizes.runs, sizes.interrupts, sizes.effects];
     let total: i64 = kinds.iter().map(|kind| kind.bytes).sum();
     let by_channel: serde_json::Map<String, Value> =
         report.by_channel.iter().map(|(channel, size)| (channel.clone(), shown(*size))).collect();
@@ -53,6 +54,8 @@ pub(super) async fn storage(State(state): State<AppState>, caller: Caller, path:
         "pending_writes": shown(sizes.task_writes),
         "events": shown(sizes.events),
         "runs": shown(sizes.runs),
+        "interrupts": shown(sizes.interrupts),
+        "effects": shown(sizes.effects),
     }))
     .into_response())
 }

@@ -295,6 +295,16 @@ impl Foreign for Nowhere {
 }
 
 #[async_trait]
+impl Effects for Nowhere {
+    async fn task_effects(&self, _: &Scope, _: ThreadKey, _: &EffectPlace) -> Result<Vec<EffectEntry>> {
+        gone()
+    }
+    async fn list_effects(&self, _: &Scope, _: ThreadKey, _: &EffectFilter, _: Page) -> Result<Vec<Effect>> {
+        gone()
+    }
+}
+
+#[async_trait]
 impl Items for Nowhere {
     async fn put_item(&self, _: &Scope, _: NewItem) -> Result<()> {
         gone()

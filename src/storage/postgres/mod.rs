@@ -33,6 +33,7 @@ mod assistants;
 mod cache;
 mod checkpoints;
 mod crons;
+mod effects;
 mod foreign;
 mod idempotency;
 mod interrupts;
@@ -57,6 +58,11 @@ const MIGRATIONS: &[Migration] = &[
         version: 2,
         name: "0002_interrupts",
         sql: include_str!("../../../migrations/postgres/0002_interrupts.sql"),
+    },
+    Migration {
+        version: 3,
+        name: "0003_effects_and_usage",
+        sql: include_str!("../../../migrations/postgres/0003_effects_and_usage.sql"),
     },
     Migration {
         version: 6,

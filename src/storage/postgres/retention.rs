@@ -122,6 +122,18 @@ async fn prune(conn: &mut PgConnection, key: ThreadKey, kept: &Kept) -> Result<P
         &spaces,
         &ids
     );
+    let effects = prune_rows!(
+        conn,
+        key,
+        "DELETE FROM effects WHERE (thread_key, ns, checkpoint_id, task_id, key) IN (
+             SELECT e.thread_key, e.ns, e.checkpoint_id, e.task_id, e.key FROM effects e
+             WHERE e.thread_key = $1
+               AND NOT EXISTS (SELECT 1 FROM UNNEST($3::text[], $4::text[]) AS k (ns, id)
+                               WHERE k.ns = e.ns AND k.id = e.checkpoint_id)
+             LIMIT $2)",
+        &spaces,
+        &ids
+    );
     let hashes: Vec<Vec<u8>> = kept.payloads.iter().map(|hash| hash.to_vec()).collect();
     let payloads = prune_rows!(
         conn,
@@ -148,7 +160,7 @@ async fn prune(conn: &mut PgConnection, key: ThreadKey, kept: &Kept) -> Result<P
         kept.branches.iter().map(|branch| branch.2).collect::<Vec<_>>(),
         kept.branches.iter().map(|branch| branch.3).collect::<Vec<_>>()
     );
-    if !(task_writes && payloads && log) {
+    if !(task_writes && effects && payloads && log) {
         return Ok(Pruned::More);
     }
     // What they came from is gone.
@@ -195,7 +207,14 @@ const SIZES: &str = "
            (SELECT SUM(octet_length(data))::bigint FROM events WHERE thread_key = $1) AS event_bytes,
            (SELECT COUNT(*) FROM runs WHERE thread_key = $1) AS runs,
            (SELECT SUM(octet_length(kwargs) + octet_length(metadata::text))::bigint
-            FROM runs WHERE thread_key = $1) AS run_bytes
+            FROM runs WHERE thread_key = $1) AS run_bytes,
+           (SELECT COUNT(*) FROM interrupts WHERE thread_key = $1) AS interrupts,
+           (SELECT SUM(octet_length(question) + COALESCE(octet_length(response_schema), 0)
+                       + COALESCE(octet_length(answer), 0))::bigint
+            FROM interrupts WHERE thread_key = $1) AS interrupt_bytes,
+           (SELECT COUNT(*) FROM effects WHERE thread_key = $1) AS effects,
+           (SELECT SUM(COALESCE(octet_length(result), 0) + COALESCE(octet_length(error), 0))::bigint
+            FROM effects WHERE thread_key = $1) AS effect_bytes
     FROM threads WHERE thread_key = $1 AND ($2::uuid IS NULL OR tenant = $2)";
 
 fn size(row: &PgRow, count: &str, bytes: &str) -> Result<Size> {
@@ -339,6 +358,8 @@ impl Retention for PostgresStorage {
                 task_writes: size(&row, "task_writes", "task_write_bytes")?,
                 events: size(&row, "events", "event_bytes")?,
                 runs: size(&row, "runs", "run_bytes")?,
+                interrupts: size(&row, "interrupts", "interrupt_bytes")?,
+                effects: size(&row, "effects", "effect_bytes")?,
             }))
         })
     }

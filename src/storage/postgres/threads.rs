@@ -23,7 +23,10 @@ macro_rules! thread_columns {
         "t.thread_key, t.tenant, t.name, t.graph_id, t.metadata::text AS metadata, t.codec, t.config, t.rest_status, \
          t.error, t.head, t.view, t.last_event, t.created_at, t.updated_at, t.state_updated_at, t.closed, t.closed_at, \
          t.closed_by, t.closed_reason, t.moved_to, t.moved_past, \
-         EXISTS (SELECT 1 FROM runs a WHERE a.thread_key = t.thread_key AND a.status IN ('pending', 'running')) AS busy"
+         EXISTS (SELECT 1 FROM runs a WHERE a.thread_key = t.thread_key AND a.status IN ('pending', 'running')) AS busy, \
+         (SELECT json_agg(json_build_array(u.model, u.input_tokens, u.output_tokens, u.total_tokens, u.cost_nanos))::text \
+          FROM usage_totals u WHERE u.thread_key = t.thread_key \
+          AND u.run_id = '00000000-0000-0000-0000-000000000000') AS usage"
     };
 }
 
@@ -86,7 +89,9 @@ pub(super) async fn delete_thread_rows(conn: &mut PgConnection, key: ThreadKey) 
          drop_branches AS (DELETE FROM branches WHERE thread_key = $1),
          drop_ticks AS (DELETE FROM cron_ticks WHERE cron_id IN (SELECT cron_id FROM crons WHERE thread_key = $1)),
          drop_crons AS (DELETE FROM crons WHERE thread_key = $1),
-         drop_webhooks AS (DELETE FROM webhooks WHERE thread_key = $1 AND state = 'waiting')
+         drop_webhooks AS (DELETE FROM webhooks WHERE thread_key = $1 AND state = 'waiting'),
+         drop_effects AS (DELETE FROM effects WHERE thread_key = $1),
+         drop_usage AS (DELETE FROM usage_totals WHERE thread_key = $1)
          DELETE FROM events WHERE thread_key = $1",
     )
     .bind(key.0)
@@ -150,6 +155,15 @@ const COPY_ROWS: &str = "
         INSERT INTO task_writes (thread_key, ns, checkpoint_id, task_id, run_id, tenant, path, written_at, codec, body)
         SELECT $2, ns, checkpoint_id, task_id, run_id, tenant, path, written_at, codec, body
         FROM task_writes WHERE thread_key = $1
+    ),
+    -- The copy goes on where the original stands: what its waiting tasks did to the outside world is done. What that
+    -- cost stays with the original.
+    copy_effects AS (
+        INSERT INTO effects (thread_key, ns, checkpoint_id, task_id, key, tenant, run_id, node, state, attempt, asked,
+                             started_at, ended_at, codec, result, error)
+        SELECT $2, ns, checkpoint_id, task_id, key, tenant, run_id, node, state, attempt, asked, started_at, ended_at,
+               codec, result, error
+        FROM effects WHERE thread_key = $1
     ),
     copy_payloads AS (
         INSERT INTO payloads (thread_key, hash, tenant, codec, value)

@@ -31,6 +31,7 @@ mod assistants;
 mod cache;
 mod checkpoints;
 mod crons;
+mod effects;
 mod foreign;
 mod idempotency;
 mod interrupts;
@@ -54,6 +55,11 @@ const MIGRATIONS: &[Migration] = &[
         version: 2,
         name: "0002_interrupts",
         sql: include_str!("../../../migrations/sqlite/0002_interrupts.sql"),
+    },
+    Migration {
+        version: 3,
+        name: "0003_effects_and_usage",
+        sql: include_str!("../../../migrations/sqlite/0003_effects_and_usage.sql"),
     },
     Migration {
         version: 6,

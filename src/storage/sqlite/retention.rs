@@ -146,6 +146,7 @@ async fn prune(write: &mut Write, key: ThreadKey, kept: Kept) -> Result<Pruned> 
         return Ok(Pruned::More);
     }
     let task_writes = prune_rows(write, key, "task_writes", ON_KEPT).await?;
+    let effects = prune_rows(write, key, "effects", ON_KEPT).await?;
     let payloads = prune_rows(write, key, "payloads", "SELECT 1 FROM kept_payloads k WHERE k.hash = x.hash").await?;
     let log = prune_rows(
         write,
@@ -155,7 +156,7 @@ async fn prune(write: &mut Write, key: ThreadKey, kept: Kept) -> Result<Pruned> 
          WHERE k.ns = x.ns AND k.channel = x.channel AND k.branch = x.branch AND x.start < k.length",
     )
     .await?;
-    if !(task_writes && payloads && log) {
+    if !(task_writes && effects && payloads && log) {
         return Ok(Pruned::More);
     }
     // What they came from is gone.
@@ -229,7 +230,14 @@ const SIZES: &str = "
            (SELECT COUNT(*) FROM events WHERE thread_key = $1) AS events,
            (SELECT SUM(octet_length(data)) FROM events WHERE thread_key = $1) AS event_bytes,
            (SELECT COUNT(*) FROM runs WHERE thread_key = $1) AS runs,
-           (SELECT SUM(octet_length(kwargs) + octet_length(metadata)) FROM runs WHERE thread_key = $1) AS run_bytes
+           (SELECT SUM(octet_length(kwargs) + octet_length(metadata)) FROM runs WHERE thread_key = $1) AS run_bytes,
+           (SELECT COUNT(*) FROM interrupts WHERE thread_key = $1) AS interrupts,
+           (SELECT SUM(octet_length(question) + COALESCE(octet_length(response_schema), 0)
+                       + COALESCE(octet_length(answer), 0))
+            FROM interrupts WHERE thread_key = $1) AS interrupt_bytes,
+           (SELECT COUNT(*) FROM effects WHERE thread_key = $1) AS effects,
+           (SELECT SUM(COALESCE(octet_length(result), 0) + COALESCE(octet_length(error), 0))
+            FROM effects WHERE thread_key = $1) AS effect_bytes
     FROM threads WHERE thread_key = $1 AND ($2 IS NULL OR tenant = $2)";
 
 fn size(row: &SqliteRow, count: &str, bytes: &str) -> Result<Size> {
@@ -255,6 +263,8 @@ async fn sizes(conn: &mut SqliteConnection, scope: Scope, key: ThreadKey) -> Res
         task_writes: size(&row, "task_writes", "task_write_bytes")?,
         events: size(&row, "events", "event_bytes")?,
         runs: size(&row, "runs", "run_bytes")?,
+        interrupts: size(&row, "interrupts", "interrupt_bytes")?,
+        effects: size(&row, "effects", "effect_bytes")?,
     }))
 }
 

@@ -24,7 +24,9 @@ macro_rules! thread_columns {
         "t.thread_key, t.tenant, t.name, t.graph_id, t.metadata, t.codec, t.config, t.rest_status, t.error, t.head, \
          t.view, t.last_event, t.created_at, t.updated_at, t.state_updated_at, t.closed, t.closed_at, t.closed_by, \
          t.closed_reason, t.moved_to, t.moved_past, \
-         EXISTS (SELECT 1 FROM runs a WHERE a.thread_key = t.thread_key AND a.status IN ('pending', 'running')) AS busy"
+         EXISTS (SELECT 1 FROM runs a WHERE a.thread_key = t.thread_key AND a.status IN ('pending', 'running')) AS busy, \
+         (SELECT json_group_array(json_array(u.model, u.input_tokens, u.output_tokens, u.total_tokens, u.cost_nanos)) \
+          FROM usage_totals u WHERE u.thread_key = t.thread_key AND u.run_id = zeroblob(16)) AS usage"
     };
 }
 
@@ -96,6 +98,8 @@ pub(super) async fn delete_thread_rows(conn: &mut SqliteConnection, key: ThreadK
         "DELETE FROM cron_ticks WHERE cron_id IN (SELECT cron_id FROM crons WHERE thread_key = $1)",
         "DELETE FROM crons WHERE thread_key = $1",
         "DELETE FROM webhooks WHERE thread_key = $1 AND state = 'waiting'",
+        "DELETE FROM effects WHERE thread_key = $1",
+        "DELETE FROM usage_totals WHERE thread_key = $1",
     ] {
         sqlx::query(statement).bind(key.0).execute(&mut *conn).await.map_err(driver_error)?;
     }
@@ -257,6 +261,13 @@ pub(super) async fn copy_thread(
         "INSERT INTO task_writes (thread_key, ns, checkpoint_id, task_id, run_id, tenant, path, written_at, codec, body)
          SELECT $2, ns, checkpoint_id, task_id, run_id, tenant, path, written_at, codec, body
          FROM task_writes WHERE thread_key = $1",
+        // The copy goes on where the original stands: what its waiting tasks did to the outside world is done. What that
+        // cost stays with the original.
+        "INSERT INTO effects (thread_key, ns, checkpoint_id, task_id, key, tenant, run_id, node, state, attempt, asked,
+                              started_at, ended_at, codec, result, error)
+         SELECT $2, ns, checkpoint_id, task_id, key, tenant, run_id, node, state, attempt, asked, started_at, ended_at,
+                codec, result, error
+         FROM effects WHERE thread_key = $1",
         "INSERT INTO payloads (thread_key, hash, tenant, codec, value)
          SELECT $2, hash, tenant, codec, value FROM payloads WHERE thread_key = $1",
         "INSERT INTO channel_log (thread_key, ns, channel, branch, start, tenant, count, run_id, codec, items)

@@ -238,6 +238,7 @@ async fn damaged_bytes_name_their_place(lab: Lab) {
         log: vec![log(0, 0, "[1]", None)],
         interrupts: vec![interrupt("q1", "c1", InterruptChange::Asked)],
         head: Some("c1".into()),
+        ..StepRows::default()
     };
     let all = StepCommit { events: vec![event(1, id(1))], ..step(running.lease, rows, None) };
     assert_eq!(commit(storage, all).await, CommitOutcome::Committed);

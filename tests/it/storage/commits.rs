@@ -25,6 +25,7 @@ async fn a_step_commits_everything_at_once(lab: Lab) {
         log: vec![log(0, 0, "[1]", Some(id(1)))],
         interrupts: vec![interrupt("q1", "c2", InterruptChange::Asked)],
         head: Some("c2".into()),
+        ..StepRows::default()
     };
     let all = StepCommit { events: vec![event(3, id(1)), event(4, id(1))], ..step(mine.lease, rows, None) };
     assert_eq!(commit(storage, all).await, CommitOutcome::Committed);

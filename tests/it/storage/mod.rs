@@ -17,6 +17,7 @@ mod checkpoints;
 mod claims;
 mod commits;
 mod crons;
+mod effects;
 mod foreign;
 mod idempotency;
 mod interrupts;
@@ -27,6 +28,7 @@ mod runs;
 mod schema;
 mod sessions;
 mod threads;
+mod usage;
 mod views;
 mod webhooks;
 
@@ -232,6 +234,22 @@ fn interrupt(interrupt_id: &str, checkpoint_id: &str, change: InterruptChange) -
         response_schema: Some(json(r#"{"type":"boolean"}"#)),
         checked: true,
         change,
+    }
+}
+
+/// A call that a task made and recorded.
+fn effect(checkpoint_id: &str, task_id: &str, key: &str, result: &str) -> EffectRow {
+    let (task_id, node) = (task_id.into(), "node".into());
+    EffectRow {
+        place: EffectPlace { ns: String::new(), checkpoint_id: checkpoint_id.into(), task_id, node },
+        entry: EffectEntry {
+            key: key.into(),
+            state: EffectState::Recorded,
+            attempt: 1,
+            asked: 0,
+            result: Some(json(result)),
+            error: None,
+        },
     }
 }
 

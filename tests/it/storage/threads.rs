@@ -215,6 +215,7 @@ async fn a_copy_has_the_state_but_not_the_runs(lab: Lab) {
         log: vec![log(0, 0, "[1,2]", Some(id(1)))],
         interrupts: vec![interrupt("q1", "c1", InterruptChange::Asked)],
         head: Some("c1".into()),
+        ..StepRows::default()
     };
     let ended = end(RunStatus::Success, ThreadStatus::Interrupted);
     let all = StepCommit { events: vec![event(5, id(1))], ..step(running.lease, rows, ended) };

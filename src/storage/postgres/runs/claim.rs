@@ -60,7 +60,7 @@ const CLAIM: &str = concat!(
     )
     SELECT picked.thread_key AS picked_thread, picked.run_id AS picked_run, (r.run_id IS NOT NULL) AS is_claimed, ",
     run_columns!(),
-    " FROM picked
+    ", NULL::text AS run_usage FROM picked
       LEFT JOIN claimed r ON r.thread_key = picked.thread_key AND r.run_id = picked.run_id
       LEFT JOIN threads t ON t.thread_key = picked.thread_key
       ORDER BY picked.created_at, picked.run_id"

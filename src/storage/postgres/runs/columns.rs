@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::model::Json;
 use crate::storage::encoding::{self, error_bytes, hide_nul};
-use crate::storage::{CheckpointRow, InterruptRow, LogRow, Payload, StepCommit, StepRows, StoredEvent, TaskWritesRow};
+use crate::storage::{CheckpointRow, LogRow, Payload, StepCommit, StepRows, StoredEvent, TaskWritesRow};
 
 type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
 
@@ -155,50 +155,6 @@ impl EventColumns {
 
     fn bind<'q>(self, query: PgQuery<'q>) -> PgQuery<'q> {
         query.bind(self.member).bind(self.event_id).bind(self.run_id).bind(self.name).bind(self.data)
-    }
-}
-
-/// Parameters 50-61: bound when there are any.
-#[derive(Default)]
-pub(super) struct InterruptColumns {
-    member: Vec<i32>,
-    interrupt_id: Vec<String>,
-    ns: Vec<String>,
-    checkpoint_id: Vec<String>,
-    root_checkpoint_id: Vec<String>,
-    task_id: Vec<String>,
-    node: Vec<String>,
-    question: Vec<Vec<u8>>,
-    response_schema: Vec<Option<Vec<u8>>>,
-    checked: Vec<bool>,
-    change: Vec<String>,
-    answer: Vec<Option<Vec<u8>>>,
-}
-
-impl InterruptColumns {
-    /// Adds the rows of a member, each question once: the last says how it stands.
-    pub(super) fn push(&mut self, member: i32, rows: &[InterruptRow]) {
-        let mut seen = HashSet::new();
-        for row in rows.iter().rev().filter(|row| seen.insert(&row.id)) {
-            self.member.push(member);
-            self.interrupt_id.push(row.id.clone());
-            self.ns.push(row.ns.clone());
-            self.checkpoint_id.push(row.checkpoint_id.clone());
-            self.root_checkpoint_id.push(row.root_checkpoint_id.clone());
-            self.task_id.push(row.task_id.clone());
-            self.node.push(row.node.clone());
-            self.question.push(encoding::bytes(&row.question));
-            self.response_schema.push(row.response_schema.as_ref().map(encoding::bytes));
-            self.checked.push(row.checked);
-            self.change.push(row.change.as_str().to_owned());
-            self.answer.push(row.change.answer().map(encoding::bytes));
-        }
-    }
-
-    pub(super) fn bind<'q>(self, query: PgQuery<'q>) -> PgQuery<'q> {
-        let query = query.bind(self.member).bind(self.interrupt_id).bind(self.ns).bind(self.checkpoint_id);
-        let query = query.bind(self.root_checkpoint_id).bind(self.task_id).bind(self.node).bind(self.question);
-        query.bind(self.response_schema).bind(self.checked).bind(self.change).bind(self.answer)
     }
 }
 

@@ -8,7 +8,8 @@ use sqlx::postgres::PgConnection;
 use super::super::rows::get;
 use super::super::threads::lock_thread;
 use super::super::{PostgresStorage, now, webhooks};
-use super::columns::{InterruptColumns, Members, Rows};
+use super::columns::{Members, Rows};
+use super::extras::Extras;
 use crate::model::Scope;
 use crate::storage::encoding;
 use crate::storage::rows::driver_error;
@@ -71,6 +72,96 @@ macro_rules! row_inserts {
                 AS e (member, event_id, run_id, name, data)
             JOIN live l ON l.member = e.member AND NOT l.gone
             ON CONFLICT (thread_key, event_id) DO NOTHING
+        )"
+    };
+}
+
+/// What few commits have: questions asked, answered and withdrawn (parameters 50-61), effects (62-72) and usage (73-79). A
+/// part of its own, so that other commits do not pay for it.
+macro_rules! extra_inserts {
+    () => {
+        ",
+        put_interrupts AS (
+            INSERT INTO interrupts (thread_key, interrupt_id, tenant, ns, checkpoint_id, root_checkpoint_id, task_id,
+                                    node, graph_id, assistant_id, run_id, codec, question, response_schema, checked,
+                                    asked_at, answer, answered_at, answered_by, answered_run, withdrawn_run)
+            SELECT l.thread_key, i.interrupt_id, l.tenant, i.ns, i.checkpoint_id, i.root_checkpoint_id, i.task_id,
+                   i.node, r.graph_id, r.assistant_id, r.run_id, 0, i.question, i.response_schema, i.checked, clock.now,
+                   i.answer, CASE WHEN i.change = 'answered' THEN r.created_at END,
+                   CASE WHEN i.change = 'answered' THEN r.actor END,
+                   CASE WHEN i.change = 'answered' THEN r.run_id END,
+                   CASE WHEN i.change = 'withdrawn' THEN r.run_id END
+            FROM UNNEST((SELECT $50::int[]), $51::text[], $52::text[], $53::text[], $54::text[], $55::text[], $56::text[],
+                        $57::bytea[], $58::bytea[], $59::bool[], $60::text[], $61::bytea[])
+                AS i (member, interrupt_id, ns, checkpoint_id, root_checkpoint_id, task_id, node, question,
+                      response_schema, checked, change, answer)
+            JOIN live l ON l.member = i.member AND NOT l.gone
+            JOIN runs r ON r.thread_key = l.thread_key AND r.run_id = l.run_id
+            CROSS JOIN clock
+            ON CONFLICT (thread_key, interrupt_id) DO UPDATE SET
+                answer = EXCLUDED.answer, answered_at = EXCLUDED.answered_at, answered_by = EXCLUDED.answered_by,
+                answered_run = EXCLUDED.answered_run, withdrawn_run = EXCLUDED.withdrawn_run,
+                checkpoint_id = EXCLUDED.checkpoint_id, root_checkpoint_id = EXCLUDED.root_checkpoint_id,
+                node = EXCLUDED.node
+            -- Asking again opens what was closed, and goes along when a migrated graph asks on a new checkpoint; only what
+            -- is not answered is answered or withdrawn.
+            WHERE CASE WHEN EXCLUDED.answered_at IS NULL AND EXCLUDED.withdrawn_run IS NULL
+                       THEN interrupts.answered_at IS NOT NULL OR interrupts.withdrawn_run IS NOT NULL
+                            OR interrupts.root_checkpoint_id <> EXCLUDED.root_checkpoint_id
+                       ELSE interrupts.answered_at IS NULL END
+        ),
+        put_effects AS (
+            INSERT INTO effects AS e (thread_key, ns, checkpoint_id, task_id, key, tenant, run_id, node, state, attempt,
+                                      asked, started_at, ended_at, codec, result, error)
+            SELECT l.thread_key, n.ns, n.checkpoint_id, n.task_id, n.key, l.tenant, l.run_id, n.node, n.state, n.attempt,
+                   n.asked, clock.now, CASE WHEN n.state = 'started' THEN NULL ELSE clock.now END, 0, n.result, n.error
+            FROM UNNEST((SELECT $62::int[]), $63::text[], $64::text[], $65::text[], $66::text[], $67::text[],
+                        $68::text[], $69::int[], $70::int[], $71::bytea[], $72::bytea[])
+                AS n (member, ns, checkpoint_id, task_id, key, node, state, attempt, asked, result, error)
+            JOIN live l ON l.member = n.member AND NOT l.gone
+            CROSS JOIN clock
+            ON CONFLICT (thread_key, ns, checkpoint_id, task_id, key) DO UPDATE SET
+                run_id = EXCLUDED.run_id, state = EXCLUDED.state, attempt = EXCLUDED.attempt, asked = EXCLUDED.asked,
+                started_at = CASE WHEN EXCLUDED.state = 'started' THEN EXCLUDED.started_at ELSE e.started_at END,
+                ended_at = EXCLUDED.ended_at, codec = EXCLUDED.codec, result = EXCLUDED.result, error = EXCLUDED.error
+            -- What is recorded never changes.
+            WHERE e.state <> 'recorded'
+        ),
+        counted AS MATERIALIZED (
+            SELECT l.thread_key, l.run_id, l.tenant, n.model, n.input_tokens, n.output_tokens, n.total_tokens,
+                   n.cost_nanos, n.seq
+            FROM UNNEST((SELECT $73::int[]), $74::text[], $75::bigint[], $76::bigint[], $77::bigint[], $78::bigint[],
+                        $79::bigint[])
+                AS n (member, model, input_tokens, output_tokens, total_tokens, cost_nanos, seq)
+            JOIN live l ON l.member = n.member AND NOT l.gone
+        ),
+        put_usage AS (
+            INSERT INTO usage_totals AS u (thread_key, run_id, model, tenant, input_tokens, output_tokens, total_tokens,
+                                           cost_nanos, seq)
+            SELECT c.thread_key, c.run_id, c.model, c.tenant, c.input_tokens, c.output_tokens, c.total_tokens,
+                   c.cost_nanos, c.seq
+            FROM counted c
+            ON CONFLICT (thread_key, run_id, model) DO UPDATE SET
+                input_tokens = u.input_tokens + EXCLUDED.input_tokens,
+                output_tokens = u.output_tokens + EXCLUDED.output_tokens,
+                total_tokens = u.total_tokens + EXCLUDED.total_tokens,
+                cost_nanos = u.cost_nanos + EXCLUDED.cost_nanos, seq = EXCLUDED.seq
+            -- A commit repeated after its answer was lost was counted already.
+            WHERE u.seq < EXCLUDED.seq
+            RETURNING u.thread_key, u.run_id, u.model
+        ),
+        put_thread_usage AS (
+            INSERT INTO usage_totals AS u (thread_key, run_id, model, tenant, input_tokens, output_tokens, total_tokens,
+                                           cost_nanos, seq)
+            SELECT c.thread_key, '00000000-0000-0000-0000-000000000000'::uuid, c.model, c.tenant, c.input_tokens,
+                   c.output_tokens, c.total_tokens, c.cost_nanos, 0
+            FROM counted c
+            JOIN put_usage p ON p.thread_key = c.thread_key AND p.run_id = c.run_id AND p.model = c.model
+            ON CONFLICT (thread_key, run_id, model) DO UPDATE SET
+                input_tokens = u.input_tokens + EXCLUDED.input_tokens,
+                output_tokens = u.output_tokens + EXCLUDED.output_tokens,
+                total_tokens = u.total_tokens + EXCLUDED.total_tokens,
+                cost_nanos = u.cost_nanos + EXCLUDED.cost_nanos
         )"
     };
 }
@@ -151,55 +242,14 @@ macro_rules! live_members {
     };
 }
 
-/// Questions asked, answered and withdrawn: parameters 50-61. A part of its own, since hardly any commit has some.
-macro_rules! interrupt_upserts {
-    () => {
-        ",
-        put_interrupts AS (
-            INSERT INTO interrupts (thread_key, interrupt_id, tenant, ns, checkpoint_id, root_checkpoint_id, task_id,
-                                    node, graph_id, assistant_id, run_id, codec, question, response_schema, checked,
-                                    asked_at, answer, answered_at, answered_by, answered_run, withdrawn_run)
-            SELECT l.thread_key, i.interrupt_id, l.tenant, i.ns, i.checkpoint_id, i.root_checkpoint_id, i.task_id,
-                   i.node, r.graph_id, r.assistant_id, r.run_id, 0, i.question, i.response_schema, i.checked, clock.now,
-                   i.answer, CASE WHEN i.change = 'answered' THEN r.created_at END,
-                   CASE WHEN i.change = 'answered' THEN r.actor END,
-                   CASE WHEN i.change = 'answered' THEN r.run_id END,
-                   CASE WHEN i.change = 'withdrawn' THEN r.run_id END
-            FROM UNNEST($50::int[], $51::text[], $52::text[], $53::text[], $54::text[], $55::text[], $56::text[],
-                        $57::bytea[], $58::bytea[], $59::bool[], $60::text[], $61::bytea[])
-                AS i (member, interrupt_id, ns, checkpoint_id, root_checkpoint_id, task_id, node, question,
-                      response_schema, checked, change, answer)
-            JOIN live l ON l.member = i.member AND NOT l.gone
-            JOIN runs r ON r.thread_key = l.thread_key AND r.run_id = l.run_id
-            CROSS JOIN clock
-            ON CONFLICT (thread_key, interrupt_id) DO UPDATE SET
-                answer = EXCLUDED.answer, answered_at = EXCLUDED.answered_at, answered_by = EXCLUDED.answered_by,
-                answered_run = EXCLUDED.answered_run, withdrawn_run = EXCLUDED.withdrawn_run,
-                checkpoint_id = EXCLUDED.checkpoint_id, root_checkpoint_id = EXCLUDED.root_checkpoint_id,
-                node = EXCLUDED.node
-            -- Asking again opens what was closed, and goes along when a migrated graph asks on a new checkpoint; only what
-            -- is not answered is answered or withdrawn.
-            WHERE CASE WHEN EXCLUDED.answered_at IS NULL AND EXCLUDED.withdrawn_run IS NULL
-                       THEN interrupts.answered_at IS NOT NULL OR interrupts.withdrawn_run IS NOT NULL
-                            OR interrupts.root_checkpoint_id <> EXCLUDED.root_checkpoint_id
-                       ELSE interrupts.answered_at IS NULL END
-        )"
-    };
-}
-
-macro_rules! select_live {
+/// The end of a batch in which no run ends.
+macro_rules! goes_on {
     () => {
         " SELECT member, FALSE AS waiting, (SELECT COUNT(*) FROM shown) AS shown FROM live"
     };
 }
 
-/// A batch in which no run ends.
-const COMMIT: &str = concat!(live_members!(), select_live!());
-
-/// The same with interrupts.
-const COMMIT_ASKS: &str = concat!(live_members!(), interrupt_upserts!(), select_live!());
-
-/// The end of runs: temporary threads go, and whoever waits is told.
+/// The end of a batch in which runs end: temporary threads go, and whoever waits is told.
 macro_rules! ends {
     () => {
         ",
@@ -213,6 +263,8 @@ macro_rules! ends {
     drop_interrupts AS (DELETE FROM interrupts x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
     drop_branches AS (DELETE FROM branches x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
     drop_events AS (DELETE FROM events x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
+    drop_effects AS (DELETE FROM effects x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
+    drop_usage AS (DELETE FROM usage_totals x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
     drop_threads AS (DELETE FROM threads x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
     ended AS MATERIALIZED (
         SELECT l.member, l.run_id, l.announce,
@@ -233,11 +285,17 @@ macro_rules! ends {
     };
 }
 
+/// A batch in which no run ends.
+const COMMIT: &str = concat!(live_members!(), goes_on!());
+
+/// The same with extras.
+const COMMIT_EXTRA: &str = concat!(live_members!(), extra_inserts!(), goes_on!());
+
 /// A batch in which runs end.
 const COMMIT_ENDS: &str = concat!(live_members!(), ends!());
 
-/// The same with interrupts.
-const COMMIT_ENDS_ASKS: &str = concat!(live_members!(), interrupt_upserts!(), ends!());
+/// The same with extras.
+const COMMIT_EXTRA_ENDS: &str = concat!(live_members!(), extra_inserts!(), ends!());
 
 /// Inserts for a locked thread: parameters 36-41.
 const INSERT_STATE: &str = concat!(
@@ -277,25 +335,22 @@ impl PostgresStorage {
     ) -> Result<()> {
         let mut columns = Rows::default();
         let mut members = Members::default();
-        let mut interrupts = InterruptColumns::default();
+        let mut extras = Extras::default();
         for (member, index) in (0_i32..).zip(indexes) {
             let step = &batch[*index];
             columns.push(member, &step.rows, &step.events);
             members.push(member, step);
-            interrupts.push(member, &step.rows.interrupts);
+            extras.push(member, &step.rows);
         }
         let any_ends = indexes.iter().any(|index| batch[*index].end.is_some());
-        let any_asks = indexes.iter().any(|index| !batch[*index].rows.interrupts.is_empty());
-        let query = sqlx::query(match (any_ends, any_asks) {
-            (false, false) => COMMIT,
-            (false, true) => COMMIT_ASKS,
-            (true, false) => COMMIT_ENDS,
-            (true, true) => COMMIT_ENDS_ASKS,
+        let query = sqlx::query(match (extras.is_empty(), any_ends) {
+            (true, false) => COMMIT,
+            (true, true) => COMMIT_ENDS,
+            (false, false) => COMMIT_EXTRA,
+            (false, true) => COMMIT_EXTRA_ENDS,
         });
-        let mut query = members.bind(columns.bind(query)).bind(scope.filter());
-        if any_asks {
-            query = interrupts.bind(query);
-        }
+        let query = members.bind(columns.bind(query)).bind(scope.filter());
+        let query = if extras.is_empty() { query } else { extras.bind(query) };
         let hooks: Vec<(Lease, &RunEnd)> = indexes
             .iter()
             .filter_map(|index| Some((batch[*index].lease, batch[*index].end.as_ref()?)))

@@ -133,6 +133,7 @@ const CREATE: &str = concat!(
     ", t.thread_key, t.tenant, t.name, t.graph_id, t.metadata::text AS metadata, t.codec, t.config, t.rest_status,
        t.error, t.head, t.view, t.last_event, t.created_at, t.updated_at, t.state_updated_at,
        s.closed, s.closed_at, s.closed_by, s.closed_reason, t.moved_to, t.moved_past, TRUE AS busy,
+       NULL::text AS usage, NULL::text AS run_usage,
        (t.thread_key IS NOT NULL) AS is_taken,
        EXISTS (SELECT 1 FROM snap) AS thread_found,
        EXISTS (SELECT 1 FROM dead) AS is_dead,

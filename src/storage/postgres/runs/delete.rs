@@ -12,7 +12,8 @@ use crate::storage::rows::driver_error;
 use crate::storage::{CommitOutcome, Lease, Notice, Result};
 
 /// Deletes a run, its checkpoints, task writes, log rows and events. What other checkpoints may share stays, to go when
-/// the thread is pruned: payloads, and log rows once somebody else wrote checkpoints after the run's first one.
+/// the thread is pruned: payloads, and log rows once somebody else wrote checkpoints after the run's first one. So do
+/// effects of tasks on other checkpoints, which happened all the same, and the thread's share of the usage.
 /// The caller has locked the thread.
 pub(super) async fn delete_run_rows(conn: &mut PgConnection, key: ThreadKey, run_id: RunId) -> Result<()> {
     sqlx::query(
@@ -24,6 +25,11 @@ pub(super) async fn delete_run_rows(conn: &mut PgConnection, key: ThreadKey, run
              DELETE FROM task_writes WHERE thread_key = $1
                AND (run_id = $2 OR (ns, checkpoint_id) IN (SELECT ns, checkpoint_id FROM drop_checkpoints))
          ),
+         drop_effects AS (
+             DELETE FROM effects WHERE thread_key = $1
+               AND (ns, checkpoint_id) IN (SELECT ns, checkpoint_id FROM drop_checkpoints)
+         ),
+         drop_usage AS (DELETE FROM usage_totals WHERE thread_key = $1 AND run_id = $2),
          drop_log AS (
              DELETE FROM channel_log WHERE thread_key = $1 AND run_id = $2
                AND NOT EXISTS (SELECT 1 FROM checkpoints c

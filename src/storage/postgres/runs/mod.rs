@@ -19,6 +19,7 @@ mod columns;
 mod commit;
 mod create;
 mod delete;
+mod extras;
 mod group;
 mod lease;
 
@@ -38,9 +39,18 @@ macro_rules! run_columns {
 }
 use run_columns;
 
+/// The column `run_usage`, for reads that show it.
+macro_rules! run_usage {
+    () => {
+        ", (SELECT json_agg(json_build_array(u.model, u.input_tokens, u.output_tokens, u.total_tokens, u.cost_nanos))::text \
+          FROM usage_totals u WHERE u.thread_key = r.thread_key AND u.run_id = r.run_id) AS run_usage"
+    };
+}
+
 const FIND: &str = concat!(
     "SELECT ",
     run_columns!(),
+    run_usage!(),
     " FROM runs r JOIN threads t ON t.thread_key = r.thread_key
       WHERE r.thread_key = $1 AND r.run_id = $2 AND ($3::uuid IS NULL OR r.tenant = $3)"
 );
@@ -48,6 +58,7 @@ const FIND: &str = concat!(
 const LOCATE: &str = concat!(
     "SELECT ",
     run_columns!(),
+    run_usage!(),
     " FROM run_lookup l
       JOIN runs r ON r.thread_key = l.thread_key AND r.run_id = l.run_id
       JOIN threads t ON t.thread_key = l.thread_key
@@ -58,6 +69,7 @@ const LOCATE: &str = concat!(
 const LIST: &str = concat!(
     "SELECT r.run_id IS NOT NULL AS found, ",
     run_columns!(),
+    run_usage!(),
     " FROM threads t
       LEFT JOIN (SELECT f.thread_key, f.run_id, f.tenant, f.assistant_id, f.graph_id, f.status, f.metadata, f.codec,
                         f.kwargs, f.error, f.multitask_strategy, f.attempts, f.input_applied, f.cancel_action,

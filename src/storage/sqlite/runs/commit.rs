@@ -3,6 +3,7 @@
 use sqlx::QueryBuilder;
 use uuid::Uuid;
 
+use super::super::effects::{add_usage, put_effect};
 use super::super::rows::get;
 use super::super::threads::delete_thread_rows;
 use super::super::{Write, webhooks};
@@ -72,6 +73,12 @@ async fn commit_step(write: &mut Write, held: Held, step: StepCommit) -> Result<
     insert_rows(write, held.tenant, key, &step.rows).await?;
     put_interrupts(write, step.lease, &step.rows).await?;
     insert_events(write, held.tenant, key, &step.events).await?;
+    for row in &step.rows.effects {
+        put_effect(write, held.tenant, key, step.lease.run_id, row).await?;
+    }
+    for row in &step.rows.usage {
+        add_usage(write, held.tenant, key, step.lease.run_id, row).await?;
+    }
     let progress = !step.rows.checkpoints.is_empty();
     let end = step.end.as_ref();
     if progress || step.input_applied || end.is_some() {

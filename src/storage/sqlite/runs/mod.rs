@@ -33,7 +33,9 @@ macro_rules! run_columns {
          r.status, r.metadata AS run_metadata, r.codec AS run_codec, r.kwargs, r.error AS run_error, \
          r.multitask_strategy, r.attempts, r.input_applied, r.cancel_action, r.cancel_actor, r.cancel_reason, \
          r.lease_epoch, r.tenant AS run_tenant, r.created_at AS run_created_at, r.updated_at AS run_updated_at, \
-         r.actor"
+         r.actor, \
+         (SELECT json_group_array(json_array(u.model, u.input_tokens, u.output_tokens, u.total_tokens, u.cost_nanos)) \
+          FROM usage_totals u WHERE u.thread_key = r.thread_key AND u.run_id = r.run_id) AS run_usage"
     };
 }
 use run_columns;
