@@ -81,9 +81,10 @@ pub(crate) fn graph(model: Model) -> Result<Graph, BuildErrors> {
 
 /// Asks the model, and passes its words on as they come.
 async fn agent(model: Model, state: Conversation, ctx: Context) -> Result<Update, NodeError> {
-    let mut stream = model.client.chat().create_stream(request(&model.name, &state.messages)).await.map_err(failed)?;
     // The same for every attempt of this task, so that an answer that is asked for again replaces the torn one.
-    let mut answer = Answer::new(format!("ai-{}", ctx.idempotency_key()));
+    let id = format!("ai-{}", ctx.info().task_id);
+    let mut stream = model.client.chat().create_stream(request(&model.name, &state.messages)).await.map_err(failed)?;
+    let mut answer = Answer::new(id);
     while let Some(part) = stream.next().await {
         let part = part.map_err(failed)?;
         if let Some(usage) = part.usage {
@@ -103,7 +104,7 @@ async fn agent(model: Model, state: Conversation, ctx: Context) -> Result<Update
     }
     let last = AiChunk { usage: answer.usage.clone(), ..AiChunk::new(&answer.id, "").last() };
     ctx.messages().chunk(&last)?;
-    Ok(update!(Conversation { messages: vec![answer.finish()?] }))
+    Ok(update!(Conversation { messages: vec![answer.finish(&model.name)?] }))
 }
 
 /// Does what the model asked for. A tool that fails says so to the model, which may try something else.
@@ -179,13 +180,19 @@ impl Answer {
         }
     }
 
-    fn finish(self) -> Result<Message, NodeError> {
+    /// The whole message. Its usage is counted under the name of the model.
+    fn finish(self, model: &str) -> Result<Message, NodeError> {
         let calls = self.calls.into_iter().map(|(id, name, args)| {
             let args = if args.is_empty() { Map::new() } else { serde_json::from_str(&args)? };
             Ok::<_, NodeError>(ToolCall::new(id, name, args))
         });
         let calls: Vec<ToolCall> = calls.collect::<Result<_, _>>()?;
-        Ok(Message { usage: self.usage, ..Message::ai(self.text).with_id(self.id).with_tool_calls(calls) })
+        let response_metadata = Map::from_iter([("model_name".to_owned(), json!(model))]);
+        Ok(Message {
+            usage: self.usage,
+            response_metadata,
+            ..Message::ai(self.text).with_id(self.id).with_tool_calls(calls)
+        })
     }
 }
 

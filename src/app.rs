@@ -19,12 +19,15 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::config::{Config, DatabaseConfig, DatabaseUrl, EmbeddingProvider, Role, SqliteSynchronous, seconds};
+use crate::config::{
+    Config, DatabaseConfig, DatabaseUrl, EmbeddingProvider, ModelConfig, Role, SqliteSynchronous, seconds,
+};
 use crate::graph::Graph;
 use crate::http::{ApiKey, HttpSettings, router};
 use crate::model::Ttl;
 use crate::runtime::embed::{Embedder, LocalEmbedder, OpenAiEmbedder, OpenAiSettings};
 use crate::runtime::items::Reembedded;
+use crate::runtime::usage::{Price, Prices};
 use crate::runtime::webhooks::{AllowedHost, WebhookSecrets};
 use crate::runtime::{
     CronSettings, ItemSettings, Runtime, Settings, Unresumable, WebhookPolicy, WebhookSettings, unresumable_threads,
@@ -331,6 +334,7 @@ fn runtime_settings(config: &Config) -> anyhow::Result<Settings> {
             .then(|| Ttl::of_minutes(config.threads.default_ttl_strategy, config.threads.default_ttl_minutes)),
         sweep_every: seconds(config.threads.sweep_secs),
         cache_bytes: runtime.cache_bytes,
+        prices: prices(config),
         claims: runtime.role != Role::Api,
         crons: CronSettings {
             poll_every: seconds(config.crons.poll_secs),
@@ -339,6 +343,14 @@ fn runtime_settings(config: &Config) -> anyhow::Result<Settings> {
         webhooks: webhook_settings(config)?,
         items: item_settings(config)?,
     })
+}
+
+fn prices(config: &Config) -> Prices {
+    let price = |model: &ModelConfig| {
+        let [input, output, cached] = model.prices();
+        Price { input, output, cached }
+    };
+    config.models.iter().map(|(name, model)| (name.clone(), price(model))).collect()
 }
 
 /// `host:pid`: a name for humans.

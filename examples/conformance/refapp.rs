@@ -88,7 +88,7 @@ async fn reply(state: Chat, ctx: Context) -> Result<Update, NodeError> {
     let count = |text: &str| text.split_whitespace().count() as u64;
     let heard = state.messages.iter().map(|message| count(&message.text())).sum();
     let usage = Usage::new(heard, count(REPLY));
-    let id = format!("run--{}", ctx.idempotency_key());
+    let id = format!("run--{}", ctx.info().task_id);
     let words: Vec<&str> = REPLY.split_inclusive(' ').collect();
     for (n, word) in words.iter().enumerate() {
         let chunk = AiChunk::new(&id, *word);

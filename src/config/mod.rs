@@ -13,13 +13,19 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::model::{Durability, TtlStrategy};
 
+mod models;
 #[cfg(test)]
 mod tests;
+
+pub use models::{ModelConfig, ModelsConfig};
 
 /// The list of all settings with their defaults.
 pub const DEFAULTS: &str = include_str!("../../config.toml");
 
 const ENV_PREFIX: &str = "SESSION_STORE";
+
+/// The section whose keys are not known beforehand.
+const MODELS: &str = "models";
 
 /// What is in force.
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -35,6 +41,8 @@ pub struct Config {
     pub embedding: EmbeddingConfig,
     pub mcp: McpConfig,
     pub webhooks: WebhooksConfig,
+    #[serde(default)]
+    pub models: ModelsConfig,
     pub log: LogConfig,
 }
 
@@ -570,6 +578,7 @@ impl Config {
             "must be a level or target=level pairs, as in info,sqlx=warn",
         );
 
+        problems.extend(models::problems(&self.models));
         if problems.is_empty() { Ok(()) } else { Err(ConfigError(problems)) }
     }
 
@@ -587,9 +596,20 @@ impl Config {
         let mut text = String::new();
         if let serde_json::Value::Object(sections) = serde_json::to_value(self)? {
             for (section, keys) in &sections {
-                text.push_str(&format!("[{section}]\n"));
-                for (key, value) in keys.as_object().into_iter().flatten() {
+                let keys = keys.as_object().into_iter().flatten();
+                let (tables, values): (Vec<_>, Vec<_>) = keys.partition(|(_, value)| value.is_object());
+                if !values.is_empty() {
+                    text.push_str(&format!("[{section}]\n"));
+                }
+                for (key, value) in values {
                     text.push_str(&format!("{key} = {value}\n"));
+                }
+                for (name, keys) in tables {
+                    // A string of JSON is a string of TOML.
+                    text.push_str(&format!("[{section}.{}]\n", serde_json::to_string(name)?));
+                    for (key, value) in keys.as_object().into_iter().flatten() {
+                        text.push_str(&format!("{key} = {value}\n"));
+                    }
                 }
                 text.push('\n');
             }
@@ -621,7 +641,11 @@ fn is_base_url(text: &str) -> bool {
 
 /// The keys of `config.toml` in the form `section.key`.
 fn known_keys() -> BTreeMap<String, Value> {
-    File::from_str(DEFAULTS, FileFormat::Toml).collect().map(|values| flatten(&values)).unwrap_or_default()
+    let mut known =
+        File::from_str(DEFAULTS, FileFormat::Toml).collect().map(|values| flatten(&values)).unwrap_or_default();
+    // Its keys are names of models.
+    known.remove(MODELS);
+    known
 }
 
 fn flatten(values: &Map<String, Value>) -> BTreeMap<String, Value> {
@@ -641,8 +665,14 @@ fn flatten(values: &Map<String, Value>) -> BTreeMap<String, Value> {
 
 /// Why `key` is no setting; `None` when it is one.
 fn unknown(key: &str, known: &BTreeMap<String, Value>) -> Option<String> {
-    if known.contains_key(key) {
+    if known.contains_key(key) || key == MODELS {
         return None;
+    }
+    // Names of models may hold dots; what a price is called does not.
+    if let Some((_, name)) = key.split_once("models.").filter(|(before, _)| before.is_empty()) {
+        let is_price = name.rsplit_once('.').is_some_and(|(_, last)| models::KEYS.contains(&last));
+        let keys = models::KEYS.join(", ");
+        return (!is_price).then(|| format!("no such setting as {key}; for a model there are {keys}"));
     }
     let section = key.split('.').next().unwrap_or_default();
     let of_section = |known: &&String| known.split('.').next() == Some(section);

@@ -36,6 +36,30 @@ fn the_file_and_the_struct_agree_key_by_key() {
 }
 
 #[test]
+fn prices_of_models_are_read_from_files_and_checked() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("own.toml");
+    let read = |text: &str| {
+        std::fs::write(&path, text).expect("written");
+        Config::load(Some(&path), &env(&[]), &Overrides::default())
+    };
+    let config = read("[models.\"GPT-4.1\"]\ninput_per_million = 2\noutput_per_million = 8.5\n").expect("valid");
+    let prices = config.models["GPT-4.1"].prices().map(|cost| cost.to_string());
+    assert_eq!(prices, ["2", "8.5", "2"], "cached tokens cost as much as others");
+    let again = read(&config.render().expect("renders")).expect("reads what it prints");
+    assert_eq!(again.models, config.models);
+    for (text, reason) in [
+        ("[models.m]\ninput_per_million = -1\noutput_per_million = 1\n", "models.\"m\".input_per_million = -1"),
+        ("[models.m]\ninput_per_million = 1\n", "output_per_million"),
+        ("[models.m]\ninput = 1\n", "cached_per_million"),
+        ("[models]\nm = 1\n", "no such setting as models.m"),
+    ] {
+        let problem = read(text).expect_err(text).to_string();
+        assert!(problem.contains(reason), "{text}: {problem}");
+    }
+}
+
+#[test]
 fn later_layers_win() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("own.toml");

@@ -405,6 +405,7 @@ pub fn is_control(channel: &str) -> bool {
             | special::ERROR
             | special::ERROR_SOURCE_NODE
             | special::ROUTER_FAILED
+            | special::USAGE
     )
 }
 

@@ -1,9 +1,10 @@
 //! What a node's body can ask of its surroundings while it runs.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use schemars::JsonSchema;
@@ -15,7 +16,7 @@ use super::items::{ItemQuery, Items, PutOptions};
 use super::node::{Graph, NodeError};
 use super::question::Question;
 use crate::engine::EngineError;
-use crate::model::{FoundItem, Item, Json, JsonError, RunId};
+use crate::model::{Cost, EffectEntry, FoundItem, Item, Json, JsonError, ModelUsage, RunId};
 
 /// Facts about one execution of a node.
 #[derive(Debug, Clone)]
@@ -57,6 +58,14 @@ pub trait Host: Send + Sync {
     fn drain(&self, reason: &str);
     /// Runs a graph inside the node. `index` counts the calls of this execution.
     async fn call(&self, index: usize, graph: &Graph, input: Json) -> Result<Json, NodeError>;
+    /// Waits until the checkpoint that the task hangs on is durable. Returns the task's idempotency key for a call.
+    async fn barrier(&self, key: &str) -> Result<String, NodeError>;
+    /// What is known of one of the task's external calls.
+    async fn find_effect(&self, key: &str) -> Result<Option<EffectEntry>, NodeError>;
+    /// Writes what is known of a call; with `durable`, returns once it is, and with it the checkpoint of the task.
+    async fn put_effect(&self, entry: EffectEntry, durable: bool) -> Result<(), NodeError>;
+    /// Counts what a model cost; without a cost, at the configured price.
+    fn usage(&self, model: &str, usage: ModelUsage, cost: Option<Cost>);
     /// See [`Items::put_with`].
     async fn put_item(
         &self,
@@ -73,13 +82,19 @@ pub trait Host: Send + Sync {
     async fn search_items(&self, prefix: &[String], query: ItemQuery) -> Result<Vec<FoundItem>, NodeError>;
 }
 
+/// What one report of usage may hold at most: sums of millions of reports fit.
+const MAX_TOKENS: i64 = 1_000_000_000_000;
+
 /// A node's view of its surroundings. Cheap to clone; valid while the node runs.
 #[derive(Clone)]
 pub struct Context {
     info: Arc<ExecutionInfo>,
-    host: Arc<dyn Host>,
+    pub(super) host: Arc<dyn Host>,
     cancelled: CancellationToken,
-    questions: Arc<AtomicUsize>,
+    /// Questions asked so far in this execution.
+    pub(super) questions: Arc<AtomicUsize>,
+    /// Keys of effects used so far in this execution.
+    pub(super) effects: Arc<Mutex<HashSet<String>>>,
     calls: Arc<AtomicUsize>,
     error: Option<Arc<HandledError>>,
 }
@@ -95,7 +110,15 @@ pub struct HandledError {
 
 impl Context {
     pub(crate) fn new(info: ExecutionInfo, host: Arc<dyn Host>, cancelled: CancellationToken) -> Context {
-        Context { info: Arc::new(info), host, cancelled, questions: Arc::default(), calls: Arc::default(), error: None }
+        Context {
+            info: Arc::new(info),
+            host,
+            cancelled,
+            questions: Arc::default(),
+            effects: Arc::default(),
+            calls: Arc::default(),
+            error: None,
+        }
     }
 
     pub(crate) fn with_error(mut self, error: HandledError) -> Context {
@@ -108,9 +131,38 @@ impl Context {
         &self.info
     }
 
-    /// A key that is the same for every execution of this task: pass it to external services that deduplicate.
-    pub fn idempotency_key(&self) -> &str {
-        &self.info.task_id
+    /// A key that is the same for every execution of this task, and that no other task has, on whatever thread: pass it to
+    /// external services that deduplicate. For a task with several calls there is [`Context::idempotency_key_of`].
+    ///
+    /// A commit barrier in every durability mode: it waits until the checkpoint that the task hangs on is durable, so no
+    /// crash can make the task another one. Where only an id is needed, `info().task_id` costs nothing.
+    ///
+    /// # Errors
+    /// [`NodeError::Cancelled`] when the run is no longer this process's to execute. Pass it on with `?`.
+    pub async fn idempotency_key(&self) -> Result<String, NodeError> {
+        self.host.barrier("").await
+    }
+
+    /// [`Context::idempotency_key`] of one of several calls: `key` tells them apart, as in [`Context::effect`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn idempotency_key_of(&self, key: &str) -> Result<String, NodeError> {
+        self.host.barrier(key).await
+    }
+
+    /// Counts what a model was asked for, in the totals of the superstep, the run and the thread.
+    ///
+    /// Without a cost it is the price of the model in `[models]` of the configuration, or nothing. Attempts that fail
+    /// count too: the money was spent. Messages that a node returns with `usage_metadata` are counted without this call:
+    /// do not report them twice.
+    ///
+    /// A model's name is cut at 255 bytes, numbers of tokens at a trillion.
+    pub fn usage(&self, model: &str, input_tokens: u64, output_tokens: u64, cost: Option<Cost>) {
+        let tokens = |count: u64| i64::try_from(count).unwrap_or(i64::MAX).min(MAX_TOKENS);
+        let (input_tokens, output_tokens) = (tokens(input_tokens), tokens(output_tokens));
+        let total_tokens = input_tokens + output_tokens;
+        self.host.usage(model, ModelUsage { input_tokens, output_tokens, total_tokens, cost: Cost::default() }, cost);
     }
 
     /// In an error handler: the failure it handles.

@@ -31,7 +31,7 @@ use super::items::{ItemQuery, PutOptions};
 use super::node::{Graph, NodeError, NodeInput};
 use super::question::Question;
 use crate::engine::{EngineError, Output};
-use crate::model::{FoundItem, Item, Json, RunId, Timestamp};
+use crate::model::{Cost, EffectEntry, FoundItem, Item, Json, ModelUsage, RunId, Timestamp, UsageTotals};
 
 /// Surroundings for a node that remember what it did.
 #[derive(Debug, Clone, Default)]
@@ -47,6 +47,8 @@ struct Seen {
     answers: Vec<Json>,
     drained: Option<String>,
     items: BTreeMap<(Vec<String>, String), Json>,
+    effects: BTreeMap<String, EffectEntry>,
+    usage: UsageTotals,
 }
 
 impl Probe {
@@ -126,6 +128,16 @@ impl Probe {
         self.seen().drained.clone()
     }
 
+    /// The effects so far, by key: a further execution with the same probe finds them, as after a crash.
+    pub fn effects(&self) -> Vec<EffectEntry> {
+        self.seen().effects.values().cloned().collect()
+    }
+
+    /// What nodes reported with [`Context::usage`].
+    pub fn usage(&self) -> UsageTotals {
+        self.seen().usage.clone()
+    }
+
     fn seen(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -157,6 +169,23 @@ impl Host for Probe {
 
     async fn call(&self, _index: usize, graph: &Graph, _input: Json) -> Result<Json, NodeError> {
         Err(NodeError::new("NotImplementedError", format!("a probe does not run graphs (`{}`)", graph.name())))
+    }
+
+    async fn barrier(&self, key: &str) -> Result<String, NodeError> {
+        Ok(format!("probe-{key}"))
+    }
+
+    async fn find_effect(&self, key: &str) -> Result<Option<EffectEntry>, NodeError> {
+        Ok(self.seen().effects.get(key).cloned())
+    }
+
+    async fn put_effect(&self, entry: EffectEntry, _durable: bool) -> Result<(), NodeError> {
+        self.seen().effects.insert(entry.key.clone(), entry);
+        Ok(())
+    }
+
+    fn usage(&self, model: &str, usage: ModelUsage, cost: Option<Cost>) {
+        self.seen().usage.add(model, ModelUsage { cost: cost.unwrap_or_default(), ..usage });
     }
 
     async fn put_item(

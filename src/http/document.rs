@@ -2,7 +2,7 @@
 
 use super::auth::Caller;
 use super::error::{ApiError, ApiResult};
-use crate::model::{Fields, HeadView, InterruptRecord, Json, Run, Thread, ThreadStatus};
+use crate::model::{Effect, Fields, HeadView, InterruptRecord, Json, Run, Thread, ThreadStatus, UsageTotals};
 use crate::runtime::Runtime;
 
 pub(crate) const THREAD_COLUMNS: [&str; 10] = [
@@ -36,6 +36,16 @@ pub(crate) fn json<T: serde::Serialize + ?Sized>(value: &T) -> ApiResult<Json> {
     Json::of(value).map_err(|error| ApiError::Internal(error.0))
 }
 
+/// Metadata with what models cost, if they cost anything: `usage` is the server's key then.
+fn with_usage(metadata: &Json, usage: &UsageTotals) -> Json {
+    if usage.is_empty() {
+        return metadata.clone();
+    }
+    let mut fields = metadata.fields().unwrap_or_default();
+    fields.insert("usage".to_owned(), usage.to_json());
+    Json::from(&fields)
+}
+
 /// A thread row together with what its head shows. How it was closed is shown where it is.
 pub(crate) fn thread(thread: &Thread, head: &HeadView) -> ApiResult<Fields> {
     let mut fields = Fields::from_iter([
@@ -43,7 +53,7 @@ pub(crate) fn thread(thread: &Thread, head: &HeadView) -> ApiResult<Fields> {
         ("created_at".to_owned(), json(&thread.created_at)?),
         ("updated_at".to_owned(), json(&thread.updated_at)?),
         ("state_updated_at".to_owned(), json(&thread.state_updated_at)?),
-        ("metadata".to_owned(), thread.metadata.clone()),
+        ("metadata".to_owned(), with_usage(&thread.metadata, &thread.usage)),
         ("config".to_owned(), thread.config.clone()),
         ("status".to_owned(), Json::from(thread.status.as_str())),
         ("values".to_owned(), head.values.clone().unwrap_or_default()),
@@ -102,6 +112,59 @@ pub(crate) fn with_questions(state: Json, questions: &[InterruptRecord]) -> ApiR
     Ok(Json::from(&fields))
 }
 
+/// An external call of a task; `results`: with what it returned.
+pub(crate) fn effect(effect: &Effect, results: bool) -> ApiResult<Fields> {
+    let (place, entry) = (&effect.place, &effect.entry);
+    let mut fields = Fields::from_iter([
+        ("key".to_owned(), Json::from(entry.key.as_str())),
+        ("state".to_owned(), Json::from(entry.state.as_str())),
+        ("node".to_owned(), Json::from(place.node.as_str())),
+        ("task_id".to_owned(), Json::from(place.task_id.as_str())),
+        ("checkpoint_id".to_owned(), Json::from(place.checkpoint_id.as_str())),
+        ("checkpoint_ns".to_owned(), Json::from(place.ns.as_str())),
+        ("run_id".to_owned(), json(&effect.run_id)?),
+        ("attempt".to_owned(), Json::from(i64::from(entry.attempt))),
+        ("asked".to_owned(), Json::from(i64::from(entry.asked))),
+        ("started_at".to_owned(), json(&effect.started_at)?),
+        ("ended_at".to_owned(), json(&effect.ended_at)?),
+        ("bytes".to_owned(), Json::from(effect.bytes)),
+        ("error".to_owned(), json(&entry.error)?),
+    ]);
+    if results {
+        fields.insert("result".to_owned(), entry.result.clone().unwrap_or_default());
+    }
+    Ok(fields)
+}
+
+/// A rendered state whose tasks show their external calls, in the order they were begun.
+pub(crate) fn with_effects(state: Json, effects: &[Effect]) -> ApiResult<Json> {
+    let Some(mut fields) = state.fields() else { return Ok(state) };
+    let Some(tasks) = fields.get("tasks").and_then(Json::items) else { return Ok(state) };
+    let mut shown = Vec::with_capacity(tasks.len());
+    for task in tasks {
+        let Some(mut task) = task.fields() else { continue };
+        let id = task.get("id").and_then(|id| id.as_str().map(str::to_owned)).unwrap_or_default();
+        let its = effects.iter().filter(|of| of.place.task_id == id);
+        task.insert("effects".to_owned(), json(&its.map(|of| effect(of, false)).collect::<ApiResult<Vec<_>>>()?)?);
+        if let Some(inner) = task.get("state").filter(|inner| inner.is_object()).cloned() {
+            task.insert("state".to_owned(), with_effects(inner, effects)?);
+        }
+        shown.push(Json::from(&task));
+    }
+    fields.insert("tasks".to_owned(), shown.into_iter().collect());
+    Ok(Json::from(&fields))
+}
+
+/// The ids of the tasks of a rendered state, those of graphs inside too.
+pub(crate) fn task_ids(state: &Json, into: &mut Vec<String>) {
+    for task in state.get("tasks").and_then(|tasks| tasks.items()).into_iter().flatten() {
+        into.extend(task.get("id").and_then(|id| id.as_str().map(str::to_owned)));
+        if let Some(inner) = task.get("state").filter(Json::is_object) {
+            task_ids(&inner, into);
+        }
+    }
+}
+
 pub(crate) fn run(run: &Run) -> ApiResult<Fields> {
     Ok(Fields::from_iter([
         ("run_id".to_owned(), json(&run.run_id)?),
@@ -110,7 +173,7 @@ pub(crate) fn run(run: &Run) -> ApiResult<Fields> {
         ("created_at".to_owned(), json(&run.created_at)?),
         ("updated_at".to_owned(), json(&run.updated_at)?),
         ("status".to_owned(), Json::from(run.status.as_str())),
-        ("metadata".to_owned(), run.metadata.clone()),
+        ("metadata".to_owned(), with_usage(&run.metadata, &run.usage)),
         ("kwargs".to_owned(), run.kwargs.clone()),
         ("multitask_strategy".to_owned(), Json::from(run.multitask_strategy.as_str())),
         ("langsmith_session_name".to_owned(), Json::null()),

@@ -34,7 +34,7 @@ enum Message {
         urgent: bool,
     },
     Event(Told),
-    Flush(oneshot::Sender<()>),
+    Flush(oneshot::Sender<bool>),
     End {
         end: RunEnd,
         done: oneshot::Sender<bool>,
@@ -78,7 +78,8 @@ impl Committer {
         let (lease, lost) = (active.lease, CancellationToken::new());
         let backlog = Arc::new(Mutex::new(Backlog::default()));
         let batch = Batch::default();
-        let task = Task { storage, lease, live, active, lost, receiver, batch, backlog: Arc::clone(&backlog) };
+        let task =
+            Task { storage, lease, live, active, lost, receiver, batch, backlog: Arc::clone(&backlog), counted: 0 };
         tokio::spawn(task.run());
         Committer { sender, backlog }
     }
@@ -109,11 +110,11 @@ impl Committer {
         }
     }
 
-    /// Returns when everything queued so far is committed, or the lease is lost.
-    pub(crate) async fn flush(&self) {
+    /// Returns when everything queued so far is committed. False: the lease is gone, and what was queued with it.
+    pub(crate) async fn flush(&self) -> bool {
         let (done, wait) = oneshot::channel();
         let _ = self.sender.send(Message::Flush(done));
-        let _ = wait.await;
+        wait.await.unwrap_or(false)
     }
 
     /// Ends the run in the same commit as what is queued. False: the lease is gone.
@@ -145,7 +146,7 @@ struct Batch {
     bytes: usize,
     events: Vec<Told>,
     input_applied: bool,
-    waiting: Vec<oneshot::Sender<()>>,
+    waiting: Vec<oneshot::Sender<bool>>,
     /// When the batch must be committed at the latest; `None` while it is empty.
     due: Option<Instant>,
     last: Option<Last>,
@@ -199,6 +200,8 @@ impl Batch {
             && rows.payloads.is_empty()
             && rows.log.is_empty()
             && rows.interrupts.is_empty()
+            && rows.effects.is_empty()
+            && rows.usage.is_empty()
             && self.events.is_empty()
             && !self.input_applied
     }
@@ -212,7 +215,8 @@ fn size(rows: &StepRows) -> usize {
     let payloads: usize = rows.payloads.iter().map(|payload| text(&payload.value)).sum();
     let log: usize = rows.log.iter().map(|row| text(&row.items)).sum();
     let questions: usize = rows.interrupts.iter().map(|row| text(&row.question)).sum();
-    checkpoints + writes + payloads + log + questions
+    let effects: usize = rows.effects.iter().filter_map(|row| row.entry.result.as_ref()).map(text).sum();
+    checkpoints + writes + payloads + log + questions + effects
 }
 
 fn merge(into: &mut StepRows, rows: StepRows) {
@@ -221,6 +225,16 @@ fn merge(into: &mut StepRows, rows: StepRows) {
             other.task_id != row.task_id || other.checkpoint_id != row.checkpoint_id || other.ns != row.ns
         });
         into.task_writes.push(row);
+    }
+    for row in rows.effects {
+        into.effects.retain(|other| !row.is_same_call(other));
+        into.effects.push(row);
+    }
+    for row in rows.usage {
+        match into.usage.iter_mut().find(|other| other.model == row.model) {
+            Some(other) => other.usage = other.usage.plus(row.usage),
+            None => into.usage.push(row),
+        }
     }
     into.checkpoints.extend(rows.checkpoints);
     into.payloads.extend(rows.payloads);
@@ -240,6 +254,8 @@ struct Task {
     receiver: mpsc::UnboundedReceiver<Message>,
     batch: Batch,
     backlog: Arc<Mutex<Backlog>>,
+    /// Commits that counted usage so far.
+    counted: i64,
 }
 
 impl Task {
@@ -308,7 +324,7 @@ impl Task {
             }
         }
         for waiting in batch.waiting {
-            let _ = waiting.send(());
+            let _ = waiting.send(held);
         }
         if let Some(done) = done {
             let _ = done.send(held);
@@ -319,6 +335,12 @@ impl Task {
     async fn write(&mut self, batch: &mut Batch, events: Vec<StoredEvent>, end: Option<RunEnd>) -> bool {
         if batch.is_empty() && end.is_none() {
             return true;
+        }
+        if !batch.rows.usage.is_empty() {
+            self.counted += 1;
+            // Grows from commit to commit and from claim to claim: a repeated commit is recognized.
+            let seq = (self.lease.epoch << 32) | self.counted;
+            batch.rows.usage.iter_mut().for_each(|row| row.seq = seq);
         }
         let commit = [StepCommit {
             lease: self.lease,

@@ -4,7 +4,7 @@
 //! A job records its own end when its turn comes ([`super::turns::Turns`]), so that all graphs of a run tell what they do in one
 //! order; whoever drives the graph only waits until its jobs have ended.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,12 +17,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::cache::Place;
 use super::chain_events::{self, Chain, NodeChain};
+use super::effects::Anchor;
 use super::host::{Exchange, TaskHost};
 use super::messages;
 use super::persist::Reader;
 use super::questions;
 use super::shared::{Shared, View, lock};
 use super::turns::{Siblings, rounds};
+use super::usage::{Ledger, Report};
 use super::versions;
 use crate::engine::EngineError;
 use crate::engine::chunk;
@@ -57,6 +59,8 @@ pub(crate) struct GraphRun {
     pub(crate) outermost: String,
     /// Checkpoints are kept: not for graphs that switched it off.
     pub(crate) has_storage: bool,
+    /// What effects hang on when this graph or one around it has no checkpoints.
+    pub(crate) anchor: Option<Anchor>,
 }
 
 /// How a graph ended.
@@ -84,6 +88,12 @@ pub(crate) struct Around {
     pub(crate) step: i64,
     pub(crate) resuming: bool,
     pub(crate) answers_by_id: Fields,
+    /// The checkpoint its tasks were planned from first: another one if the graph was migrated since.
+    pub(crate) planned_at: CheckpointId,
+    /// That checkpoint was there before this attempt: its tasks may have run before.
+    pub(crate) may_have_run: bool,
+    /// See [`GraphRun::anchor`].
+    pub(crate) anchor: Option<Anchor>,
     /// The root graph's task around it; empty in the root graph itself.
     pub(crate) outermost: String,
     /// The graph as chain events tell it, if they are asked for.
@@ -142,6 +152,7 @@ pub(crate) async fn run_root(shared: &Arc<Shared>, mut run: GraphRun, root: Root
         output.shift_remove(special::INTERRUPT);
         chain_events::tell(shared, chain.ended(&Json::from(&output), None));
     }
+    shared.put_usage();
     shared.push(false);
     RootEnd { end, values }
 }
@@ -253,6 +264,8 @@ struct Site {
     shared: Arc<Shared>,
     run: GraphRun,
     core: Mutex<Core>,
+    /// The checkpoint it was loaded from.
+    loaded: Option<CheckpointId>,
     /// A job has ended.
     ended: Notify,
 }
@@ -265,6 +278,7 @@ struct Core {
     /// The superstep's jobs that have not ended, with their places in its plan.
     open: HashMap<Arc<str>, (usize, Job)>,
     outcome: Outcome,
+    usage: Ledger,
 }
 
 impl Site {
@@ -275,13 +289,22 @@ impl Site {
         options: Options,
     ) -> Result<Arc<Site>, EngineError> {
         let input = std::mem::replace(&mut run.input, Input::Null);
+        let usage = loaded.as_ref().map(|loaded| Ledger::of(&loaded.records)).unwrap_or_default();
+        let at = loaded.as_ref().map(|loaded| loaded.checkpoint.id.clone());
         let mut effects = Vec::new();
         let mut new_id = |step| shared.new_checkpoint_id(step);
         let execution = Execution::start(run.graph.spec(), loaded, input, options, &mut new_id, &mut effects)?;
         shared.take(&run.ns, &mut effects);
-        let core =
-            Core { execution, hold_chunks: false, held: Vec::new(), open: HashMap::new(), outcome: Outcome::default() };
-        Ok(Arc::new(Site { shared: Arc::clone(shared), run, core: Mutex::new(core), ended: Notify::new() }))
+        let core = Core {
+            execution,
+            hold_chunks: false,
+            held: Vec::new(),
+            open: HashMap::new(),
+            outcome: Outcome::default(),
+            usage,
+        };
+        let (shared, core) = (Arc::clone(shared), Mutex::new(core));
+        Ok(Arc::new(Site { shared, run, core, loaded: at, ended: Notify::new() }))
     }
 
     fn is_root(&self) -> bool {
@@ -335,12 +358,16 @@ impl Site {
                 // Not urgent: quick supersteps share a commit, and what a slow node waits on is durable soon.
                 self.shared.push(false);
                 match self.shared.durability {
-                    Durability::Sync => self.shared.turns.hold(self.shared.committer.flush()).await,
+                    // A lost lease stops the run by itself.
+                    Durability::Sync => drop(self.shared.turns.hold(self.shared.committer.flush()).await),
                     Durability::Async => self.shared.turns.hold(self.shared.committer.keep_up()).await,
                     Durability::Exit => {}
                 }
             }
             if let Err(end) = self.superstep(jobs).await {
+                // What jobs have reported that were stopped.
+                let left = lock(&self.core).usage.abandon();
+                self.shared.spend(&self.run.ns, &left);
                 self.shared.push(true);
                 return end;
             }
@@ -360,7 +387,14 @@ impl Site {
         let mut effects = Vec::new();
         let mut new_id = |step| self.shared.new_checkpoint_id(step);
         let mut core = lock(&self.core);
+        let is_exit = self.shared.durability == Durability::Exit;
+        if is_exit && self.shared.take_was_stored(&self.run.ns) {
+            core.execution.note_stored();
+            core.usage.note_stored();
+        }
+        let tasks = if core.usage.is_idle() { HashSet::new() } else { core.execution.task_ids() };
         let stopped = core.execution.after_tick(&mut new_id, &mut effects);
+        core.usage.apply(&tasks, &mut effects, is_exit);
         let mut held = std::mem::take(&mut core.held);
         if stopped.is_ok() {
             self.shared.take(&self.run.ns, &mut held);
@@ -397,6 +431,10 @@ impl Site {
             step: core.execution.step(),
             resuming: core.execution.is_resuming(),
             answers_by_id: core.execution.answers_by_id().clone(),
+            planned_at: core.execution.planned_at().to_owned(),
+            may_have_run: core.execution.is_migrated()
+                || self.loaded.as_deref() == Some(core.execution.checkpoint_id()),
+            anchor: self.run.anchor.clone(),
             outermost: self.run.outermost.clone(),
             chain: self.run.chain.clone(),
         })
@@ -543,7 +581,8 @@ impl Site {
         while let Some(job) = next.take() {
             let id = Arc::clone(&job.task.id);
             let routers = self.run.graph.spec().node(&job.task.name).map_or(0, |node| node.writers.branches.len());
-            let work = run_job(Arc::clone(&self.shared), self.run.graph.clone(), job, Arc::clone(around));
+            let report = lock(&self.core).usage.open(&job.task.id);
+            let work = run_job(Arc::clone(&self.shared), self.run.graph.clone(), job, Arc::clone(around), report);
             // A panic of a node is caught here: an error of that node, not of the run.
             let ended = std::panic::AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|panic| {
                 let error = EngineError::panicked(&*panic);
@@ -654,7 +693,12 @@ impl Site {
         exchange: &Exchange,
         chain: Option<&NodeChain>,
     ) -> Option<Job> {
-        let Core { execution, hold_chunks, held, outcome, .. } = core;
+        let Core { execution, hold_chunks, held, outcome, usage, .. } = core;
+        let output = match &end {
+            End::Task(TaskEnd::Output(output)) => Some(output),
+            _ => None,
+        };
+        let spent = usage.close(&self.shared, execution, &job.task.id, output);
         let end = match end {
             End::Task(end) => end,
             End::Parent(command) => {
@@ -662,11 +706,13 @@ impl Site {
                     TaskEnd::Failed(EngineError::new("ParentCommand", "there is no parent graph"))
                 } else {
                     questions::note(&self.shared, &self.run, execution, job, exchange, &[]);
+                    self.shared.spend(&self.run.ns, &spent);
                     outcome.parent.get_or_insert(command);
                     return None;
                 }
             }
             End::Inner(end) => {
+                self.shared.spend(&self.run.ns, &spent);
                 outcome.inner.get_or_insert(end);
                 return None;
             }
@@ -693,6 +739,7 @@ impl Site {
         if self.run.ns.is_empty() && self.shared.plain_spent.swap(false, Ordering::Relaxed) {
             execution.spend_plain_answer(&mut effects);
         }
+        usage.record(&self.shared, &self.run.ns, &job.task.id, &spent, &mut effects);
         if *hold_chunks && matches!(finished, Finished::Done) {
             let (chunks, rest) = effects.into_iter().partition(|effect| matches!(effect, Effect::Chunk(_)));
             *held = chunks;
@@ -774,11 +821,17 @@ enum End {
 }
 
 /// Runs a job: its node's body or the graph that is the node, with the node's policies.
-async fn run_job(shared: Arc<Shared>, graph: Graph, job: Job, around: Arc<Around>) -> JobEnd {
+async fn run_job(
+    shared: Arc<Shared>,
+    graph: Graph,
+    job: Job,
+    around: Arc<Around>,
+    report: Arc<Mutex<Report>>,
+) -> JobEnd {
     let task_id = job.task.id.clone();
     let name = &*job.task.name;
     let policies = graph.inner.policies.get(name).cloned().unwrap_or_default();
-    let host = Arc::new(TaskHost::new(Arc::clone(&shared), Arc::clone(&around), &job));
+    let host = Arc::new(TaskHost::new(Arc::clone(&shared), Arc::clone(&around), &job, report));
     let mut attempt = 1;
     let end = loop {
         host.begin_attempt(attempt);

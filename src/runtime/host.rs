@@ -7,10 +7,12 @@ use async_trait::async_trait;
 use tokio::sync::Notify;
 
 use super::chain_events::{self, NodeChain};
+use super::effects::Journal;
 use super::executor::{Around, GraphEnd, GraphRun, run_graph};
 use super::messages;
 use super::shared::{Shared, lock};
 use super::turns::rounds;
+use super::usage::Report;
 use super::{ItemSearch, PutItem, RuntimeError};
 use crate::engine::execution::{Input, Job};
 use crate::engine::ids;
@@ -18,7 +20,7 @@ use crate::engine::step::Task;
 use crate::graph::context::Host;
 use crate::graph::node::{Checkpointing, Graph, NodeError};
 use crate::graph::{ItemQuery, PutOptions, Question};
-use crate::model::{FoundItem, Interrupt, Item, Json, StreamMode};
+use crate::model::{Cost, EffectEntry, FoundItem, Interrupt, Item, Json, ModelUsage, StreamMode};
 use crate::storage::Page;
 
 /// The surroundings of one task.
@@ -33,6 +35,9 @@ pub(crate) struct TaskHost {
     pub(crate) calls: Mutex<usize>,
     /// The attempt as chain events tell it, if they are asked for.
     pub(crate) chain: Mutex<Option<Arc<NodeChain>>>,
+    pub(crate) effects: Journal,
+    /// What models cost in this task.
+    pub(crate) report: Arc<Mutex<Report>>,
 }
 
 /// The questions of an execution and their answers.
@@ -54,13 +59,15 @@ pub(crate) struct Answers {
 /// A question of a task.
 #[derive(Debug, Clone)]
 pub(crate) struct Asked {
+    /// Its place among the task's questions. An effect whose outcome is known asks no more, but its questions keep theirs.
+    pub(crate) index: usize,
     pub(crate) interrupt: Interrupt,
     /// Its response schema refuses answers; otherwise it is only shown.
     pub(crate) checked: bool,
 }
 
-/// What a job asked and the answers it took, both in order. There may be more answers than questions: those that were
-/// never reached stay with the question they were given for.
+/// What a job asked and the answers it took, in order; an answer is that of the question with its index. There may be more
+/// answers than questions: those that were never reached stay with the question they were given for.
 #[derive(Debug, Default)]
 pub(crate) struct Exchange {
     pub(crate) asked: Vec<Asked>,
@@ -68,10 +75,21 @@ pub(crate) struct Exchange {
 }
 
 impl TaskHost {
-    pub(crate) fn new(shared: Arc<Shared>, around: Arc<Around>, job: &Job) -> TaskHost {
+    pub(crate) fn new(shared: Arc<Shared>, around: Arc<Around>, job: &Job, report: Arc<Mutex<Report>>) -> TaskHost {
         let answers = Answers { given: job.answers.clone(), recorded: job.recorded, ..Answers::default() };
         let (answers, task) = (Mutex::new(answers), Arc::clone(&job.task));
-        TaskHost { shared, around, task, answers, alive: Notify::new(), calls: Mutex::new(0), chain: Mutex::default() }
+        let effects = Journal::of(&around, &task);
+        TaskHost {
+            shared,
+            around,
+            task,
+            answers,
+            alive: Notify::new(),
+            calls: Mutex::new(0),
+            effects,
+            report,
+            chain: Mutex::default(),
+        }
     }
 
     /// Forgets what an attempt asked; answers stay.
@@ -109,6 +127,7 @@ impl TaskHost {
             chain_events::tell(&self.shared, chain.started(&input));
         }
         let told = chain.clone().map(|chain| (chain, input.clone()));
+        let is_off = graph.checkpointing() == Checkpointing::Off;
         let run = GraphRun {
             graph: graph.clone(),
             chain,
@@ -120,7 +139,8 @@ impl TaskHost {
             inside: Some(self.task.clone()),
             step_around: self.around.step,
             outermost: self.around.outermost_of(&self.task).to_owned(),
-            has_storage: graph.checkpointing() != Checkpointing::Off,
+            has_storage: !is_off,
+            anchor: (is_off || self.around.anchor.is_some()).then(|| self.effects.anchor(index)),
         };
         let end = run_graph(Arc::clone(&self.shared), run).await;
         if let (Some((chain, input)), GraphEnd::Done(fields)) = (told, &end) {
@@ -133,7 +153,10 @@ impl TaskHost {
         };
         self.shared.turns.pass(way_out).await;
         match end {
-            GraphEnd::Done(fields) => Ok(Json::from(&fields)),
+            GraphEnd::Done(fields) => {
+                lock(&self.report).note_inner(&fields);
+                Ok(Json::from(&fields))
+            }
             GraphEnd::Failed(error) => Err(NodeError::Failed(error)),
             GraphEnd::Parent(command) => Err(NodeError::Parent(command)),
             GraphEnd::Interrupted(list) => {
@@ -231,7 +254,7 @@ impl Host for TaskHost {
     fn answer(&self, index: usize, question: &Question) -> Result<Json, NodeError> {
         let mut answers = lock(&self.answers);
         let interrupt = question.with_id(ids::interrupt(&self.task.ns, index));
-        answers.asked.push(Asked { interrupt: interrupt.clone(), checked: question.is_checked() });
+        answers.asked.push(Asked { index, interrupt: interrupt.clone(), checked: question.is_checked() });
         if index >= answers.given.len() {
             let mut plain = lock(&self.shared.plain_answer);
             if let Some(answer) = plain.as_ref() {
@@ -260,6 +283,23 @@ impl Host for TaskHost {
 
     async fn call(&self, _index: usize, graph: &Graph, input: Json) -> Result<Json, NodeError> {
         self.run_inner(graph, input).await
+    }
+
+    async fn barrier(&self, key: &str) -> Result<String, NodeError> {
+        self.effects.barrier(&self.shared, &self.around, key).await
+    }
+
+    async fn find_effect(&self, key: &str) -> Result<Option<EffectEntry>, NodeError> {
+        self.effects.find(&self.shared, key).await
+    }
+
+    async fn put_effect(&self, entry: EffectEntry, durable: bool) -> Result<(), NodeError> {
+        self.alive.notify_one();
+        self.effects.put(&self.shared, &self.around, entry, durable).await
+    }
+
+    fn usage(&self, model: &str, usage: ModelUsage, cost: Option<Cost>) {
+        lock(&self.report).add(&self.shared.runtime.settings().prices, model, usage, 0, cost);
     }
 
     async fn put_item(

@@ -230,6 +230,7 @@ impl Runtime {
             plain_spent: AtomicBool::new(false),
             replay: position.replay,
             seen_messages: Mutex::default(),
+            counted_messages: Mutex::default(),
             partial_messages: Mutex::default(),
             view: Mutex::new(View { before: claimed.thread.view.clone(), ..View::default() }),
             outgoing: Mutex::new(outgoing),
@@ -440,6 +441,7 @@ fn root_graph(graph: Graph, input: Input, answers_by_id: Fields, parents: BTreeM
         step_around: 0,
         outermost: String::new(),
         has_storage: true,
+        anchor: None,
     }
 }
 

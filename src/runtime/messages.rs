@@ -32,7 +32,7 @@ pub(crate) fn note_input(shared: &Shared, task: &Task) {
 
 /// Tells the messages of an output that were not told before.
 pub(crate) fn tell_output(shared: &Shared, around: &Around, task: &Task, output: &Output) {
-    each_value(output, &mut |value| {
+    each_write(output, &mut |_, value| {
         each_message(value, &mut |message| {
             let is_new = message_id(message).is_none_or(|id| lock(&shared.seen_messages).insert(id.to_owned()));
             if is_new {
@@ -125,17 +125,18 @@ pub(super) fn metadata(shared: &Shared, around: &Around, task: &Task, streamed: 
     Json::from(&fields)
 }
 
-fn each_value(output: &Output, visit: &mut dyn FnMut(&Json)) {
+/// The values an output writes, with their keys where they have one.
+pub(super) fn each_write(output: &Output, visit: &mut dyn FnMut(Option<&str>, &Json)) {
     match output {
         Output::Nothing => {}
-        Output::Update(fields) => fields.values().for_each(visit),
+        Output::Update(fields) => fields.iter().for_each(|(key, value)| visit(Some(key), value)),
         Output::Command(command) => match &command.update {
-            Some(CommandUpdate::Fields(fields)) => fields.values().for_each(visit),
-            Some(CommandUpdate::Pairs(pairs)) => pairs.iter().for_each(|(_, value)| visit(value)),
+            Some(CommandUpdate::Fields(fields)) => fields.iter().for_each(|(key, value)| visit(Some(key), value)),
+            Some(CommandUpdate::Pairs(pairs)) => pairs.iter().for_each(|(key, value)| visit(Some(key), value)),
             Some(CommandUpdate::Other(_)) | None => {}
         },
-        Output::Many(outputs) => outputs.iter().for_each(|output| each_value(output, visit)),
-        Output::Other(value) => visit(value),
+        Output::Many(outputs) => outputs.iter().for_each(|output| each_write(output, visit)),
+        Output::Other(value) => visit(None, value),
     }
 }
 

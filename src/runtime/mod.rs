@@ -6,6 +6,7 @@ mod cache;
 mod chain_events;
 mod commit;
 mod crons;
+mod effects;
 pub mod embed;
 pub mod error;
 mod events;
@@ -34,6 +35,7 @@ mod tail;
 mod thread_stream;
 mod turns;
 mod upkeep;
+pub mod usage;
 mod versions;
 pub mod webhooks;
 mod worker;
@@ -88,6 +90,8 @@ pub struct Settings {
     pub sweep_every: Duration,
     /// Bytes of node outputs that are kept in the database in all; 0: each process remembers its own only.
     pub cache_bytes: u64,
+    /// What models cost whose nodes do not say.
+    pub prices: usage::Prices,
     /// Take runs from the queue (`serve --role api` does not).
     pub claims: bool,
     pub crons: CronSettings,

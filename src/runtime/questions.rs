@@ -18,7 +18,9 @@ pub(super) fn note(
     exchange: &Exchange,
     open: &[Interrupt],
 ) {
-    if exchange.asked.len() <= job.recorded && open.is_empty() {
+    // Answers that an earlier execution took were stored then.
+    let mut asked = exchange.asked.iter().filter(|asked| asked.index >= job.recorded).peekable();
+    if asked.peek().is_none() && open.is_empty() {
         return;
     }
     let waiting = execution.questions_of(&job.task.id);
@@ -39,9 +41,8 @@ pub(super) fn note(
     };
     let is_in = |list: &[Interrupt], id: &str| list.iter().any(|interrupt| interrupt.id == id);
     let mut rows: Vec<InterruptRow> = Vec::new();
-    // Answers that an earlier execution took were stored then.
-    for (index, Asked { interrupt, checked }) in exchange.asked.iter().enumerate().skip(job.recorded) {
-        match exchange.answers.get(index) {
+    for Asked { index, interrupt, checked } in asked {
+        match exchange.answers.get(*index) {
             Some(answer) => rows.push(row(interrupt, *checked, InterruptChange::Answered(answer.clone()))),
             None if is_in(&waiting, &interrupt.id) => rows.push(row(interrupt, *checked, InterruptChange::Asked)),
             // Asked, but the task went on or failed without waiting.

@@ -108,6 +108,7 @@ impl Runtime {
         Ok(Kept {
             head: thread.head.clone(),
             checkpoints: rows.into_iter().map(|stored| (stored.row.ns, stored.row.id)).collect(),
+            origins: found.origins,
             payloads: found.payloads.into_keys().collect(),
             branches: found.ranges.into_iter().map(|r| (r.ns, r.channel, r.branch, r.end)).collect(),
         })

@@ -19,8 +19,9 @@ use crate::engine::execution::{Draft, Effect, Snapshot};
 use crate::engine::record::TaskRecord;
 use crate::model::{
     CheckpointId, Durability, Fields, Interrupt, Json, RunId, Scope, StreamMode, ThreadId, ThreadKey, Timestamp,
+    UsageTotals,
 };
-use crate::storage::{InterruptRow, StepRows};
+use crate::storage::{EffectRow, InterruptRow, StepRows, UsageRow};
 
 /// Locks, whatever happened to the last holder: the data is replaced as a whole, never left half-way.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -65,6 +66,8 @@ pub(crate) struct Shared {
     pub(crate) replay: Option<Replay>,
     /// Ids of messages that listeners have got or that were there before.
     pub(crate) seen_messages: Mutex<HashSet<String>>,
+    /// Ids of messages whose usage was counted.
+    pub(crate) counted_messages: Mutex<HashSet<String>>,
     /// Messages being generated, as far as they have got.
     pub(crate) partial_messages: Mutex<HashMap<String, Json>>,
     /// What the thread's document will show: the last state planned from, and the questions asked since.
@@ -126,14 +129,19 @@ pub(crate) struct Outgoing {
     held: BTreeMap<String, Held>,
     /// Durability `exit`: what was asked and answered, until the end.
     held_questions: Vec<InterruptRow>,
+    /// What models cost since the last commit, by namespace.
+    usage: BTreeMap<String, UsageTotals>,
 }
 
 #[derive(Default)]
 struct Held {
-    /// The checkpoint the namespace was at when the run began.
+    /// The last stored checkpoint of the namespace.
     parent: Option<CheckpointId>,
     draft: Option<Box<Draft>>,
-    records: BTreeMap<(CheckpointId, Arc<str>), Arc<TaskRecord>>,
+    /// With whether they are still to be stored.
+    records: BTreeMap<(CheckpointId, Arc<str>), (Arc<TaskRecord>, bool)>,
+    /// The checkpoint was stored before the end, because an effect hangs on it.
+    was_stored: bool,
 }
 
 impl Outgoing {
@@ -144,7 +152,64 @@ impl Outgoing {
             known: HashMap::new(),
             held: BTreeMap::new(),
             held_questions: Vec::new(),
+            usage: BTreeMap::new(),
         }
+    }
+
+    fn put_record(&mut self, ns: &str, checkpoint_id: CheckpointId, record: Arc<TaskRecord>, durability: Durability) {
+        if durability == Durability::Exit {
+            let held = self.held.entry(ns.to_owned()).or_default();
+            held.records.insert((checkpoint_id, record.task_id.clone()), (record, true));
+        } else {
+            self.writer.put_record(ns, &checkpoint_id, &record);
+        }
+    }
+
+    /// Turns what a namespace holds into rows: its last checkpoint, and what is recorded on that.
+    fn store(&mut self, ns: &str) {
+        if ns.is_empty() {
+            questions::merge(&mut self.writer.rows.interrupts, std::mem::take(&mut self.held_questions));
+        }
+        let Some(held) = self.held.get_mut(ns) else { return };
+        if let Some(mut draft) = held.draft.take() {
+            draft.parent = held.parent.take();
+            if let Some(at_exit) = draft.at_exit.take() {
+                at_exit.apply(&mut draft);
+                if let Some(nothing) = at_exit.base.filter(|_| draft.parent.is_none()) {
+                    draft.parent = Some(nothing.id.clone());
+                    self.writer.put_checkpoint(&nothing, &mut Stored::default());
+                }
+            }
+            held.parent = Some(draft.id.clone());
+            held.was_stored = true;
+            let base = self.bases.entry(ns.to_owned()).or_default();
+            self.writer.put_checkpoint(&draft, base);
+        }
+        for ((checkpoint_id, _), (record, is_new)) in &mut held.records {
+            if held.parent.as_ref() == Some(checkpoint_id) && std::mem::take(is_new) {
+                self.writer.put_record(ns, checkpoint_id, record);
+            }
+        }
+        // Counted together with what the tasks did that reported it.
+        if let Some(usage) = self.usage.remove(ns) {
+            self.put_rows_of(usage);
+        }
+    }
+
+    fn spend(&mut self, ns: &str, usage: &UsageTotals) {
+        if !usage.is_empty() {
+            self.usage.entry(ns.to_owned()).or_default().merge(usage);
+        }
+    }
+
+    fn put_usage(&mut self) {
+        for (_, usage) in std::mem::take(&mut self.usage) {
+            self.put_rows_of(usage);
+        }
+    }
+
+    fn put_rows_of(&mut self, usage: UsageTotals) {
+        self.writer.rows.usage.extend(usage.0.into_iter().map(|(model, usage)| UsageRow { model, usage, seq: 0 }));
     }
 }
 
@@ -207,13 +272,7 @@ impl Shared {
                     }
                 }
                 Effect::Writes { checkpoint_id, record } => {
-                    let mut store = lock(&self.outgoing);
-                    if self.durability == Durability::Exit {
-                        let held = store.held.entry(ns.to_owned()).or_default();
-                        held.records.insert((checkpoint_id, record.task_id.clone()), record);
-                    } else {
-                        store.writer.put_record(ns, &checkpoint_id, &record);
-                    }
+                    lock(&self.outgoing).put_record(ns, checkpoint_id, record, self.durability);
                 }
             }
         }
@@ -232,42 +291,69 @@ impl Shared {
 
     /// Hands the rows collected so far, and what was told of them, to the committer.
     pub(crate) fn push(&self, urgent: bool) {
-        let mut store = lock(&self.outgoing);
-        let rows = store.writer.take();
+        self.push_rows(&mut lock(&self.outgoing), urgent);
+    }
+
+    /// The lock is held until the rows are queued: whoever waits for the queue then waits for them, too.
+    fn push_rows(&self, outgoing: &mut Outgoing, urgent: bool) {
+        // With `exit` what was spent is counted with what is stored.
+        if self.durability != Durability::Exit {
+            outgoing.put_usage();
+        }
+        let rows = outgoing.writer.take();
         let applies = |rows: &StepRows| {
+            // Neither an effect nor a cost says what became of the input.
             let spends = !rows.checkpoints.is_empty() || !rows.task_writes.is_empty();
             spends && !self.input_applied.swap(true, Ordering::Relaxed)
         };
         self.events.push(rows, applies, urgent);
     }
 
+    /// Records the end of a task together with what it cost: a crash takes both or none.
+    pub(crate) fn record(&self, ns: &str, checkpoint_id: CheckpointId, record: Arc<TaskRecord>, usage: &UsageTotals) {
+        let mut outgoing = lock(&self.outgoing);
+        outgoing.put_record(ns, checkpoint_id, record, self.durability);
+        outgoing.spend(ns, usage);
+    }
+
+    /// Counts what a task cost that left no record.
+    pub(crate) fn spend(&self, ns: &str, usage: &UsageTotals) {
+        lock(&self.outgoing).spend(ns, usage);
+    }
+
+    /// Queues what is known of a task's external call.
+    pub(crate) fn put_effect(&self, row: EffectRow) {
+        lock(&self.outgoing).writer.rows.effects.push(row);
+    }
+
+    /// The rows of the end carry what was spent, whatever else they hold.
+    pub(crate) fn put_usage(&self) {
+        lock(&self.outgoing).put_usage();
+    }
+
+    /// Waits until everything so far is durable, and with it the checkpoints of these namespaces: with durability `exit`
+    /// they are stored before the end. False: the lease is gone.
+    pub(crate) async fn settle<'a>(&self, namespaces: impl IntoIterator<Item = &'a str>) -> bool {
+        {
+            let mut outgoing = lock(&self.outgoing);
+            if self.durability == Durability::Exit {
+                namespaces.into_iter().for_each(|ns| outgoing.store(ns));
+            }
+            self.push_rows(&mut outgoing, true);
+        }
+        self.committer.flush().await
+    }
+
+    /// Durability `exit`: whether the last checkpoint of a namespace was stored before the end. Asked once.
+    pub(crate) fn take_was_stored(&self, ns: &str) -> bool {
+        lock(&self.outgoing).held.get_mut(ns).is_some_and(|held| std::mem::take(&mut held.was_stored))
+    }
+
     /// Durability `exit`: stores the last checkpoint of a namespace and what is recorded on it.
     pub(crate) fn store_held(&self, ns: &str) {
-        let mut store = lock(&self.outgoing);
-        let store = &mut *store;
-        if ns.is_empty() {
-            questions::merge(&mut store.writer.rows.interrupts, std::mem::take(&mut store.held_questions));
-        }
-        let Some(held) = store.held.remove(ns) else { return };
-        let mut at = held.parent.clone();
-        if let Some(mut draft) = held.draft {
-            draft.parent = held.parent;
-            if let Some(at_exit) = draft.at_exit.take() {
-                at_exit.apply(&mut draft);
-                if let Some(nothing) = at_exit.base {
-                    draft.parent = Some(nothing.id.clone());
-                    store.writer.put_checkpoint(&nothing, &mut Stored::default());
-                }
-            }
-            at = Some(draft.id.clone());
-            let base = store.bases.entry(ns.to_owned()).or_default();
-            store.writer.put_checkpoint(&draft, base);
-        }
-        for ((checkpoint_id, _), record) in &held.records {
-            if at.as_ref() == Some(checkpoint_id) {
-                store.writer.put_record(ns, checkpoint_id, record);
-            }
-        }
+        let mut outgoing = lock(&self.outgoing);
+        outgoing.store(ns);
+        outgoing.held.remove(ns);
     }
 
     /// Durability `exit`: forgets what a namespace holds.

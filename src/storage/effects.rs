@@ -27,7 +27,8 @@ impl EffectRow {
 #[derive(Debug, Clone, Default)]
 pub struct EffectFilter {
     pub state: Option<EffectState>,
-    pub task_id: Option<String>,
+    /// Of one of these tasks.
+    pub tasks: Option<Vec<String>>,
     /// With their results, which may be large.
     pub results: bool,
 }

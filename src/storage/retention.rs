@@ -43,6 +43,8 @@ pub struct Kept {
     pub head: Option<CheckpointId>,
     /// Namespace and id.
     pub checkpoints: Vec<(String, CheckpointId)>,
+    /// Checkpoints that the tasks of kept ones were planned from before a migration: their effects stay, too.
+    pub origins: Vec<(String, CheckpointId)>,
     /// All that the kept checkpoints and the writes on them refer to.
     pub payloads: Vec<PayloadHash>,
     /// (namespace, channel, branch, length): rows of these branches that begin before the length.

@@ -24,7 +24,7 @@ fn talk() -> Graph {
         .channel("topics", ChannelKind::Topic { accumulate: true })
         .reducer("log", reducers::fold(Vec::new(), whole))
         .node("answer", async |(): (), ctx: Context| -> Result<Update, NodeError> {
-            let text = format!("{} {}", ctx.idempotency_key(), "word ".repeat(60));
+            let text = format!("{} {}", ctx.info().task_id, "word ".repeat(60));
             Ok(Update::new()
                 .set("messages", [Message::ai(text.clone())])
                 .set("notes", [text.clone()])

@@ -185,12 +185,20 @@ fn the_readme_prints_what_it_says() {
 #[tokio::test]
 async fn the_program_in_the_readme_is_whole_and_runs() {
     let read = |path: &str| std::fs::read_to_string(root().join(path)).expect("readable");
-    let example = read("examples/custom_server.rs");
-    let code = &example[example.find("use ").expect("imports")..];
-    assert!(
-        read("README.md").contains(&format!("```rust\n{code}```\n")),
-        "the README shows another program than:\n{code}"
-    );
+    for program in ["examples/custom_server.rs", "examples/order.rs"] {
+        let example = read(program);
+        let code = &example[example.find("use ").expect("imports")..];
+        // The second time what is around the graph goes without saying.
+        let part = match program {
+            "examples/order.rs" => {
+                &code[code.find("async fn charge").expect("the node")
+                    ..code.find("async fn pay").expect("what it calls") - 1]
+            }
+            _ => code,
+        };
+        let shown = read("README.md").contains(&format!("```rust\n{part}```\n"));
+        assert!(shown, "the README shows something else than {program}:\n{part}");
+    }
 
     let mut config = Config::defaults().expect("the defaults are readable");
     config.server.listen = "127.0.0.1:0".into();

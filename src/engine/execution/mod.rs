@@ -9,7 +9,7 @@ mod delta;
 mod edit;
 mod start;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use super::channel::{Channel, ChannelKind};
@@ -326,6 +326,32 @@ impl Execution {
 
     pub fn checkpoint_id(&self) -> &str {
         &self.checkpoint_id
+    }
+
+    /// The checkpoint that the tasks were planned from first: of a migrated one, that before the migration.
+    pub fn planned_at(&self) -> &str {
+        self.origin.as_ref().map_or(&self.checkpoint_id, |origin| &origin.checkpoint_id)
+    }
+
+    /// The tasks of the superstep in progress were planned by another version of the graph.
+    pub fn is_migrated(&self) -> bool {
+        self.origin.is_some()
+    }
+
+    /// The value of a channel now.
+    pub fn value_of(&self, channel: &str) -> Option<Json> {
+        self.channels.iter().find(|known| known.name() == channel)?.persisted()
+    }
+
+    /// The ids of the tasks of the superstep in progress, error handlers included.
+    pub fn task_ids(&self) -> HashSet<Arc<str>> {
+        self.tasks.iter().map(|task| Arc::clone(&task.id)).collect()
+    }
+
+    /// Durability `exit`: the checkpoint it stands on was stored all the same, since something outside depends on it.
+    pub fn note_stored(&mut self) {
+        self.parent = Some(self.checkpoint_id.clone());
+        self.is_stored = true;
     }
 
     pub fn step(&self) -> i64 {

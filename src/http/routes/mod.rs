@@ -3,6 +3,7 @@
 mod assistants;
 mod checkpoints;
 pub(super) mod crons;
+mod effects;
 mod foreign;
 mod interrupts;
 mod retention;
@@ -105,6 +106,7 @@ fn thread_routes() -> Router<AppState> {
 fn checkpoint_routes() -> Router<AppState> {
     Router::new()
         .route("/threads/{thread_id}/checkpoints", get(checkpoints::list).post(foreign::put))
+        .route("/threads/{thread_id}/effects", get(effects::list))
         .route("/threads/{thread_id}/checkpoints/{checkpoint_id}", get(checkpoints::find))
         .route("/threads/{thread_id}/checkpoints/writes", post(foreign::put_writes))
         .route("/threads/{thread_id}/checkpoints/batch", post(foreign::batch))

@@ -17,11 +17,11 @@ use crate::http::select::StateParts;
 use crate::http::{AppState, run_request};
 use crate::model::{CheckpointRef, Cursor, InterruptRecord, Json, ThreadId, ThreadState};
 use crate::runtime::{HistoryQuery, RuntimeError, StateUpdate};
-use crate::storage::InterruptFilter;
+use crate::storage::{EffectFilter, InterruptFilter, Page};
 
 const MAX_INCLUDED: usize = 10;
-/// The most questions shown with a page of states.
-const MAX_QUESTIONS: i64 = 10_000;
+/// The most questions, and the most external calls, shown with a page of states.
+const MAX_SHOWN: i64 = 10_000;
 
 /// `GET /threads/{thread_id}/state`.
 pub(super) async fn latest(State(state): State<AppState>, caller: Caller, path: PathIds, query: Query) -> ApiResult {
@@ -46,8 +46,7 @@ async fn of_query(state: &AppState, caller: &Caller, thread: &ThreadId, at: Chec
     let parts = StateParts::new(query.all("select")?)?;
     let include = Include::new(query.all("include")?)?;
     let found = state.runtime.thread_state(&caller.scope, thread, &at, subgraphs).await?;
-    let shown =
-        include.answers(state, caller, thread, std::slice::from_ref(&found), vec![parts.apply(&found)?]).await?;
+    let shown = include.add(state, caller, thread, std::slice::from_ref(&found), vec![parts.apply(&found)?]).await?;
     Ok(Reply(shown.into_iter().next()).into_response())
 }
 
@@ -65,7 +64,7 @@ pub(super) async fn at_cursor(
     let include = Include::of_body(&mut body)?;
     let found = state.runtime.thread_state(&caller.scope, &thread, &at, subgraphs).await?;
     let shown = vec![parts.apply(&found)?];
-    let shown = include.answers(&state, &caller, &thread, std::slice::from_ref(&found), shown).await?;
+    let shown = include.add(&state, &caller, &thread, std::slice::from_ref(&found), shown).await?;
     Ok(Reply(shown.into_iter().next()).into_response())
 }
 
@@ -169,7 +168,7 @@ async fn reply(
 ) -> ApiResult {
     let states = state.runtime.history(&caller.scope, thread, wanted).await?;
     let shown: Vec<Json> = states.iter().map(|state| parts.apply(state)).collect::<ApiResult<_>>()?;
-    Ok(Reply(include.answers(state, caller, thread, &states, shown).await?).into_response())
+    Ok(Reply(include.add(state, caller, thread, &states, shown).await?).into_response())
 }
 
 /// What a client wants to see beyond the contract.
@@ -177,6 +176,8 @@ async fn reply(
 struct Include {
     /// With each task, its questions and their answers.
     answers: bool,
+    /// With each task, its external calls.
+    effects: bool,
 }
 
 impl Include {
@@ -185,11 +186,51 @@ impl Include {
     }
 
     fn new(names: Option<Vec<String>>) -> ApiResult<Include> {
-        let names = names.unwrap_or_default();
-        match names.iter().find(|name| *name != "answers") {
-            Some(_) => Err(ApiError::invalid("include: the only thing to include is 'answers'")),
-            None => Ok(Include { answers: !names.is_empty() }),
+        let mut include = Include::default();
+        for name in names.unwrap_or_default() {
+            match name.as_str() {
+                "answers" => include.answers = true,
+                "effects" => include.effects = true,
+                _ => return Err(ApiError::invalid("include: what can be included is 'answers' and 'effects'")),
+            }
         }
+        Ok(include)
+    }
+
+    async fn add(
+        self,
+        state: &AppState,
+        caller: &Caller,
+        thread: &ThreadId,
+        states: &[ThreadState],
+        shown: Vec<Json>,
+    ) -> ApiResult<Vec<Json>> {
+        let shown = self.answers(state, caller, thread, states, shown).await?;
+        self.effects(state, caller, thread, shown).await
+    }
+
+    /// Adds `effects` to the tasks of rendered states: what is known of each external call, without results. The latest, if
+    /// there are very many.
+    async fn effects(
+        self,
+        state: &AppState,
+        caller: &Caller,
+        thread: &ThreadId,
+        shown: Vec<Json>,
+    ) -> ApiResult<Vec<Json>> {
+        let mut tasks = Vec::new();
+        if self.effects {
+            shown.iter().for_each(|state| document::task_ids(state, &mut tasks));
+        }
+        if tasks.is_empty() {
+            return Ok(shown);
+        }
+        let filter = EffectFilter { tasks: Some(tasks), ..EffectFilter::default() };
+        let page = Page { limit: MAX_SHOWN, offset: 0 };
+        let key = thread.key(caller.scope.tenant());
+        let mut found = state.runtime.storage().list_effects(&caller.scope, key, &filter, page).await?;
+        found.reverse();
+        shown.into_iter().map(|state| document::with_effects(state, &found)).collect()
     }
 
     /// Adds `questions` to the tasks of rendered states: each question with its answer, who gave it and when. Those that
@@ -208,7 +249,7 @@ impl Include {
         }
         let filter = InterruptFilter { thread: Some(thread.clone()), checkpoints: Some(ids), ..Default::default() };
         let storage = state.runtime.storage();
-        let rows = storage.list_interrupts(&caller.scope, &filter, false, None, MAX_QUESTIONS).await?;
+        let rows = storage.list_interrupts(&caller.scope, &filter, false, None, MAX_SHOWN).await?;
         let questions: Vec<InterruptRecord> = rows.into_iter().rev().map(|(_, record)| record).collect();
         shown.into_iter().map(|state| document::with_questions(state, &questions)).collect()
     }

@@ -33,6 +33,7 @@ fn runtime() -> Runtime {
         run_timeout: Duration::from_secs(60),
         recursion_limit: 25,
         durability: Durability::Sync,
+        prices: std::collections::BTreeMap::new(),
         claims: false,
         crons: crate::runtime::CronSettings::default(),
         default_ttl: None,

@@ -537,11 +537,14 @@ pub(crate) struct References {
     /// With a channel that holds it.
     pub(crate) payloads: HashMap<PayloadHash, String>,
     pub(crate) ranges: Vec<LogRange>,
+    /// Namespace and id of the checkpoints that tasks were planned from before a migration.
+    pub(crate) origins: Vec<(String, CheckpointId)>,
 }
 
 /// Reads references without what they refer to.
 pub(crate) fn references(rows: &[StoredCheckpoint]) -> Result<References, StorageError> {
     let mut found = References::default();
+    let mut origins = Vec::new();
     let mut add = |reference: &ValueRef, ns: &str, channel: &str| {
         let mut hashes = HashSet::new();
         collect(reference, ns, channel, &mut hashes, &mut found.ranges);
@@ -555,6 +558,7 @@ pub(crate) fn references(rows: &[StoredCheckpoint]) -> Result<References, Storag
         if body.v != FORMAT {
             return Err(corrupt("checkpoints", "body", &row.id, format!("format {}", body.v)));
         }
+        origins.extend(body.origin.as_ref().map(|origin| (row.ns.clone(), origin.checkpoint_id.clone())));
         for (channel, reference) in &body.channels {
             add(reference, &row.ns, channel);
         }
@@ -566,6 +570,7 @@ pub(crate) fn references(rows: &[StoredCheckpoint]) -> Result<References, Storag
             }
         }
     }
+    found.origins = origins;
     Ok(found)
 }
 

@@ -44,13 +44,13 @@ impl Effects for PostgresStorage {
                         codec, CASE WHEN $7 THEN result END AS result, error, octet_length(result)::bigint AS bytes
                  FROM effects
                  WHERE thread_key = $1 AND ($2::uuid IS NULL OR tenant = $2) AND ($3::text IS NULL OR state = $3)
-                   AND ($4::text IS NULL OR task_id = $4)
+                   AND ($4::text[] IS NULL OR task_id = ANY ($4))
                  ORDER BY started_at DESC, ns, task_id, key LIMIT $5 OFFSET $6",
             )
             .bind(thread.0)
             .bind(scope.filter())
             .bind(filter.state.map(EffectState::as_str))
-            .bind(&filter.task_id)
+            .bind(&filter.tasks)
             .bind(page.limit)
             .bind(page.offset)
             .bind(filter.results)

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::rows::get;
 use super::threads::{bury_thread, lock_thread};
 use super::{PostgresStorage, now, read};
-use crate::model::{Scope, ThreadId, ThreadKey, ThreadTtl, TtlStrategy};
+use crate::model::{CheckpointId, Scope, ThreadId, ThreadKey, ThreadTtl, TtlStrategy};
 use crate::storage::encoding::Place;
 use crate::storage::retention::{THREAD_TABLES, ttl_of};
 use crate::storage::rows::driver_error;
@@ -122,6 +122,7 @@ async fn prune(conn: &mut PgConnection, key: ThreadKey, kept: &Kept) -> Result<P
         &spaces,
         &ids
     );
+    let on: Vec<&(String, CheckpointId)> = kept.checkpoints.iter().chain(&kept.origins).collect();
     let effects = prune_rows!(
         conn,
         key,
@@ -131,8 +132,8 @@ async fn prune(conn: &mut PgConnection, key: ThreadKey, kept: &Kept) -> Result<P
                AND NOT EXISTS (SELECT 1 FROM UNNEST($3::text[], $4::text[]) AS k (ns, id)
                                WHERE k.ns = e.ns AND k.id = e.checkpoint_id)
              LIMIT $2)",
-        &spaces,
-        &ids
+        on.iter().map(|(ns, _)| ns.as_str()).collect::<Vec<_>>(),
+        on.iter().map(|(_, id)| id.as_str()).collect::<Vec<_>>()
     );
     let hashes: Vec<Vec<u8>> = kept.payloads.iter().map(|hash| hash.to_vec()).collect();
     let payloads = prune_rows!(

@@ -1,6 +1,7 @@
 //! Effects on SQLite.
 
 use async_trait::async_trait;
+use serde_json::Value;
 use uuid::Uuid;
 
 use super::rows::{effect_from, entry_from};
@@ -124,6 +125,7 @@ impl Effects for SqliteStorage {
         page: Page,
     ) -> Result<Vec<Effect>> {
         let (scope, filter) = (*scope, filter.clone());
+        let tasks = filter.tasks.map(|tasks| Value::from(tasks).to_string());
         self.read(move |conn| {
             Box::pin(async move {
                 let rows = sqlx::query(
@@ -131,13 +133,13 @@ impl Effects for SqliteStorage {
                             codec, CASE WHEN $7 THEN result END AS result, error, length(result) AS bytes
                      FROM effects
                      WHERE thread_key = $1 AND ($2 IS NULL OR tenant = $2) AND ($3 IS NULL OR state = $3)
-                       AND ($4 IS NULL OR task_id = $4)
+                       AND ($4 IS NULL OR task_id IN (SELECT value FROM json_each($4)))
                      ORDER BY started_at DESC, ns, task_id, key LIMIT $5 OFFSET $6",
                 )
                 .bind(thread.0)
                 .bind(scope.filter())
                 .bind(filter.state.map(EffectState::as_str))
-                .bind(filter.task_id)
+                .bind(tasks)
                 .bind(page.limit)
                 .bind(page.offset)
                 .bind(filter.results)

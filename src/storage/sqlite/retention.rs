@@ -93,20 +93,26 @@ pub(super) async fn prune_rows(
 pub(super) async fn keep_rows(write: &mut Write, kept: &Kept) -> Result<()> {
     sqlx::raw_sql(
         "CREATE TEMP TABLE IF NOT EXISTS kept_checkpoints (ns TEXT, id TEXT, PRIMARY KEY (ns, id));
+         CREATE TEMP TABLE IF NOT EXISTS kept_origins (ns TEXT, id TEXT, PRIMARY KEY (ns, id));
          CREATE TEMP TABLE IF NOT EXISTS kept_payloads (hash BLOB PRIMARY KEY);
          CREATE TEMP TABLE IF NOT EXISTS kept_branches (ns TEXT, channel TEXT, branch INTEGER, length INTEGER);
-         DELETE FROM kept_checkpoints; DELETE FROM kept_payloads; DELETE FROM kept_branches;",
+         DELETE FROM kept_checkpoints; DELETE FROM kept_origins; DELETE FROM kept_payloads; DELETE FROM kept_branches;",
     )
     .execute(&mut write.conn)
     .await
     .map_err(driver_error)?;
     // Few enough that a statement stays below SQLite's bound on parameters.
-    for rows in kept.checkpoints.chunks(100) {
-        let mut query = QueryBuilder::new("INSERT OR IGNORE INTO kept_checkpoints (ns, id) ");
-        query.push_values(rows, |mut row, (ns, id)| {
-            row.push_bind(ns.clone()).push_bind(id.clone());
-        });
-        query.build().execute(&mut write.conn).await.map_err(driver_error)?;
+    for (into, rows) in [
+        ("INSERT OR IGNORE INTO kept_checkpoints (ns, id) ", &kept.checkpoints),
+        ("INSERT OR IGNORE INTO kept_origins (ns, id) ", &kept.origins),
+    ] {
+        for rows in rows.chunks(100) {
+            let mut query = QueryBuilder::new(into);
+            query.push_values(rows, |mut row, (ns, id)| {
+                row.push_bind(ns.clone()).push_bind(id.clone());
+            });
+            query.build().execute(&mut write.conn).await.map_err(driver_error)?;
+        }
     }
     for rows in kept.payloads.chunks(100) {
         let mut query = QueryBuilder::new("INSERT OR IGNORE INTO kept_payloads (hash) ");
@@ -146,7 +152,14 @@ async fn prune(write: &mut Write, key: ThreadKey, kept: Kept) -> Result<Pruned> 
         return Ok(Pruned::More);
     }
     let task_writes = prune_rows(write, key, "task_writes", ON_KEPT).await?;
-    let effects = prune_rows(write, key, "effects", ON_KEPT).await?;
+    let effects = prune_rows(
+        write,
+        key,
+        "effects",
+        "SELECT 1 FROM kept_checkpoints k WHERE k.ns = x.ns AND k.id = x.checkpoint_id
+         UNION ALL SELECT 1 FROM kept_origins k WHERE k.ns = x.ns AND k.id = x.checkpoint_id",
+    )
+    .await?;
     let payloads = prune_rows(write, key, "payloads", "SELECT 1 FROM kept_payloads k WHERE k.hash = x.hash").await?;
     let log = prune_rows(
         write,

@@ -148,7 +148,10 @@ async fn effects_are_listed_in_pages(lab: Lab) {
     assert_eq!(list(any.clone(), 10, 0).await, ["4", "3", "2", "1", "0"]);
     assert_eq!(list(any.clone(), 2, 1).await, ["3", "2"]);
     assert_eq!(list(EffectFilter { state: Some(EffectState::Started), ..any.clone() }, 10, 0).await, ["3"]);
-    assert_eq!(list(EffectFilter { task_id: Some("task-1".into()), ..any.clone() }, 10, 0).await, ["3", "1"]);
+    assert_eq!(
+        list(EffectFilter { tasks: Some(vec!["task-1".into(), "\"".into()]), ..any.clone() }, 10, 0).await,
+        ["3", "1"]
+    );
     let short = storage.list_effects(&TENANT, key("t"), &any, Page { limit: 1, offset: 0 }).await.unwrap();
     assert_eq!((short[0].bytes, short[0].entry.result.clone()), (3, None), "results are left out");
     assert!(storage.list_effects(&OTHER, key("t"), &any, Page { limit: 9, offset: 0 }).await.unwrap().is_empty());

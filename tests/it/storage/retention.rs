@@ -93,7 +93,7 @@ async fn with_states(storage: &SharedStorage, ttl: Option<Ttl>) {
         payloads: vec![payload(1), payload(2)],
         log: vec![log(7, 0, "[0,1]", None), log(7, 2, "[2]", None), log(8, 0, "[9]", None)],
         interrupts: vec![interrupt("q", "c3", InterruptChange::Asked)],
-        effects: ["c1", "c3"].map(|at| effect(at, "task", "k", "[1]")).into(),
+        effects: ["c0", "c1", "c3"].map(|at| effect(at, "task", "k", "[1]")).into(),
         usage: Vec::new(),
         head: Some("c3".into()),
     };
@@ -105,6 +105,7 @@ fn kept() -> Kept {
     Kept {
         head: Some("c3".into()),
         checkpoints: vec![(String::new(), "c3".into())],
+        origins: vec![(String::new(), "c0".into())],
         payloads: vec![payload(2).hash],
         branches: vec![(String::new(), "messages".into(), 7, 2)],
     }
@@ -122,7 +123,11 @@ async fn pruning_keeps_what_it_is_told_and_nothing_else(lab: Lab) {
     assert_eq!((states[0].writes.len(), &states[0].row.parent), (1, &None));
     let sizes = storage.thread_sizes(&TENANT, &tid("t")).await.unwrap().unwrap();
     assert_eq!((sizes.checkpoints.count, sizes.task_writes.count, sizes.payloads.count), (1, 1, 1));
-    assert_eq!((sizes.effects.count, sizes.interrupts.count), (1, 1));
+    assert_eq!(
+        (sizes.effects.count, sizes.interrupts.count),
+        (2, 1),
+        "of what is kept, and of what that was migrated from"
+    );
     assert_eq!(sizes.lists.iter().map(|list| list.1.count).collect::<Vec<_>>(), [1], "two items in one row are left");
     assert!(storage.load_payloads(&TENANT, key("t"), &[payload(2).hash]).await.is_ok());
     assert_eq!(find_thread(storage, "t").await.unwrap().updated_at, before.updated_at);
@@ -275,7 +280,7 @@ async fn sizes_tell_bytes_by_kind(lab: Lab) {
     assert_eq!((sizes.checkpoints.count, sizes.events.count, sizes.runs.count), (3, 0, 1));
     assert!(sizes.checkpoints.bytes > 0 && sizes.runs.bytes > 0);
     assert_eq!(sizes.interrupts, Size { count: 1, bytes: 27 });
-    assert_eq!(sizes.effects, Size { count: 2, bytes: 6 });
+    assert_eq!(sizes.effects, Size { count: 3, bytes: 9 });
     let found = storage.payload_sizes(&TENANT, key("t"), &[payload(1).hash, payload(9).hash]).await.unwrap();
     assert_eq!(found, [(payload(1).hash, 9)]);
 }

@@ -13,7 +13,7 @@ use crate::storage::{CommitOutcome, Lease, Notice, Result};
 
 /// Deletes a run, its checkpoints, task writes, log rows and events. What other checkpoints may share stays, to go when
 /// the thread is pruned: payloads, and log rows once somebody else wrote checkpoints after the run's first one. So do
-/// effects of tasks on other checkpoints, which happened all the same, and the thread's share of the usage.
+/// effects of tasks on other checkpoints or on those that others go on from, which happened all the same, and the thread's share of the usage.
 /// The caller has locked the thread.
 pub(super) async fn delete_run_rows(conn: &mut PgConnection, key: ThreadKey, run_id: RunId) -> Result<()> {
     sqlx::query(
@@ -26,8 +26,12 @@ pub(super) async fn delete_run_rows(conn: &mut PgConnection, key: ThreadKey, run
                AND (run_id = $2 OR (ns, checkpoint_id) IN (SELECT ns, checkpoint_id FROM drop_checkpoints))
          ),
          drop_effects AS (
-             DELETE FROM effects WHERE thread_key = $1
-               AND (ns, checkpoint_id) IN (SELECT ns, checkpoint_id FROM drop_checkpoints)
+             DELETE FROM effects e WHERE e.thread_key = $1
+               AND (e.ns, e.checkpoint_id) IN (SELECT ns, checkpoint_id FROM drop_checkpoints)
+               -- A checkpoint that a migration made of it goes on with the same tasks.
+               AND NOT EXISTS (SELECT 1 FROM checkpoints c
+                               WHERE c.thread_key = $1 AND c.ns = e.ns AND c.parent_id = e.checkpoint_id
+                                 AND c.run_id IS DISTINCT FROM $2)
          ),
          drop_usage AS (DELETE FROM usage_totals WHERE thread_key = $1 AND run_id = $2),
          drop_log AS (
