@@ -142,6 +142,7 @@ fn runtime(error: RuntimeError) -> (StatusCode, String) {
         RuntimeError::RunNotFound(_)
         | RuntimeError::InterruptNotFound(_)
         | RuntimeError::GraphNotFound(_)
+        | RuntimeError::BranchNotFound(_)
         | RuntimeError::CheckpointNotFound(_) => (StatusCode::NOT_FOUND, text),
         RuntimeError::AssistantNotFound => (
             StatusCode::NOT_FOUND,

@@ -16,6 +16,8 @@ pub enum RuntimeError {
     /// An edit of a checkpoint that the thread does not have.
     #[error("Checkpoint {0} not found: GET /threads/.../checkpoints lists them")]
     CheckpointNotFound(String),
+    #[error("Branch '{0}' not found: GET /threads/.../branches lists them")]
+    BranchNotFound(String),
     #[error("Run not found")]
     RunNotFound(RunId),
     #[error("Cron not found")]

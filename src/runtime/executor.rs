@@ -195,6 +195,9 @@ async fn load_inner(shared: &Shared, run: &GraphRun, has_storage: bool) -> Resul
             Some(id) if is_own => Which::Id(id.clone()),
             _ => Which::Before(replay.before.clone()),
         },
+        None if is_own && shared.moved.as_ref().is_some_and(|moved| lock(&moved.visited).insert(run.ns.clone())) => {
+            Which::During(shared.moved.as_ref().map(|moved| moved.at.clone()).unwrap_or_default())
+        }
         // A namespace of its own per call is new unless an earlier execution of the same task left something.
         _ if !is_own && run.resuming != Some(true) && shared.attempt <= 1 => return Ok(None),
         _ => Which::Latest,
@@ -206,7 +209,11 @@ async fn load_inner(shared: &Shared, run: &GraphRun, has_storage: bool) -> Resul
         shared.turns.hold(shared.committer.flush()).await;
     }
     let load = async {
-        let Some((loaded, mut stored)) = reader.load(&run.ns, &which).await? else { return Ok(None) };
+        let mut found = reader.load(&run.ns, &which).await?;
+        if let (None, Which::During(at)) = (&found, &which) {
+            found = reader.load(&run.ns, &Which::Before(at.clone())).await?;
+        }
+        let Some((loaded, mut stored)) = found else { return Ok(None) };
         reader.freeze(&run.ns, &mut stored).await?;
         Ok(Some((loaded, stored)))
     };

@@ -13,7 +13,7 @@ use super::executor::{GraphEnd, GraphRun, Root, RootEnd, run_root};
 use super::live::LiveRun;
 use super::persist::Reader;
 use super::runs::merged;
-use super::shared::{Outgoing, Replay, Shared, View, lock};
+use super::shared::{MovedHead, Outgoing, Replay, Shared, View, lock};
 use super::turns::Turns;
 use super::worker::{Active, StopReason};
 use super::{EXPLAIN_STRICT_RESUME, Runtime};
@@ -22,7 +22,8 @@ use crate::engine::execution::{Input, Loaded};
 use crate::engine::{EngineError, ids};
 use crate::graph::Graph;
 use crate::model::{
-    CancelAction, CheckpointId, ErrorInfo, Fields, Json, RunKwargs, RunStatus, Scope, StreamMode, ThreadStatus, special,
+    CancelAction, CheckpointId, ErrorInfo, Fields, Json, RunKwargs, RunStatus, Scope, StreamMode, Thread, ThreadStatus,
+    special,
 };
 use crate::storage::{ClaimedRun, RunEnd, StorageError, WebhookEnd, Which};
 
@@ -181,7 +182,7 @@ impl Runtime {
             _ => Input::Null,
         };
         let reader = Reader { storage: self.storage(), scope: &scope, thread: claimed.lease.thread };
-        let mut newest = claimed.thread.head.clone();
+        let mut newest = claimed.thread.newest();
         let outgoing = Outgoing::new(run.run_id);
         let shared_modes = kwargs.stream_mode.iter().filter_map(|mode| StreamMode::parse(mode)).collect();
         let mut position = Position { loaded: None, addressed: false, parents: BTreeMap::new(), replay: None };
@@ -229,6 +230,12 @@ impl Runtime {
             plain_answer: Mutex::default(),
             plain_spent: AtomicBool::new(false),
             replay: position.replay,
+            moved: claimed
+                .thread
+                .moved
+                .clone()
+                .filter(|_| claimed.thread.is_moved())
+                .map(|moved| MovedHead { at: moved.to, visited: Mutex::default() }),
             seen_messages: Mutex::default(),
             counted_messages: Mutex::default(),
             partial_messages: Mutex::default(),
@@ -281,7 +288,10 @@ impl Runtime {
                 let run_id = loaded.metadata.extra.get("run_id");
                 run_id.and_then(Json::as_str) == Some(claimed.run.run_id.to_string().as_str())
             });
+        // A moved head that others went on from before is a place as if the run had named it.
+        let is_revisited = id.is_none() && !continued && self.is_revisited(reader.scope, &claimed.thread).await?;
         let (found, addressed) = match id {
+            None if is_revisited => (head.map(|(loaded, stored)| (Loaded { is_head: false, ..loaded }, stored)), true),
             Some(id) if !continued => {
                 let is_head = head.as_ref().is_some_and(|(loaded, _)| loaded.checkpoint.id == id);
                 if is_head {
@@ -310,6 +320,15 @@ impl Runtime {
         });
         let addressed = addressed && !claimed.input_applied;
         Ok((Position { loaded: Some(loaded), addressed, parents: map, replay }, Some(stored)))
+    }
+
+    /// Whether the head was moved to a checkpoint that has been gone on from: then what is recorded on it belongs to what
+    /// followed it.
+    pub(super) async fn is_revisited(&self, scope: &Scope, thread: &Thread) -> Result<bool, StorageError> {
+        match thread.head.as_ref().filter(|_| thread.is_moved()) {
+            Some(head) => self.storage().is_continued(scope, thread.key, head).await,
+            None => Ok(false),
+        }
     }
 
     async fn drive(&self, shared: &Arc<Shared>, active: &Active, run: GraphRun, root: Root) -> Outcome {

@@ -2,10 +2,12 @@
 
 mod answers;
 mod assistants;
+mod branches;
 mod cache;
 mod chain_events;
 mod commit;
 mod crons;
+mod diff;
 mod effects;
 pub mod embed;
 pub mod error;
@@ -55,7 +57,9 @@ use crate::graph::Graph;
 use crate::model::{Durability, Event, RunId, Timestamp, Ttl};
 use crate::storage::SharedStorage;
 
+pub use branches::{HEAD, HeadTarget, MovedHead, checkpoint_id};
 pub use crons::{CronRequest, CronSettings};
+pub use diff::{Change, ChannelDiff, ItemDiff, diff};
 pub use error::RuntimeError;
 pub use events::Outcome;
 pub use items::{ItemSearch, ItemSettings, PutItem};

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::persist::references;
+use super::persist::{origin, references};
 use super::{Runtime, RuntimeError};
 use crate::model::{CheckpointId, Scope, Thread, ThreadId, ThreadStatus, TtlStrategy};
 use crate::storage::{
@@ -100,9 +100,26 @@ impl Runtime {
     /// that the root's latest state waits for.
     async fn latest_of(&self, scope: &Scope, thread: &Thread) -> Result<Kept, RuntimeError> {
         let mut rows: Vec<StoredCheckpoint> = Vec::new();
-        for ns in self.storage().list_namespaces_of(scope, &thread.id).await? {
-            let latest = self.storage().load_checkpoint(scope, thread.key, &ns, &Which::Latest).await?;
-            rows.extend(latest.filter(|stored| !ns.contains(':') || belongs_to(stored, thread.head.as_ref())));
+        let storage = self.storage();
+        // The head; and where its tasks were planned first, if a migrated graph brought them along. The root's namespace comes
+        // first.
+        let mut waiting: Vec<CheckpointId> = thread.head.iter().cloned().collect();
+        for ns in storage.list_namespaces_of(scope, &thread.id).await? {
+            let is_own = !ns.is_empty() && !ns.contains(':');
+            let latest = match thread.head.as_ref().filter(|_| is_own && thread.is_moved()) {
+                // What the graph had where the head was moved, not what it has had since.
+                Some(head) => {
+                    match storage.load_checkpoint(scope, thread.key, &ns, &Which::During(head.clone())).await? {
+                        None => storage.load_checkpoint(scope, thread.key, &ns, &Which::Before(head.clone())).await?,
+                        found => found,
+                    }
+                }
+                None => storage.load_checkpoint(scope, thread.key, &ns, &Which::Latest).await?,
+            };
+            if let (Some(latest), true) = (&latest, ns.is_empty()) {
+                waiting.extend(origin(&latest.row)?.map(|origin| origin.checkpoint_id));
+            }
+            rows.extend(latest.filter(|stored| !ns.contains(':') || belongs_to(stored, &waiting)));
         }
         let found = references(&rows)?;
         Ok(Kept {
@@ -152,8 +169,8 @@ impl Runtime {
     }
 }
 
-/// Whether a state inside a graph is part of what the root's state `head` waits for.
-fn belongs_to(stored: &StoredCheckpoint, head: Option<&CheckpointId>) -> bool {
+/// Whether a state inside a graph is part of what a state of the root waits for.
+fn belongs_to(stored: &StoredCheckpoint, waiting: &[CheckpointId]) -> bool {
     let parent = stored.row.metadata.get("parents").and_then(|parents| parents.get(""));
-    head.is_some() && parent.as_ref().and_then(|id| id.as_str()) == head.map(String::as_str)
+    parent.as_ref().and_then(|id| id.as_str()).is_some_and(|parent| waiting.iter().any(|id| id == parent))
 }

@@ -24,7 +24,7 @@ impl Runtime {
     }
 
     /// Why a thread that refused something as closed is closed.
-    pub(super) async fn why_closed(&self, scope: &Scope, id: &ThreadId) -> Result<RuntimeError, RuntimeError> {
+    pub async fn why_closed(&self, scope: &Scope, id: &ThreadId) -> Result<RuntimeError, RuntimeError> {
         let thread = self.thread(scope, id).await?;
         Ok(match &thread.closed {
             Some(closed) => RuntimeError::closed(id, closed),

@@ -64,6 +64,7 @@ pub(crate) struct Shared {
     /// A question took it: to be noted with the root graph's records.
     pub(crate) plain_spent: AtomicBool,
     pub(crate) replay: Option<Replay>,
+    pub(crate) moved: Option<MovedHead>,
     /// Ids of messages that listeners have got or that were there before.
     pub(crate) seen_messages: Mutex<HashSet<String>>,
     /// Ids of messages whose usage was counted.
@@ -115,6 +116,13 @@ pub(crate) struct Replay {
     pub(crate) before: CheckpointId,
     /// Checkpoints the caller named for inner namespaces.
     pub(crate) named: BTreeMap<String, CheckpointId>,
+    pub(crate) visited: Mutex<HashSet<String>>,
+}
+
+/// The run starts where the head was moved: graphs with checkpoints of their own go on from what they had there, on their
+/// first visit.
+pub(crate) struct MovedHead {
+    pub(crate) at: CheckpointId,
     pub(crate) visited: Mutex<HashSet<String>>,
 }
 

@@ -21,7 +21,7 @@ use crate::model::{
     CheckpointId, CheckpointRef, Cursor, Fields, HeadView, Json, RunId, Scope, TaskState, Thread, ThreadId,
     ThreadState, ThreadStatus,
 };
-use crate::storage::{CheckpointFilter, StateCommit, StateOutcome, Which};
+use crate::storage::{CheckpointFilter, StateCommit, StateOutcome, StorageError, Which};
 
 /// The most states one history answers with.
 const MAX_HISTORY: i64 = 1000;
@@ -62,16 +62,37 @@ impl Runtime {
         async move {
             // The map's own entry names the checkpoint when the cursor does not.
             let id = at.id.clone().or_else(|| at.map.get(&at.ns).cloned());
-            let live = id.is_none();
-            let which = id.clone().map_or(Which::Latest, Which::Id);
+            let live = id.is_none() && !self.is_revisited(&scope, &thread).await?;
             let reader = Reader { storage: self.storage(), scope: &scope, thread: thread.key };
             let (graph, ns) = self.resolve(&thread, &at.ns);
-            let Some((loaded, _)) = reader.load(&ns, &which).await? else {
+            let found = match &id {
+                Some(id) => reader.load(&ns, &Which::Id(id.clone())).await?,
+                None => self.latest_in(&reader, &thread, &ns).await?,
+            };
+            let Some((loaded, _)) = found else {
                 return Ok(empty_state(&thread.id, &at, id));
             };
             self.present(scope, &thread, graph, &ns, loaded, live, subgraphs).await
         }
         .boxed()
+    }
+
+    /// The latest state in a namespace. Where the head was moved, that of a graph with checkpoints of its own is the one it
+    /// had there.
+    async fn latest_in(
+        &self,
+        reader: &Reader<'_>,
+        thread: &Thread,
+        ns: &str,
+    ) -> Result<Option<(Loaded, Stored)>, StorageError> {
+        let Some(head) = thread.head.as_ref().filter(|_| thread.is_moved() && !ns.is_empty() && !ns.contains(':'))
+        else {
+            return reader.load(ns, &Which::Latest).await;
+        };
+        match reader.load(ns, &Which::During(head.clone())).await? {
+            None => reader.load(ns, &Which::Before(head.clone())).await,
+            found => Ok(found),
+        }
     }
 
     /// The graph whose checkpoints a namespace holds, and the namespace they are stored under: graphs with checkpoints
@@ -254,6 +275,7 @@ impl Runtime {
         let (loaded, mut base) = match found {
             Some((loaded, stored)) => {
                 let is_head = !at.ns.is_empty() || thread.head.as_ref() == Some(&loaded.checkpoint.id);
+                let is_head = is_head && !self.is_revisited(scope, &thread).await?;
                 (Some(Loaded { is_head, ..loaded }), stored)
             }
             None if at.ns.is_empty() && thread.head.is_some() => {
@@ -275,7 +297,7 @@ impl Runtime {
         if is_bulk {
             options.extra.retain(|key, _| key == "thread_id");
         }
-        let mut newest = thread.head.clone().max(loaded.as_ref().map(|loaded| loaded.checkpoint.id.clone()));
+        let mut newest = thread.newest().max(loaded.as_ref().map(|loaded| loaded.checkpoint.id.clone()));
         let mut new_id = |step| {
             let (id, at) = self.clock().new_checkpoint_id(step, newest.as_deref());
             newest = Some(id.clone());
@@ -313,6 +335,7 @@ impl Runtime {
             events: vec![self.state_update(&thread, &ns, execution.checkpoint_id())],
             thread_status,
             view: shown.as_ref().map(|(view, _)| view.clone()),
+            moves: None,
         };
         match self.storage().commit_state(scope, change).await? {
             StateOutcome::Committed => Ok(cursor(&thread.id, &ns, &execution.checkpoint_id().to_owned(), &parents)),

@@ -85,6 +85,8 @@ pub enum Which {
     Id(CheckpointId),
     /// The greatest id below this one.
     Before(CheckpointId),
+    /// The greatest id of those made while the root graph was at this checkpoint.
+    During(CheckpointId),
 }
 
 /// A checkpoint with the writes pending on it (or kept as results), ordered by (path, task id).

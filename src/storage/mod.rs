@@ -20,6 +20,7 @@ use tokio::sync::broadcast;
 use crate::model::{ErrorInfo, RunId, Scope, ThreadKey};
 
 pub mod assistants;
+pub mod branches;
 pub mod cache;
 pub mod checkpoints;
 pub mod connect;
@@ -48,6 +49,7 @@ mod vectors;
 mod webhook_rows;
 
 pub use assistants::{AssistantCreated, AssistantFilter, AssistantPatch, AssistantSort, Assistants, NewAssistant};
+pub use branches::{Branch, BranchPut, Branches, MAX_BRANCHES, Tip};
 pub use cache::{Cache, CacheEntry, CacheKey, NewCacheEntry};
 pub use checkpoints::{
     CheckpointFilter, CheckpointRow, Checkpoints, LogRange, LogRow, Payload, PayloadHash, StoredCheckpoint,
@@ -66,8 +68,8 @@ pub use items::{
 };
 pub use retention::{ExpiredThread, Kept, Pruned, Retention, STEP_ROWS, Size, ThreadSizes};
 pub use runs::{
-    CancelRequest, CancelTarget, Cancelled, Claim, ClaimedRun, CommitOutcome, Lease, LeaseState, NewRun, RunCreated,
-    RunEnd, RunFilter, Runs, StateCommit, StateOutcome, StepCommit, StepRows, StoredEvent, UsageRow,
+    CancelRequest, CancelTarget, Cancelled, Claim, ClaimedRun, CommitOutcome, HeadMove, Lease, LeaseState, NewRun,
+    RunCreated, RunEnd, RunFilter, Runs, StateCommit, StateOutcome, StepCommit, StepRows, StoredEvent, UsageRow,
 };
 pub use sessions::{Close, CloseOutcome, Sessions};
 pub use threads::{
@@ -132,6 +134,7 @@ pub struct Description {
 #[async_trait]
 pub trait Storage:
     Assistants
+    + Branches
     + Threads
     + Retention
     + Runs

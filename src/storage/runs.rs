@@ -249,6 +249,16 @@ pub struct StateCommit {
     pub thread_status: ThreadStatus,
     /// What the thread's document shows instead of its head from now on ([`Thread::view`]); `None` clears it.
     pub view: Option<Json>,
+    /// The head is not new, but moved to a checkpoint that was there.
+    pub moves: Option<HeadMove>,
+}
+
+/// A move of the head ([`super::branches`]).
+#[derive(Debug, Clone, Default)]
+pub struct HeadMove {
+    /// The branch the thread is on from now on; that its name stands elsewhere is [`StateOutcome::HeadMoved`]. `None`: on
+    /// none.
+    pub branch: Option<String>,
 }
 
 /// What [`Runs::commit_state`] did.

@@ -1,6 +1,7 @@
 //! The table of routes: one file per noun, as in the clients.
 
 mod assistants;
+mod branches;
 mod checkpoints;
 pub(super) mod crons;
 mod effects;
@@ -87,6 +88,13 @@ fn thread_routes() -> Router<AppState> {
         .route("/threads/prune", post(retention::prune))
         .route("/threads/{thread_id}/copy", post(threads::copy))
         .route("/threads/{thread_id}/storage", get(retention::storage))
+        .route("/threads/{thread_id}/branches", get(branches::list))
+        .route(
+            "/threads/{thread_id}/branches/{name}",
+            get(branches::find).put(branches::put).post(branches::put).delete(branches::delete),
+        )
+        .route("/threads/{thread_id}/head", post(branches::move_head))
+        .route("/threads/{thread_id}/diff", get(branches::compare))
         .route("/threads/{thread_id}/end", post(sessions::end))
         .route("/threads/{thread_id}/archive", post(sessions::archive))
         .route("/threads/{thread_id}/reopen", post(sessions::reopen))

@@ -97,6 +97,32 @@ impl Interrupts for Nowhere {
 }
 
 #[async_trait]
+impl Branches for Nowhere {
+    async fn list_tips(&self, _: &Scope, _: ThreadKey, _: Option<&CheckpointId>, _: i64) -> Result<Vec<Tip>> {
+        gone()
+    }
+    async fn list_branches(&self, _: &Scope, _: ThreadKey, _: Option<&str>) -> Result<Vec<Branch>> {
+        gone()
+    }
+    async fn put_branch(
+        &self,
+        _: &Scope,
+        _: &ThreadId,
+        _: &str,
+        _: Option<&CheckpointId>,
+        _: Option<&str>,
+    ) -> Result<BranchPut> {
+        gone()
+    }
+    async fn delete_branch(&self, _: &Scope, _: &ThreadId, _: &str) -> Result<Option<bool>> {
+        gone()
+    }
+    async fn is_continued(&self, _: &Scope, _: ThreadKey, _: &CheckpointId) -> Result<bool> {
+        gone()
+    }
+}
+
+#[async_trait]
 impl Sessions for Nowhere {
     async fn close_thread(&self, _: &Scope, _: &ThreadId, _: &Close) -> Result<CloseOutcome> {
         gone()

@@ -714,6 +714,17 @@ pub(crate) fn written_by(row: &CheckpointRow) -> Result<Option<WrittenBy>, Stora
     Ok(part.written_by)
 }
 
+/// Where the tasks pending on a checkpoint were planned first, if a migrated graph brought them along.
+pub(crate) fn origin(row: &CheckpointRow) -> Result<Option<Origin>, StorageError> {
+    #[derive(Deserialize)]
+    struct Part {
+        #[serde(rename = "o", default)]
+        origin: Option<Origin>,
+    }
+    let part: Part = row.body.decode().map_err(|error| corrupt("checkpoints", "body", &row.id, error))?;
+    Ok(part.origin)
+}
+
 fn read_metadata(row: &CheckpointRow) -> Result<CheckpointMetadata, StorageError> {
     let mut extra =
         row.metadata.fields().ok_or_else(|| corrupt("checkpoints", "metadata", &row.id, "not an object"))?;

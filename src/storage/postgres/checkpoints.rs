@@ -62,6 +62,13 @@ const BEFORE: &str = concat!(
      ORDER BY c.checkpoint_id DESC LIMIT 1"
 );
 
+const DURING: &str = concat!(
+    select_checkpoints!(),
+    "WHERE c.thread_key = $1 AND c.ns = $2 AND ($3::uuid IS NULL OR c.tenant = $3)
+       AND c.metadata -> 'parents' ->> '' = $4
+     ORDER BY c.checkpoint_id DESC LIMIT 1"
+);
+
 const LIST: &str = concat!(
     select_checkpoints!(),
     "WHERE c.thread_key = $1 AND c.ns = $2 AND ($3::uuid IS NULL OR c.tenant = $3)
@@ -146,6 +153,7 @@ impl Checkpoints for PostgresStorage {
             Which::Latest => (LATEST, None),
             Which::Id(id) => (BY_ID, Some(id)),
             Which::Before(id) => (BEFORE, Some(id)),
+            Which::During(id) => (DURING, Some(id)),
         };
         read!(async {
             let mut session = self.session().await?;

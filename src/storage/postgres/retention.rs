@@ -5,6 +5,7 @@ use sqlx::AssertSqlSafe;
 use sqlx::postgres::{PgConnection, PgRow};
 use uuid::Uuid;
 
+use super::branches::drop_lost_names;
 use super::rows::get;
 use super::threads::{bury_thread, lock_thread};
 use super::{PostgresStorage, now, read};
@@ -170,6 +171,7 @@ async fn prune(conn: &mut PgConnection, key: ThreadKey, kept: &Kept) -> Result<P
         .execute(&mut *conn)
         .await
         .map_err(driver_error)?;
+    drop_lost_names(conn, key).await?;
     sqlx::query(concat!("UPDATE threads SET pruned_at = ", now!(), " WHERE thread_key = $1"))
         .bind(key.0)
         .execute(conn)

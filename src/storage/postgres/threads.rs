@@ -188,6 +188,11 @@ const COPY_ROWS: &str = "
                run_id, codec, question, response_schema, checked, asked_at, answer, answered_at, answered_by,
                answered_run, withdrawn_run
         FROM interrupts WHERE thread_key = $1
+    ),
+    copy_branches AS (
+        INSERT INTO branches (thread_key, name, tenant, checkpoint_id, created_at, updated_at, updated_by)
+        SELECT $2, name, tenant, checkpoint_id, created_at, updated_at, updated_by
+        FROM branches WHERE thread_key = $1
     )
     INSERT INTO channel_log (thread_key, ns, channel, branch, start, tenant, count, run_id, codec, items)
     SELECT $2, ns, channel, branch, start, tenant, count, run_id, codec, items
@@ -207,9 +212,10 @@ pub(super) async fn copy_thread(
     sqlx::query(concat!(
         "INSERT INTO threads (thread_key, tenant, name, graph_id, metadata, codec, config, rest_status, head, view,
                               last_event, revision, created_at, updated_at, state_updated_at, ttl, ttl_strategy,
-                              is_foreign)
+                              is_foreign, branch, moved_to, moved_past)
          SELECT $2, t.tenant, $3, t.graph_id, t.metadata, t.codec, t.config, 'idle', t.head, $4, 0, clock.now,
-                clock.now, clock.now, clock.now, t.ttl, t.ttl_strategy, t.is_foreign
+                clock.now, clock.now, clock.now, t.ttl, t.ttl_strategy, t.is_foreign, t.branch,
+                t.moved_to, t.moved_past
          FROM threads t, (SELECT ",
         now!(),
         " AS now) AS clock WHERE t.thread_key = $1"

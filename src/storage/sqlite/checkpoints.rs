@@ -95,11 +95,19 @@ async fn load(
               WHERE c.thread_key = $1 AND c.ns = $2 AND ($3 IS NULL OR c.tenant = $3) AND c.checkpoint_id < $4
               ORDER BY c.checkpoint_id DESC LIMIT 1"
         )),
+        Which::During(_) => sqlx::query(concat!(
+            "SELECT ",
+            checkpoint_columns!(),
+            " FROM checkpoints c
+              WHERE c.thread_key = $1 AND c.ns = $2 AND ($3 IS NULL OR c.tenant = $3)
+                AND EXISTS (SELECT 1 FROM json_each(c.metadata, '$.parents') AS p WHERE p.key = '' AND p.value = $4)
+              ORDER BY c.checkpoint_id DESC LIMIT 1"
+        )),
     };
     let query = query.bind(key.0).bind(ns).bind(scope.filter());
     let query = match which {
         Which::Latest => query,
-        Which::Id(id) | Which::Before(id) => query.bind(id),
+        Which::Id(id) | Which::Before(id) | Which::During(id) => query.bind(id),
     };
     let Some(row) = query.fetch_optional(&mut *conn).await.map_err(driver_error)? else { return Ok(None) };
     let row = checkpoint_from(&row)?;

@@ -28,6 +28,7 @@ use super::{Description, Notice, Result, Storage, StorageError};
 use crate::model::Scope;
 
 mod assistants;
+mod branches;
 mod cache;
 mod checkpoints;
 mod crons;

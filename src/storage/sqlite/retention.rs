@@ -5,6 +5,7 @@ use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{AssertSqlSafe, QueryBuilder};
 use uuid::Uuid;
 
+use super::branches::drop_lost_names;
 use super::rows::get;
 use super::threads::bury_thread;
 use super::{SqliteStorage, Write, clock};
@@ -178,6 +179,7 @@ async fn prune(write: &mut Write, key: ThreadKey, kept: Kept) -> Result<Pruned> 
         .execute(&mut write.conn)
         .await
         .map_err(driver_error)?;
+    drop_lost_names(&mut write.conn, key).await?;
     sqlx::query("UPDATE threads SET pruned_at = $2 WHERE thread_key = $1")
         .bind(key.0)
         .bind(write.now)

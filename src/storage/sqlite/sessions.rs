@@ -71,11 +71,12 @@ async fn reopen(write: &mut Write, scope: Scope, key: ThreadKey) -> Result<Optio
 impl Sessions for SqliteStorage {
     async fn close_thread(&self, scope: &Scope, id: &ThreadId, how: &Close) -> Result<CloseOutcome> {
         let (scope, key, how) = (*scope, id.key(scope.tenant()), how.clone());
-        self.write(move |write| Box::pin(close(write, scope, key, how))).await
+        let is_done = |outcome: &CloseOutcome| matches!(outcome, CloseOutcome::Closed { .. } | CloseOutcome::Missing);
+        self.write_if(is_done, move |write| Box::pin(close(write, scope, key, how))).await
     }
 
     async fn reopen_thread(&self, scope: &Scope, id: &ThreadId) -> Result<Option<Thread>> {
         let (scope, key) = (*scope, id.key(scope.tenant()));
-        self.write(move |write| Box::pin(reopen(write, scope, key))).await
+        self.write_if(Option::is_some, move |write| Box::pin(reopen(write, scope, key))).await
     }
 }

@@ -242,9 +242,9 @@ pub(super) async fn copy_thread(
     for statement in [
         "INSERT INTO threads (thread_key, tenant, name, graph_id, metadata, codec, config, rest_status, head, view,
                               last_event, revision, created_at, updated_at, state_updated_at, ttl, ttl_strategy,
-                              is_foreign)
+                              is_foreign, branch, moved_to, moved_past)
          SELECT $2, tenant, $3, graph_id, metadata, codec, config, 'idle', head, $5, 0, 1, $4, $4, $4, ttl, ttl_strategy,
-                is_foreign
+                is_foreign, branch, moved_to, moved_past
          FROM threads WHERE thread_key = $1",
         "INSERT INTO foreign_checkpoints (thread_key, ns, checkpoint_id, tenant, parent_id, run_id, created_at, codec,
                                           body, size_bytes)
@@ -280,6 +280,9 @@ pub(super) async fn copy_thread(
                 run_id, codec, question, response_schema, checked, asked_at, answer, answered_at, answered_by,
                 answered_run, withdrawn_run
          FROM interrupts WHERE thread_key = $1",
+        "INSERT INTO branches (thread_key, name, tenant, checkpoint_id, created_at, updated_at, updated_by)
+         SELECT $2, name, tenant, checkpoint_id, created_at, updated_at, updated_by
+         FROM branches WHERE thread_key = $1",
     ] {
         let mut query = sqlx::query(statement).bind(source.0).bind(target.0);
         if statement.contains("$4") {

@@ -3,6 +3,7 @@
 mod a2a;
 mod assistants;
 mod bad_input;
+mod branches;
 mod chain_events;
 mod crons;
 mod foreign;

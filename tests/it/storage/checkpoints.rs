@@ -29,6 +29,7 @@ async fn put(lab: &Lab, name: &str, rows: StepRows) {
         events: vec![],
         thread_status: ThreadStatus::Idle,
         view: None,
+        moves: None,
     };
     assert_eq!(lab.storage.commit_state(&TENANT, change).await.unwrap(), StateOutcome::Committed);
 }

@@ -210,6 +210,7 @@ async fn a_state_change_needs_rest_and_the_expected_head(lab: Lab) {
         events: vec![event(i64::from(new == "c2") + 40, Uuid::nil())],
         thread_status: ThreadStatus::Interrupted,
         view: None,
+        moves: None,
     };
     let put = async |change| storage.commit_state(&TENANT, change).await.unwrap();
     assert_eq!(put(change(None, "c1")).await, StateOutcome::ThreadMissing);

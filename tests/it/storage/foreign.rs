@@ -171,6 +171,7 @@ async fn threads_belong_to_one_side(lab: Lab) {
         events: Vec::new(),
         thread_status: ThreadStatus::Idle,
         view: None,
+        moves: None,
     };
     assert_eq!(storage.commit_state(&TENANT, state).await.unwrap(), StateOutcome::ThreadForeign);
     assert!(find_run(storage, "t", 2).await.is_none());

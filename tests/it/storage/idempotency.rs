@@ -91,6 +91,7 @@ async fn every_kind_of_write_takes_the_key(lab: Lab) {
                 events: Vec::new(),
                 thread_status: ThreadStatus::Idle,
                 view: None,
+                moves: None,
             };
             assert_eq!(storage.commit_state(&TENANT, change).await.unwrap(), StateOutcome::Committed);
         }),

@@ -127,6 +127,7 @@ async fn a_question_is_pending_while_its_checkpoint_is_the_head(lab: Lab) {
         rows,
         thread_status: ThreadStatus::Interrupted,
         view: None,
+        moves: None,
     };
     assert_eq!(storage.commit_state(&TENANT, change).await.unwrap(), StateOutcome::Committed);
     assert_eq!(status(storage, "q1").await, Dropped);

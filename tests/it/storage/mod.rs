@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::support::postgres::Database;
 
 mod assistants;
+mod branches;
 mod cache;
 mod checkpoints;
 mod claims;

@@ -161,6 +161,7 @@ async fn a_change_based_on_a_pruned_state_is_refused(lab: Lab) {
         events: vec![],
         thread_status: ThreadStatus::Idle,
         view: None,
+        moves: None,
     };
     assert_eq!(storage.commit_state(&TENANT, change("c1")).await.unwrap(), StateOutcome::HeadMoved);
     assert_eq!(storage.commit_state(&TENANT, change("c3")).await.unwrap(), StateOutcome::Committed);

@@ -63,6 +63,7 @@ async fn a_closed_thread_takes_no_run_and_no_change(lab: Lab) {
         events: Vec::new(),
         thread_status: ThreadStatus::Idle,
         view: None,
+        moves: None,
     };
     assert_eq!(storage.commit_state(&TENANT, change.clone()).await.unwrap(), StateOutcome::ThreadClosed);
     assert_eq!(storage.update_head_metadata(&TENANT, &tid("t"), &json(r#"{"a":1}"#)).await.unwrap(), None);

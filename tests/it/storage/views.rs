@@ -92,6 +92,7 @@ async fn a_state_change_sets_or_clears_the_view(lab: Lab) {
             events: vec![],
             thread_status,
             view: view.map(json),
+            moves: None,
         };
         storage.commit_state(&TENANT, change).await.unwrap()
     };

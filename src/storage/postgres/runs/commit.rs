@@ -7,7 +7,7 @@ use sqlx::postgres::PgConnection;
 
 use super::super::rows::get;
 use super::super::threads::lock_thread;
-use super::super::{PostgresStorage, now, webhooks};
+use super::super::{PostgresStorage, branches, now, webhooks};
 use super::columns::{Members, Rows};
 use super::extras::Extras;
 use crate::model::Scope;
@@ -452,6 +452,14 @@ async fn change_state(conn: &mut PgConnection, scope: &Scope, change: &StateComm
     }
     if get::<Option<String>>(&row, "head")? != change.expected_head || !get::<bool>(&row, "has_base")? {
         return Ok(StateOutcome::HeadMoved);
+    }
+    if let (Some(moves), Some(to)) = (&change.moves, &change.rows.head) {
+        if let Some(branch) = &moves.branch
+            && !branches::stands_at(conn, key, branch, Some(to)).await?
+        {
+            return Ok(StateOutcome::HeadMoved);
+        }
+        branches::leave(conn, key, to, moves).await?;
     }
     let mut columns = Rows::default();
     columns.push(0, &change.rows, &change.events);

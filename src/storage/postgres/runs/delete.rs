@@ -2,6 +2,7 @@
 
 use sqlx::postgres::PgConnection;
 
+use super::super::branches::drop_lost_names;
 use super::super::rows::get;
 use super::super::threads::{delete_thread_rows, head_status, lock_thread};
 use super::super::{PostgresStorage, notify, now, webhooks};
@@ -61,10 +62,17 @@ pub(super) async fn delete_run_rows(conn: &mut PgConnection, key: ThreadKey, run
 }
 
 /// Moves the head to the newest root checkpoint left, if it is gone; then the thread shows and rests at what that says.
+/// Names go with their checkpoints.
 pub(super) async fn move_head_back(conn: &mut PgConnection, key: ThreadKey) -> Result<()> {
     let done = sqlx::query(concat!(
         "UPDATE threads t SET
-             head = (SELECT MAX(c.checkpoint_id) FROM checkpoints c WHERE c.thread_key = $1 AND c.ns = ''),
+             head = (SELECT CASE WHEN left_over.newest > t.moved_past THEN left_over.newest
+                                 -- Nothing is left of what followed the move of the head: back to where it was moved.
+                                 ELSE COALESCE((SELECT c.checkpoint_id FROM checkpoints c
+                                                WHERE c.thread_key = $1 AND c.ns = ''
+                                                  AND c.checkpoint_id = t.moved_to), left_over.newest) END
+                     FROM (SELECT MAX(c.checkpoint_id) AS newest FROM checkpoints c
+                           WHERE c.thread_key = $1 AND c.ns = '') AS left_over),
              view = NULL, updated_at = clock.now, state_updated_at = clock.now
          FROM (SELECT ",
         now!(),
@@ -82,11 +90,11 @@ pub(super) async fn move_head_back(conn: &mut PgConnection, key: ThreadKey) -> R
         sqlx::query("UPDATE threads SET rest_status = $2, error = NULL WHERE thread_key = $1")
             .bind(key.0)
             .bind(status)
-            .execute(conn)
+            .execute(&mut *conn)
             .await
             .map_err(driver_error)?;
     }
-    Ok(())
+    drop_lost_names(conn, key).await
 }
 
 impl PostgresStorage {

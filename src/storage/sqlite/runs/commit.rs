@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::super::effects::{add_usage, put_effect};
 use super::super::rows::get;
 use super::super::threads::delete_thread_rows;
-use super::super::{Write, webhooks};
+use super::super::{Write, branches, webhooks};
 use crate::model::{Json, Scope, ThreadKey};
 use crate::storage::encoding::{self, PLAIN, error_bytes, hide_nul};
 use crate::storage::rows::driver_error;
@@ -324,6 +324,14 @@ pub(super) async fn commit_state(write: &mut Write, scope: Scope, change: StateC
     }
     if get::<Option<String>>(&row, "head")? != change.expected_head || !get::<bool>(&row, "has_base")? {
         return Ok(StateOutcome::HeadMoved);
+    }
+    if let (Some(moves), Some(to)) = (&change.moves, &change.rows.head) {
+        if let Some(branch) = &moves.branch
+            && !branches::stands_at(&mut write.conn, key, branch, Some(to)).await?
+        {
+            return Ok(StateOutcome::HeadMoved);
+        }
+        branches::leave(&mut write.conn, key, to, moves).await?;
     }
     let tenant = get(&row, "tenant")?;
     insert_rows(write, tenant, key, &change.rows).await?;

@@ -2,6 +2,7 @@
 
 use sqlx::sqlite::SqliteConnection;
 
+use super::super::branches::drop_lost_names;
 use super::super::rows::get;
 use super::super::threads::{delete_thread_rows, head_status};
 use super::super::{Write, webhooks};
@@ -49,10 +50,17 @@ pub(super) async fn delete_run_rows(conn: &mut SqliteConnection, key: ThreadKey,
 }
 
 /// Moves the head to the newest root checkpoint left, if it is gone; then the thread shows and rests at what that says.
+/// Names go with their checkpoints.
 pub(super) async fn move_head_back(conn: &mut SqliteConnection, key: ThreadKey, now: i64) -> Result<()> {
     let done = sqlx::query(
         "UPDATE threads SET
-             head = (SELECT MAX(c.checkpoint_id) FROM checkpoints c WHERE c.thread_key = $1 AND c.ns = ''),
+             head = (SELECT CASE WHEN left_over.newest > threads.moved_past THEN left_over.newest
+                                 -- Nothing is left of what followed the move of the head: back to where it was moved.
+                                 ELSE COALESCE((SELECT c.checkpoint_id FROM checkpoints c
+                                                WHERE c.thread_key = $1 AND c.ns = ''
+                                                  AND c.checkpoint_id = threads.moved_to), left_over.newest) END
+                     FROM (SELECT MAX(c.checkpoint_id) AS newest FROM checkpoints c
+                           WHERE c.thread_key = $1 AND c.ns = '') AS left_over),
              view = NULL, updated_at = $2, state_updated_at = $2
          WHERE thread_key = $1 AND head IS NOT NULL
            AND NOT EXISTS (SELECT 1 FROM checkpoints c
@@ -68,11 +76,11 @@ pub(super) async fn move_head_back(conn: &mut SqliteConnection, key: ThreadKey, 
         sqlx::query("UPDATE threads SET rest_status = $2, error = NULL WHERE thread_key = $1")
             .bind(key.0)
             .bind(status)
-            .execute(conn)
+            .execute(&mut *conn)
             .await
             .map_err(driver_error)?;
     }
-    Ok(())
+    drop_lost_names(conn, key).await
 }
 
 pub(super) async fn rollback_run(
