@@ -12,6 +12,7 @@ mod cursor;
 mod document;
 mod error;
 mod extract;
+mod feed;
 mod idempotency;
 mod jsonrpc;
 mod keepalive;

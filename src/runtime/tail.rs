@@ -211,6 +211,33 @@ impl Runtime {
         Ok(count)
     }
 
+    /// The stored events of a thread that pass a filter, after the sequence number `since` up to and with `until`. Ends.
+    pub fn protocol_replay(
+        &self,
+        scope: &Scope,
+        thread_id: &ThreadId,
+        filter: Filter,
+        since: i64,
+        until: i64,
+    ) -> ProtocolStream {
+        let tail = ProtocolTail::new(self, scope, thread_id.clone());
+        let pages = unfold(Some(tail), move |tail| async move {
+            let mut tail = tail.filter(|tail| tail.tail.is_behind)?;
+            match tail.next().await {
+                Ok(page) => {
+                    let is_over = page.last().is_some_and(|event| event.seq >= until);
+                    Some((page.into_iter().map(Ok).collect::<Vec<_>>(), Some(tail).filter(|_| !is_over)))
+                }
+                Err(error) => Some((vec![Err(error)], None)),
+            }
+        });
+        let passes = move |event: &ProtocolEvent| event.seq > since && event.seq <= until && filter.passes(event);
+        pages
+            .flat_map(futures_util::stream::iter)
+            .filter(move |event| std::future::ready(event.as_ref().map_or(true, &passes)))
+            .boxed()
+    }
+
     /// The events of a thread by protocol v2 that pass a filter, beginning after the sequence number `since`: those of its
     /// whole log, then all that come. Ends only with an error. The thread need not exist yet.
     pub fn protocol_events(&self, scope: &Scope, thread_id: &ThreadId, filter: Filter, since: i64) -> ProtocolStream {

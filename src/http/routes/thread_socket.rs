@@ -1,6 +1,7 @@
 //! Protocol v2 over a WebSocket (contract section 5.4): the same commands, and subscriptions, on one socket.
 //!
-//! Nothing is queued for a slow client: its subscriptions are read from the log as fast as it takes them.
+//! Nothing is queued for a slow client: its subscriptions are read from the log as fast as it takes them, all of them in
+//! the order of the log ([`Feed`]).
 
 use std::time::Duration;
 
@@ -8,21 +9,20 @@ use axum::extract::State;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
 use axum::response::Response;
 use futures_util::future::BoxFuture;
-use futures_util::stream::{BoxStream, FuturesUnordered};
+use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use tokio::time::timeout;
-use tokio_stream::StreamMap;
 
 use crate::http::AppState;
 use crate::http::auth::{Caller, SocketCaller};
 use crate::http::error::ApiError;
 use crate::http::extract::PathIds;
+use crate::http::feed::Feed;
 use crate::http::object::Object;
 use crate::http::protocol::{self, Command, Refusal};
 use crate::http::sse::ticker;
 use crate::model::{Json, ThreadId};
-use crate::runtime::RuntimeError;
-use crate::runtime::protocol::{Filter, ProtocolEvent};
+use crate::runtime::protocol::Filter;
 
 /// Commands of one socket carried out side by side; more wait.
 const MAX_COMMANDS: usize = 16;
@@ -66,13 +66,11 @@ fn close(code: u16, reason: &str) -> Message {
     Message::Close(Some(CloseFrame { code, reason: reason.into() }))
 }
 
-type Events = BoxStream<'static, Result<ProtocolEvent, RuntimeError>>;
-
 /// What a command leads to.
 struct Done {
     answer: Json,
-    /// A subscription to begin once the answer is sent, or (`None` as events) one to end.
-    subscription: Option<(String, Option<(Filter, Events)>)>,
+    /// A subscription to begin once the answer is sent, after a sequence number, or (`None`) one to end.
+    subscription: Option<(String, Option<(Filter, i64)>)>,
 }
 
 struct Session {
@@ -80,16 +78,14 @@ struct Session {
     caller: Caller,
     thread: ThreadId,
     socket: WebSocket,
-    events: StreamMap<String, Events>,
-    filters: Vec<(String, Filter)>,
+    feed: Feed,
     commands: FuturesUnordered<BoxFuture<'static, Done>>,
-    made: usize,
 }
 
 impl Session {
     fn new(state: AppState, caller: Caller, thread: ThreadId, socket: WebSocket) -> Session {
-        let (events, commands) = (StreamMap::new(), FuturesUnordered::new());
-        Session { state, caller, thread, socket, events, filters: Vec::new(), commands, made: 0 }
+        let feed = Feed::new(state.runtime.clone(), caller.scope, thread.clone());
+        Session { state, caller, thread, socket, feed, commands: FuturesUnordered::new() }
     }
 
     /// Serves the socket until one side closes it.
@@ -111,7 +107,7 @@ impl Session {
                     }
                     continue;
                 }
-                Some((_, event)) = self.events.next(), if !self.events.is_empty() => match event {
+                event = self.feed.next() => match event {
                     Ok(event) => Message::text(event.to_json().text()),
                     Err(error) => {
                         let refusal = Refusal::from(error);
@@ -169,26 +165,25 @@ impl Session {
     /// Puts a command's outcome into effect and returns the answer to send.
     fn done(&mut self, done: Done) -> Message {
         if let Some((name, begun)) = done.subscription {
-            self.events.remove(&name);
-            self.filters.retain(|(known, _)| *known != name);
-            if let Some((filter, events)) = begun {
-                self.filters.push((name.clone(), filter));
-                self.events.insert(name, events);
+            match begun {
+                Some((filter, since)) => self.feed.begin(name, filter, since),
+                None => self.feed.end(&name),
             }
         }
         Message::text(done.answer.text())
     }
 
-    fn subscribe(&mut self, id: i64, params: &mut Object) -> Result<BoxFuture<'static, Done>, Refusal> {
+    fn subscribe(&self, id: i64, params: &mut Object) -> Result<BoxFuture<'static, Done>, Refusal> {
         let (filter, since) = protocol::subscription(params)?;
-        if self.events.len() + self.commands.len() >= MAX_SUBSCRIPTIONS {
+        if self.feed.len() + self.commands.len() >= MAX_SUBSCRIPTIONS {
             return Err(Refusal::new(
                 "invalid_argument",
                 format!("At most {MAX_SUBSCRIPTIONS} subscriptions a socket"),
             ));
         }
-        self.made += 1;
-        Ok(self.begin(id, format!("sub-{}", self.made), filter, since.unwrap_or(0)))
+        // Of no other socket either: a client that comes back has those of the last one in the same table.
+        let name = self.state.runtime.clock().new_uuid().to_string();
+        Ok(self.begin(id, name, filter, since.unwrap_or(0)))
     }
 
     fn unsubscribe(&self, id: i64, params: &mut Object) -> Result<BoxFuture<'static, Done>, Refusal> {
@@ -206,8 +201,10 @@ impl Session {
 
     fn known(&self, params: &mut Object) -> Result<(String, Filter), Refusal> {
         let name = params.required_string("subscription_id")?;
-        let known = self.filters.iter().find(|(known, _)| *known == name).cloned();
-        known.ok_or_else(|| Refusal::new("no_such_subscription", format!("No subscription '{name}' on this socket")))
+        match self.feed.filter(&name).cloned() {
+            Some(filter) => Ok((name, filter)),
+            None => Err(Refusal::new("no_such_subscription", format!("No subscription '{name}' on this socket"))),
+        }
     }
 
     /// Counts what is there already, for the answer, then streams it and all that comes.
@@ -218,8 +215,7 @@ impl Session {
                 Ok(count) => {
                     let result = serde_json::json!({"subscription_id": name, "replayed_events": count});
                     let answer = protocol::success(id, &Json::from(result));
-                    let events = runtime.protocol_events(&scope, &thread, filter.clone(), since);
-                    Done { answer, subscription: Some((name, Some((filter, events)))) }
+                    Done { answer, subscription: Some((name, Some((filter, since)))) }
                 }
                 Err(error) => Done { answer: protocol::failure(Some(id), &error.into()), subscription: None },
             }

@@ -67,6 +67,13 @@ pub struct Filter {
 }
 
 impl Filter {
+    /// Everything.
+    pub fn all() -> Filter {
+        use Channel::{Checkpoints, Custom, Input, Lifecycle, Messages, Tasks, Tools, Updates, Values};
+        let channels = vec![Values, Updates, Messages, Tools, Lifecycle, Input, Tasks, Checkpoints, Custom];
+        Filter { channels, ..Filter::default() }
+    }
+
     pub fn passes(&self, event: &ProtocolEvent) -> bool {
         if !self.channels.iter().any(|channel| channel.has(event)) {
             return false;

@@ -69,7 +69,9 @@ async fn one_socket_carries_commands_and_subscriptions() {
     let mut socket = Socket::open(&server, &thread, "", &[]).await;
     socket.send(1, "subscription.subscribe", json!({"channels": ALL})).await;
     let (answer, _) = socket.answer(1).await;
-    assert_eq!(answer["result"], json!({"subscription_id": "sub-1", "replayed_events": 0}));
+    let subscription = answer["result"]["subscription_id"].clone();
+    assert!(subscription.is_string(), "{answer}");
+    assert_eq!(answer["result"]["replayed_events"], 0);
     socket.send(2, "run.start", json!({"assistant_id": "agent", "input": hello()})).await;
     let (answer, mut events) = socket.answer(2).await;
     assert!(answer["result"]["run_id"].is_string(), "{answer}");
@@ -79,13 +81,13 @@ async fn one_socket_carries_commands_and_subscriptions() {
     events.extend(socket.events(missing).await);
     assert_eq!(events, told);
     let since = told[told.len() - 3]["seq"].clone();
-    socket.send(3, "subscription.reconnect", json!({"subscription_id": "sub-1", "since": since})).await;
-    assert_eq!(socket.answer(3).await.0["result"], json!({"subscription_id": "sub-1", "replayed_events": 2}));
+    socket.send(3, "subscription.reconnect", json!({"subscription_id": subscription, "since": since})).await;
+    assert_eq!(socket.answer(3).await.0["result"], json!({"subscription_id": subscription, "replayed_events": 2}));
     assert_eq!(socket.events(2).await, told[told.len() - 2..]);
-    socket.send(4, "subscription.unsubscribe", json!({"subscription_id": "sub-1"})).await;
+    socket.send(4, "subscription.unsubscribe", json!({"subscription_id": subscription})).await;
     assert_eq!(socket.answer(4).await.0["result"], json!({}));
     for (method, params, code) in [
-        ("subscription.unsubscribe", json!({"subscription_id": "sub-1"}), "no_such_subscription"),
+        ("subscription.unsubscribe", json!({"subscription_id": subscription}), "no_such_subscription"),
         ("subscription.reconnect", json!({"subscription_id": "sub-9"}), "no_such_subscription"),
         ("subscription.subscribe", json!({"channels": []}), "invalid_argument"),
         ("agent.getTree", json!({}), "no_such_run"),
@@ -97,6 +99,42 @@ async fn one_socket_carries_commands_and_subscriptions() {
     socket.0.send(Message::text("{")).await.expect("sent");
     let refused = socket.next().await.expect("open");
     assert_eq!((&refused["error"], &refused["id"]), (&json!("invalid_argument"), &Value::Null));
+}
+
+/// A client stops reading all its subscriptions at the end of a run, whichever of them tells it, and keeps those of a
+/// broken socket in one table with those of the next.
+#[tokio::test]
+async fn subscriptions_of_a_socket_are_one_stream() {
+    let server = server().await;
+    let thread = Uuid::from_u128(21).to_string();
+    let mut names = Vec::new();
+    let mut sockets = Vec::new();
+    for _ in 0..2 {
+        let mut socket = Socket::open(&server, &thread, "", &[]).await;
+        for (id, channels) in (10..).zip([json!(["lifecycle"]), json!(["lifecycle", "values"]), json!(ALL)]) {
+            socket.send(id, "subscription.subscribe", json!({"channels": channels})).await;
+            let (answer, _) = socket.answer(id).await;
+            names.push(answer["result"]["subscription_id"].as_str().expect("an id").to_owned());
+        }
+        sockets.push(socket);
+    }
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), 6, "no name is given twice: {names:?}");
+    sockets[0].send(1, "run.start", json!({"assistant_id": "agent", "input": hello()})).await;
+    let (_, mut events) = sockets[0].answer(1).await;
+    let told: Vec<Value> = history(&server, &thread, 1).await.into_iter().map(|frame| frame.data).collect();
+    let missing = told.len() - events.len();
+    events.extend(sockets[0].events(missing).await);
+    assert_eq!(events, told, "each once, in the order of the log");
+    assert_eq!(sockets[1].events(told.len()).await, told);
+    // One that begins now is told what it missed, and no other is told it again.
+    sockets[1].send(2, "subscription.subscribe", json!({"channels": ["values"]})).await;
+    let (answer, before) = sockets[1].answer(2).await;
+    assert!(before.is_empty(), "{before:?}");
+    let values: Vec<&Value> = told.iter().filter(|event| event["method"] == "values").collect();
+    assert_eq!(answer["result"]["replayed_events"], values.len());
+    assert_eq!(sockets[1].events(values.len()).await.iter().collect::<Vec<_>>(), values);
 }
 
 #[tokio::test]
