@@ -21,6 +21,8 @@ const PER_MILLI: i64 = 4096;
 #[derive(Debug, Default)]
 pub struct Renderer {
     seq: i64,
+    /// The greatest step of the root's checkpoints so far.
+    step: Option<i64>,
     run: Option<RunInProgress>,
 }
 
@@ -48,12 +50,23 @@ struct Batch {
     id: String,
     millis: i64,
     pieces: usize,
+    /// [`Renderer::step`].
+    step: Option<i64>,
     out: Vec<ProtocolEvent>,
 }
 
 impl Batch {
-    fn of(stored: &StoredEvent) -> Batch {
-        Batch { id: stored.id.to_string(), millis: stored.id.millis(), pieces: 0, out: Vec::new() }
+    fn of(stored: &StoredEvent, step: Option<i64>) -> Batch {
+        Batch { id: stored.id.to_string(), millis: stored.id.millis(), pieces: 0, step, out: Vec::new() }
+    }
+
+    /// True the first time that a step, or one after it, is reached.
+    fn is_ahead(&mut self, step: Option<i64>) -> bool {
+        let is_ahead = step.is_some_and(|step| self.step.is_none_or(|reached| step > reached));
+        if is_ahead {
+            self.step = step;
+        }
+        is_ahead
     }
 
     /// The id of the next piece of the stored event: its own, then with a suffix.
@@ -90,7 +103,7 @@ impl Batch {
 impl Renderer {
     /// The protocol events of the next stored event of the thread.
     pub fn render(&mut self, stored: &StoredEvent) -> Vec<ProtocolEvent> {
-        let mut batch = Batch::of(stored);
+        let mut batch = Batch::of(stored, self.step);
         if self.run.as_ref().is_none_or(|run| run.run_id != stored.run_id) {
             if let Some(mut run) = self.run.take() {
                 // Its end is not in the log: its worker died for good, or the run was deleted.
@@ -128,12 +141,14 @@ impl Renderer {
     /// Ends the open run by what its row says, when the log does not: `millis` is when it ended.
     pub fn end_open_run(&mut self, outcome: Outcome, error: Option<String>, millis: i64) -> Vec<ProtocolEvent> {
         let Some(mut run) = self.run.take() else { return Vec::new() };
-        let mut batch = Batch { id: format!("synth:{}:end", run.run_id), millis, pieces: 0, out: Vec::new() };
+        let id = format!("synth:{}:end", run.run_id);
+        let mut batch = Batch { id, millis, pieces: 0, step: self.step, out: Vec::new() };
         run.end(outcome, error, &mut batch);
         self.number(batch)
     }
 
     fn number(&mut self, batch: Batch) -> Vec<ProtocolEvent> {
+        self.step = batch.step;
         let base = (batch.millis - EPOCH_MILLIS).max(0).saturating_mul(PER_MILLI);
         let mut out = batch.out;
         for event in &mut out {
@@ -245,7 +260,12 @@ impl RunInProgress {
         if let Some(parent) = id("parent_config") {
             out["parent_id"] = json!(parent);
         }
-        out["step"] = data["metadata"]["step"].clone();
+        let step = &data["metadata"]["step"];
+        // React's hook takes a step it has seen for an old one that is told again, and keeps the messages that a branch
+        // from an earlier checkpoint has left behind. Without a step it shows what the branch has.
+        if !namespace.is_empty() || batch.is_ahead(step.as_i64()) {
+            out["step"] = step.clone();
+        }
         out["source"] = data["metadata"]["source"].clone();
         let kind = format!("checkpoint|{checkpoint}");
         batch.synthesized(self.run_id, &kind, "checkpoints", namespace, Json::from(out));
@@ -437,6 +457,23 @@ mod tests {
         assert!(log.told.windows(2).all(|pair| pair[0].seq < pair[1].seq));
         assert!(log.told.iter().all(|event| event.seq < 1 << 53));
         assert_eq!(log.told[1].data.text(), r#"{"id":"c1","step":0,"source":"loop"}"#);
+    }
+
+    #[test]
+    fn a_branch_from_an_earlier_checkpoint_has_no_steps_until_it_is_ahead() {
+        let mut log = Log::new();
+        for (run, steps) in [(7, [0, 1, 2]), (8, [1, 2, 3])] {
+            log.run = Uuid::from_u128(run);
+            log.add(RUN_BEGAN, began(true));
+            for step in steps {
+                let id = json!({"configurable": {"checkpoint_id": format!("c{run}{step}")}});
+                log.add("checkpoints", json!({"config": id, "metadata": {"step": step, "source": "loop"}}));
+            }
+            log.add(RUN_ENDED, json!({"status": "success", "outcome": "completed"}));
+        }
+        let checkpoints = log.told.iter().filter(|event| event.method == "checkpoints");
+        let steps: Vec<Option<i64>> = checkpoints.map(|event| event.data.value()["step"].as_i64()).collect();
+        assert_eq!(steps, [Some(0), Some(1), Some(2), None, None, Some(3)]);
     }
 
     #[test]
