@@ -24,7 +24,7 @@ use super::extract::{parse, read_bytes};
 use super::protocol::{self, Command};
 use super::routes::crons;
 use super::routes::runs::{content_location, located};
-use super::sse::{self, ModeFilter};
+use super::sse::{self, EventFilter};
 use super::{AppState, document, keepalive};
 use crate::model::{Event, EventId, Fields, Json, Run, ThreadId};
 use crate::runtime::EventStream;
@@ -296,7 +296,7 @@ impl Repeat<'_> {
             } else {
                 ended(&run, runtime.join(&scope, &run.thread_id, run.run_id).await?)
             };
-            return Ok(located(sse::respond(self.state, events, ModeFilter::default()), &headers));
+            return Ok(located(sse::respond(self.state, events, EventFilter::default()), &headers));
         }
         Ok(located(json_response(document::run(&run)?), &[(header::CONTENT_LOCATION, place)]))
     }

@@ -41,6 +41,19 @@ impl Query {
         Ok((!values.is_empty()).then_some(values))
     }
 
+    /// All values of a key as they are, empty ones too.
+    pub(crate) fn repeated(&self, key: &str) -> ApiResult<Vec<&str>> {
+        let values: Vec<&str> =
+            self.0.iter().filter(|(name, _)| name == key).map(|(_, value)| value.as_str()).collect();
+        for value in &values {
+            check_text(key, value)?;
+        }
+        if values.len() > 1000 {
+            return Err(ApiError::invalid(format!("{key}: at most 1000 values")));
+        }
+        Ok(values)
+    }
+
     pub(crate) fn bool(&self, key: &str) -> ApiResult<Option<bool>> {
         let Some(text) = self.one(key)? else { return Ok(None) };
         let words = ["1", "0", "true", "false"];
@@ -94,9 +107,16 @@ impl FromRequestParts<AppState> for Query {
 mod tests {
     use super::*;
 
+    impl Query {
+        /// For tests.
+        pub(crate) fn of(text: &str) -> Query {
+            let uri = format!("/x?{text}").parse().expect("a URI");
+            Query(AxumQuery::<Vec<(String, String)>>::try_from_uri(&uri).expect("a query").0)
+        }
+    }
+
     fn query(text: &str) -> Query {
-        let uri = format!("/x?{text}").parse().expect("a URI");
-        Query(AxumQuery::<Vec<(String, String)>>::try_from_uri(&uri).expect("a query").0)
+        Query::of(text)
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Event streams on the wire: frames, heartbeats, mode filters (contract section 4).
+//! Event streams on the wire: frames, heartbeats, filters (contract section 4).
 
 use std::time::Duration;
 
@@ -20,23 +20,48 @@ const HEARTBEAT: &str = ": heartbeat\n\n";
 
 /// Which events of a run a listener wants.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct ModeFilter(Option<Vec<String>>);
+pub(crate) struct EventFilter {
+    modes: Option<Vec<String>>,
+    /// Paths of graphs, each without the graphs inside it; empty for the root.
+    namespaces: Option<Vec<Vec<String>>>,
+}
 
-impl ModeFilter {
-    /// Reads `stream_mode`: one value, repeated ones, or a JSON array.
-    pub(crate) fn of_query(query: &Query) -> ApiResult<ModeFilter> {
+impl EventFilter {
+    /// Reads `stream_mode`, one value, repeated ones, or a JSON array, and `namespace`.
+    pub(crate) fn of_query(query: &Query) -> ApiResult<EventFilter> {
         let modes = query.all("stream_mode")?;
         for mode in modes.iter().flatten() {
             check_mode("stream_mode", mode)?;
         }
-        Ok(ModeFilter(modes))
+        Ok(EventFilter { modes, ..EventFilter::of_namespaces(query)? })
     }
 
-    /// Compares by the mode before `|` (a subgraph) and `/` (a kind of message); errors always pass.
+    /// Reads `namespace` alone, where the modes are in the body: repeated, segments separated by `|`.
+    pub(crate) fn of_namespaces(query: &Query) -> ApiResult<EventFilter> {
+        let path = |text: &str| text.split('|').filter(|segment| !segment.is_empty()).map(str::to_owned).collect();
+        let paths: Vec<Vec<String>> = query.repeated("namespace")?.into_iter().map(path).collect();
+        Ok(EventFilter { modes: None, namespaces: (!paths.is_empty()).then_some(paths) })
+    }
+
+    /// Compares by the mode before `|` (a subgraph) and `/` (a kind of message); errors always pass. The run's own
+    /// `metadata` is of no namespace.
     fn passes(&self, event: &Event) -> bool {
-        let Some(modes) = &self.0 else { return true };
-        let name = event.name.split(['|', '/']).next().unwrap_or_default();
-        name == "error" || modes.iter().any(|mode| mode == name || (mode == "messages-tuple" && name == "messages"))
+        let (name, path) = event.name.split_once('|').unwrap_or((&event.name, ""));
+        let mode = name.split('/').next().unwrap_or_default();
+        if mode == "error" {
+            return true;
+        }
+        let is_mode = |wanted: &String| wanted == mode || (wanted == "messages-tuple" && mode == "messages");
+        let is_here = |wanted: &Vec<String>| {
+            let segments: Vec<&str> = path.split('|').filter(|segment| !segment.is_empty()).collect();
+            // A node's name stands for all of its tasks.
+            let same = |(wanted, segment): (&String, &&str)| {
+                wanted == segment || (!wanted.contains(':') && segment.split(':').next() == Some(wanted.as_str()))
+            };
+            wanted.len() == segments.len() && wanted.iter().zip(&segments).all(same)
+        };
+        self.modes.as_ref().is_none_or(|modes| modes.iter().any(is_mode))
+            && (mode == "metadata" || self.namespaces.as_ref().is_none_or(|paths| paths.iter().any(is_here)))
     }
 }
 
@@ -62,7 +87,7 @@ pub(crate) fn last_event_id(headers: &HeaderMap) -> ApiResult<Option<EventId>> {
 }
 
 /// A response that sends the events until they end or the server stops.
-pub(crate) fn respond(state: &AppState, events: EventStream, filter: ModeFilter) -> Response {
+pub(crate) fn respond(state: &AppState, events: EventStream, filter: EventFilter) -> Response {
     let frames = events.filter_map(move |event| {
         let frame = filter.passes(&event).then(|| frame(&event));
         std::future::ready(frame)
@@ -96,7 +121,7 @@ pub(crate) type FrameStream = BoxStream<'static, Bytes>;
 /// A stream of one `error` event: how joining something that is not there looks.
 pub(crate) fn failed(state: &AppState, run_id: RunId, error: ApiError) -> Response {
     let event = Event { id: None, run_id, name: "error".to_owned(), data: Json::from(error.into_info()) };
-    respond(state, futures_util::stream::iter([event]).boxed(), ModeFilter::default())
+    respond(state, futures_util::stream::iter([event]).boxed(), EventFilter::default())
 }
 
 /// Ticks in a steady rhythm, first after one period.
@@ -178,13 +203,29 @@ mod tests {
 
     #[test]
     fn filters_compare_modes_not_names() {
-        let filter = |modes: &[&str]| ModeFilter(Some(modes.iter().map(|mode| (*mode).to_owned()).collect()));
+        let filter = |modes: &[&str]| EventFilter {
+            modes: Some(modes.iter().map(|mode| (*mode).to_owned()).collect()),
+            namespaces: None,
+        };
         let passes = |modes: &[&str], name: &str| filter(modes).passes(&event(name, "null", None));
         assert!(passes(&["updates"], "updates") && passes(&["updates"], "updates|sub:1|x:2"));
         assert!(passes(&["messages"], "messages/partial") && passes(&["messages-tuple"], "messages|sub:1"));
         assert!(passes(&["values"], "error"));
         assert!(!passes(&["values"], "metadata") && !passes(&["values"], "updates"));
-        assert!(ModeFilter::default().passes(&event("metadata", "null", None)));
+        assert!(EventFilter::default().passes(&event("metadata", "null", None)));
+    }
+
+    #[test]
+    fn namespaces_are_compared_whole() {
+        let passes = |query: &str, name: &str| {
+            let filter = EventFilter::of_namespaces(&Query::of(query)).expect("a filter");
+            filter.passes(&event(name, "null", None))
+        };
+        assert!(passes("", "values|sub:1") && passes("namespace=", "values") && !passes("namespace=", "values|sub:1"));
+        assert!(passes("namespace=sub:1", "values|sub:1") && !passes("namespace=sub:1", "values|sub:2"));
+        assert!(passes("namespace=sub", "values|sub:2") && !passes("namespace=sub", "values|sub:2|in:3"));
+        assert!(passes("namespace=&namespace=sub|in", "values|sub:2|in:3") && !passes("namespace=sub", "values"));
+        assert!(passes("namespace=sub", "metadata") && passes("namespace=sub", "error"));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::http::extract::{Body, PathIds};
 use crate::http::object::Object;
 use crate::http::query::Query;
 use crate::http::select::Columns;
-use crate::http::sse::{self, ModeFilter, last_event_id};
+use crate::http::sse::{self, EventFilter, last_event_id};
 use crate::http::{AppState, keepalive, page, run_request};
 use crate::model::{CancelAction, EventId, Fields, Json, Run, RunId, RunStatus, ThreadId};
 use crate::runtime::{Runtime, RuntimeError, Submitted};
@@ -37,12 +37,14 @@ pub(super) async fn stream(
     State(state): State<AppState>,
     caller: Caller,
     path: PathIds,
+    query: Query,
     Body(body): Body,
 ) -> ApiResult {
+    let filter = EventFilter::of_namespaces(&query)?;
     let submitted = submit(&state, &caller, Some(path.thread()?), body, true).await?;
     let place = content_location(&submitted.run);
     let headers = [(header::LOCATION, format!("{place}/stream")), (header::CONTENT_LOCATION, place)];
-    Ok(located(events(&state, &caller, submitted).await?, &headers))
+    Ok(located(events(&state, &caller, submitted, filter).await?, &headers))
 }
 
 /// `POST /threads/{thread_id}/runs/wait`.
@@ -188,7 +190,7 @@ pub(super) async fn submit(
 }
 
 /// The events of a run that was just accepted.
-pub(super) async fn events(state: &AppState, caller: &Caller, submitted: Submitted) -> ApiResult {
+pub(super) async fn events(state: &AppState, caller: &Caller, submitted: Submitted, filter: EventFilter) -> ApiResult {
     let Submitted { run, events, .. } = submitted;
     let events = match events {
         Some(events) => events,
@@ -197,7 +199,7 @@ pub(super) async fn events(state: &AppState, caller: &Caller, submitted: Submitt
             state.runtime.join_stream(&caller.scope, &run.thread_id, run.run_id, first, false).await?
         }
     };
-    Ok(sse::respond(state, events, ModeFilter::default()))
+    Ok(sse::respond(state, events, filter))
 }
 
 /// The result of a run that was just accepted, once there is one.
@@ -216,7 +218,7 @@ pub(super) async fn joined(
     query: &Query,
     headers: &HeaderMap,
 ) -> ApiResult {
-    let filter = ModeFilter::of_query(query)?;
+    let filter = EventFilter::of_query(query)?;
     let cancel = query.bool("cancel_on_disconnect")?.unwrap_or(false);
     let after = last_event_id(headers)?;
     let Some(thread) = thread else { return Ok(sse::failed(state, run, ApiError::run_not_found())) };

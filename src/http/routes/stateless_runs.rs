@@ -13,6 +13,7 @@ use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::{AnyBody, Body, PathIds, thread_id};
 use crate::http::object::{Object, kind, parse_uuid};
 use crate::http::query::Query;
+use crate::http::sse::EventFilter;
 use crate::http::{AppState, run_request};
 use crate::model::{Fields, RunStatus};
 use crate::storage::idempotency;
@@ -30,11 +31,12 @@ pub(super) async fn create(State(state): State<AppState>, caller: Caller, Body(b
 }
 
 /// `POST /runs/stream`.
-pub(super) async fn stream(State(state): State<AppState>, caller: Caller, Body(body): Body) -> ApiResult {
+pub(super) async fn stream(State(state): State<AppState>, caller: Caller, query: Query, Body(body): Body) -> ApiResult {
+    let filter = EventFilter::of_namespaces(&query)?;
     let submitted = submit(&state, &caller, None, body, true).await?;
     let place = format!("/runs/{}", submitted.run.run_id);
     let headers = [(header::LOCATION, format!("{place}/stream")), (header::CONTENT_LOCATION, place)];
-    Ok(located(events(&state, &caller, submitted).await?, &headers))
+    Ok(located(events(&state, &caller, submitted, filter).await?, &headers))
 }
 
 /// `POST /runs/wait`. `Location` names the temporary thread.

@@ -38,10 +38,12 @@ pub(super) async fn ok(State(state): State<AppState>, query: Query) -> ApiResult
 pub(super) async fn info() -> Response {
     let flags = json!({
         "assistants": true,
-        "crons": false,
+        "crons": true,
         "langsmith": false,
         "langsmith_tracing_replicas": false,
         "langsmith_tracing_session_on_runs": false,
+        // Streams of runs take `namespace`.
+        "stream_namespaces": true,
     });
     let host = json!({
         "kind": "self-hosted", "project_id": null, "host_revision_id": null, "revision_id": null, "tenant_id": null,

@@ -16,7 +16,7 @@ use tower::ServiceExt;
 use uuid::Uuid;
 
 use super::error::ApiError;
-use super::sse::{self, ModeFilter};
+use super::sse::{self, EventFilter};
 use super::{ApiKey, AppState, HttpSettings, keepalive, router};
 use crate::clock::Clock;
 use crate::model::{Durability, Event, Json};
@@ -269,7 +269,7 @@ async fn streams_beat_while_idle_and_end_when_the_server_stops() {
     let state = state(&shutdown);
     let event = Event { id: None, run_id: Uuid::nil(), name: "values".into(), data: Json::from(1) };
     let events = stream::iter([event]).chain(stream::pending()).boxed();
-    let response = sse::respond(&state, events, ModeFilter::default());
+    let response = sse::respond(&state, events, EventFilter::default());
     assert_eq!(response.headers()["content-type"], "text/event-stream; charset=utf-8");
     assert_eq!(response.headers()["cache-control"], "no-store");
     let mut frames = response.into_body().into_data_stream();
