@@ -2,11 +2,12 @@
 //! executed through the library's public interface alone.
 //!
 //! `cargo run --example conformance -- --graphs conformance/scenarios --listen 127.0.0.1:2101`. Besides the documents it
-//! always serves the five fixture graphs that client tests use (`refapp`).
+//! always serves the fixture graphs that client tests use (`refapp`, `cued`).
 
 mod body;
 mod condition;
 mod counters;
+mod cued;
 mod documents;
 mod policies;
 mod refapp;
@@ -44,7 +45,7 @@ async fn main() -> anyhow::Result<()> {
         .iter()
         .map(|document| script::graph(document).with_context(|| format!("in the graph document `{}`", document.id)));
     let mut graphs = scripted.collect::<anyhow::Result<Vec<Graph>>>()?;
-    for graph in refapp::all() {
+    for graph in refapp::all().into_iter().chain([cued::graph()]) {
         graphs.push(graph?);
     }
     let names = Registry::new(graphs.iter().cloned().map(Ok)).map_err(anyhow::Error::from)?;

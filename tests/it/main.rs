@@ -17,6 +17,7 @@ mod engine;
 mod growth;
 mod handlers;
 mod idempotency;
+mod js;
 mod panics;
 mod policies;
 mod queue;
@@ -31,3 +32,10 @@ mod tidy;
 mod usage;
 mod versions;
 mod webhooks;
+
+/// The graphs of the example `conformance` that clients are tested with.
+#[path = "../../examples/conformance"]
+mod fixtures {
+    pub(crate) mod cued;
+    pub(crate) mod refapp;
+}

@@ -3,11 +3,8 @@
 use serde_json::{Value, json};
 use session_store::http::HttpSettings;
 
+use crate::fixtures::refapp;
 use crate::support::server::{Frame, TestServer};
-
-/// The graphs of the example server, which are those of the reference.
-#[path = "../../../examples/conformance/refapp.rs"]
-mod refapp;
 
 async fn server() -> TestServer {
     let graphs = refapp::all().into_iter().map(|graph| graph.expect("builds")).collect();
