@@ -1,7 +1,8 @@
-//! The JavaScript SDK, unchanged, and React's two `useStream` hooks in a browser drive a real server.
+//! The JavaScript SDK, unchanged, React's two `useStream` hooks in a browser, and LangGraph with the checkpointer of
+//! `clients/js` drive a real server.
 //!
 //! The scripts of `tests/js` run in a folder of their own: beside them the packages of `tests/js/package-lock.json`,
-//! wherever those are installed. The browser gets its page from another origin than the server's.
+//! wherever those are installed, and the client. The browser gets its page from another origin than the server's.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -46,6 +47,7 @@ fn copy_folder(from: &Path, to: &Path) {
 fn workspace(packages: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a directory");
     copy_folder(&root().join("tests/js"), dir.path());
+    copy_folder(&root().join("clients/js"), &dir.path().join("session-store-langgraph"));
     symlink(packages, dir.path().join("node_modules")).expect("linked");
     dir
 }
@@ -115,4 +117,16 @@ async fn both_use_stream_hooks_work_in_a_browser_on_sqlite() {
 async fn both_use_stream_hooks_work_in_a_browser_on_postgres() {
     let (Some(packages), Some(_)) = (packages(), provided("SESSION_STORE_TEST_CHROMIUM")) else { return };
     drive_on_postgres("browser.mjs", packages).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn javascript_graphs_keep_their_state_on_sqlite() {
+    let Some(packages) = packages() else { return };
+    drive_on_sqlite("saver.mjs", packages).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn javascript_graphs_keep_their_state_on_postgres() {
+    let Some(packages) = packages() else { return };
+    drive_on_postgres("saver.mjs", packages).await;
 }

@@ -21,9 +21,9 @@ let declared = 0;
 let passed = 0;
 
 /** A check: independent of the others, one after another in the order of their declaration. */
-export function check(name, body) {
+export function check(name, body, timeout = PATIENCE) {
   declared += 1;
-  test(name, { timeout: PATIENCE }, async () => {
+  test(name, { timeout }, async () => {
     await body();
     passed += 1;
   });
