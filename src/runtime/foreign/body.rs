@@ -84,12 +84,14 @@ impl Packer {
         if !self.known.insert(hash) {
             return hash;
         }
-        if value.len() <= WHOLE {
+        let pieces = if value.len() <= WHOLE { Vec::new() } else { pieces(value) };
+        // One that nothing cuts is a piece of nothing.
+        if pieces.len() < 2 {
             self.add(hash, Stored::Raw(value.to_vec()));
             return hash;
         }
-        let mut parts = Vec::new();
-        for piece in pieces(value) {
+        let mut parts = Vec::with_capacity(pieces.len());
+        for piece in pieces {
             let part = hash_of(piece);
             parts.push(part);
             if self.known.insert(part) {
@@ -194,4 +196,35 @@ pub(super) fn assemble(rows: Vec<ForeignPayload>) -> HashMap<PayloadHash, Bytes>
         }
     }
     whole
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_come_back_whatever_their_size_and_content() {
+        let random: Vec<u8> = (0..30_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+        for value in [Vec::new(), vec![7; INLINE], vec![7; INLINE + 1], vec![7; WHOLE + 1], vec![7; 100_000], random] {
+            let value = Bytes::from(value);
+            let mut packer = Packer::default();
+            let sent = Sent { tag: "bytes".to_owned(), bytes: SentBytes::Bytes(value.clone()) };
+            // Twice, as two channels may hold the same.
+            let places = [packer.place(&sent), packer.place(&sent)];
+            let payloads = assemble(std::mem::take(&mut packer.payloads));
+            let frame = Bytes::from(std::mem::take(&mut packer.bytes));
+            for place in places {
+                assert_eq!(place.value(&frame, &payloads).expect("there").bytes, value);
+            }
+        }
+    }
+
+    #[test]
+    fn hashes_are_read_as_they_are_written() {
+        let hash = hash_of(b"x");
+        assert_eq!(parse_hex(&hex(&hash)), Some(hash));
+        for bad in ["", "0", "zz345678901234567890123456789012", "\u{e4}23456789012345678901234567890"] {
+            assert_eq!(parse_hex(bad), None, "{bad}");
+        }
+    }
 }
