@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypedDict
 
 from langchain_core.language_models.fake_chat_models import FakeMessagesListChatModel
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langgraph.channels import DeltaChannel
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.store.memory import InMemoryStore
@@ -153,6 +154,41 @@ async def aconversation(checkpointer, store, thread):
     return lines
 
 
+class Deltas(TypedDict):
+    log: Annotated[list, DeltaChannel(lambda state, writes: state + [item for write in writes for item in write], list, snapshot_frequency=3)]
+    turn: int
+
+
+def deltas(checkpointer, thread):
+    """A channel that is stored as changes: read back, forked, and pruned."""
+
+    def left(state: Deltas):
+        return {"log": [f"left {state['turn']}"], "turn": state["turn"] + 1}
+
+    def right(state: Deltas):
+        return {"log": [f"right {state['turn']}"]}
+
+    builder = StateGraph(Deltas)
+    builder.add_node("left", left)
+    builder.add_node("right", right)
+    builder.add_edge(START, "left")
+    builder.add_edge(START, "right")
+    graph = builder.compile(checkpointer=checkpointer)
+    config = {"configurable": {"thread_id": thread}}
+    lines = [shown(graph.invoke({"turn": 0, "log": ["begin"]}, config))]
+    lines.extend(shown(graph.invoke({"log": [f"asked {turn}"]}, config)) for turn in range(4))
+    history = list(graph.get_state_history(config))
+    lines.extend(snapshot(state) for state in history)
+    lines.append(shown(graph.invoke({"log": ["elsewhere"]}, history[4].config)))
+    latest = graph.get_state(config)
+    lines.append(shown(latest.values))
+    if isinstance(checkpointer, HttpSaver):
+        checkpointer.prune([thread])
+        assert shown(graph.get_state(config).values) == lines[-1], "pruning changes no value"
+        assert len(list(graph.get_state_history(config))) < len(history)
+    return lines
+
+
 def memory(store):
     """Items: what is put is found."""
     top = f"t{uuid.uuid4().hex}"
@@ -186,11 +222,12 @@ def main():
             return await aconversation(other, store, athread), await aconversation(InMemorySaver(), InMemoryStore(), athread)
 
     compare("asynchronous", *asyncio.run(both()))
+    compare("deltas", deltas(saver, f"deltas-{uuid.uuid4()}"), deltas(InMemorySaver(), "deltas"))
     compare("memory", memory(store), memory(InMemoryStore()))
     # Everything at once, thread by thread.
     threads = {found.config["configurable"]["thread_id"] for found in saver.list(None)}
     assert {thread, athread} <= threads, threads
-    print("4 checks passed")
+    print("5 checks passed")
 
 
 if __name__ == "__main__":
