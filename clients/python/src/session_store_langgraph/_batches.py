@@ -84,8 +84,10 @@ class Batches:
     def _start(self) -> None:
         self._is_scheduled = False
         while self._waiting and len(self._requests) < _MAX_REQUESTS:
-            taken, left, size, alone = [], [], 0, False
+            taken: list[Change] = []
+            left: list[Change] = []
             held: set[str] = set()
+            size, alone = 0, False
             for change in self._waiting:
                 fits = not taken or (size + change.size <= _MAX_BYTES and len(taken) < _MAX_OPERATIONS)
                 if change.thread in self._busy or change.thread in held or not fits or alone:

@@ -10,7 +10,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from hashlib import sha256
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 from langchain_core.runnables import RunnableConfig
@@ -394,8 +394,8 @@ class HttpSaver(BaseCheckpointSaver[Any]):
     def _tuple(self, reader: Reader, found: Any = None) -> CheckpointTuple:
         found = reader.document if found is None else found
         thread, ns, checkpoint_id = found["thread_id"], found["checkpoint_ns"], found["checkpoint_id"]
-        checkpoint = found["checkpoint"]
-        versions = checkpoint["channel_versions"]
+        document = found["checkpoint"]
+        versions = document["channel_versions"]
         values: dict[str, Any] = {}
         known: dict[str, _Known] = {}
         for name, value in found["values"].items():
@@ -410,7 +410,7 @@ class HttpSaver(BaseCheckpointSaver[Any]):
         parent = found["parent_checkpoint_id"]
         return CheckpointTuple(
             config=at(checkpoint_id),
-            checkpoint={**checkpoint, "channel_values": values},
+            checkpoint=cast(Checkpoint, {**document, "channel_values": values}),
             metadata=found["metadata"],
             parent_config=at(parent) if parent else None,
             pending_writes=[
@@ -497,6 +497,6 @@ def _after(found: dict[str, Any]) -> dict[str, str]:
     return {"checkpoint_ns": found["checkpoint_ns"], "checkpoint_id": found["checkpoint_id"]}
 
 
-def _chunks(items: list[str]) -> Iterator[list[str]]:  # type: ignore[valid-type]
+def _chunks(items: list[str]) -> Iterator[list[str]]:
     for start in range(0, len(items), 500):
         yield items[start : start + 500]

@@ -80,12 +80,13 @@ class HttpStore(BaseStore):
 
 
 def _request(op: Op) -> _Request:
+    body: dict[str, Any]
     if isinstance(op, GetOp):
         namespace = quote(".".join(op.namespace), safe="")
         refresh = "" if op.refresh_ttl else "&refresh_ttl=false"
         return "GET", f"/store/items?namespace={namespace}&key={quote(op.key, safe='')}{refresh}", None
     if isinstance(op, PutOp):
-        place = {"namespace": [*op.namespace], "key": op.key}
+        place: dict[str, Any] = {"namespace": [*op.namespace], "key": op.key}
         if op.value is None:
             return "DELETE", "/store/items", place
         body = {**place, "value": op.value}
