@@ -209,13 +209,26 @@ pub(crate) async fn reembed(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints the waiting threads of the database that these graphs could not resume, as a table or as JSON lines.
-pub(crate) async fn check_graphs(config: &Config, graphs: Vec<Graph>, json: bool) -> anyhow::Result<()> {
+/// Prints the waiting threads of the database that these graphs could not resume, as a table or as JSON lines. A schema that
+/// is behind this build is refused: other processes may still need it as it is.
+pub(crate) async fn check_graphs(config: &Config, graphs: Vec<Graph>, json: bool, migrate: bool) -> anyhow::Result<()> {
     check_names(&graphs)?;
     let storage = open_storage(&config.database).await?;
     let mut found: u64 = 0;
     let looked_at = async {
-        storage.migrate().await.with_context(|| format!("preparing the database {}", config.database.url))?;
+        let place = || format!("preparing the database {}", config.database.url);
+        let schema = storage.schema().await.with_context(place)?;
+        if schema.missing > 0 {
+            if schema.applied > 0 && !migrate {
+                bail!(
+                    "the schema of {} lacks {} migrations of this build, and checking changes nothing: run `migrate` \
+                     first, or add --migrate",
+                    config.database.url,
+                    schema.missing
+                );
+            }
+            storage.migrate().await.with_context(place)?;
+        }
         let mut tell = |thread: Unresumable| {
             if found == 0 && !json {
                 say("thread\tgraph\tversion\ttopology\tmissing\treason");

@@ -62,6 +62,9 @@ enum Command {
         /// With --check: one JSON object per thread, a line each.
         #[arg(long, requires = "check")]
         json: bool,
+        /// With --check: bring the schema of the database up to date first.
+        #[arg(long, requires = "check")]
+        migrate: bool,
     },
     /// Embed the items that the configured model has not embedded as they are: after it was changed or set.
     Reembed,
@@ -106,11 +109,11 @@ impl Cli {
                 config.validate()?;
                 Ok(())
             }
-            Command::Graphs { check: true, json, .. } => {
+            Command::Graphs { check: true, json, migrate, .. } => {
                 let config = valid(ServeArgs::default())?;
                 let graphs = Registry::new(graphs)?;
                 telemetry::init(&config.log)?;
-                block_on(app::check_graphs(&config, graphs.iter().cloned().collect(), json))
+                block_on(app::check_graphs(&config, graphs.iter().cloned().collect(), json, migrate))
             }
             Command::Graphs { mermaid, .. } => {
                 let graphs = Registry::new(graphs)?;

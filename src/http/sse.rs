@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::AppState;
 use super::error::{ApiError, ApiResult};
 use super::query::Query;
+use crate::model::event::RESUME_GAP;
 use crate::model::{Event, EventId, Json, RunId, StreamMode};
 use crate::runtime::EventStream;
 
@@ -48,7 +49,7 @@ impl EventFilter {
     fn passes(&self, event: &Event) -> bool {
         let (name, path) = event.name.split_once('|').unwrap_or((&event.name, ""));
         let mode = name.split('/').next().unwrap_or_default();
-        if mode == "error" {
+        if mode == "error" || mode == RESUME_GAP {
             return true;
         }
         let is_mode = |wanted: &String| wanted == mode || (wanted == "messages-tuple" && mode == "messages");

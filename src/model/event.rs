@@ -100,6 +100,9 @@ pub const RUN_ENDED: &str = "@ended";
 /// Tells a change of state from outside a run: `{checkpoint_id, checkpoint_ns}` in the log, the state itself on streams.
 pub const STATE_UPDATE: &str = "state_update";
 
+/// Stands in a replay for events whose values are gone: `{from, to, events, reason}`.
+pub const RESUME_GAP: &str = "resume_gap";
+
 /// Whether an event of this name is a record of the log itself.
 pub fn is_record(name: &str) -> bool {
     name.starts_with('@')

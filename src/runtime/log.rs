@@ -10,11 +10,13 @@ use std::collections::{BTreeMap, HashMap};
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::persist::{Reader, Stored, ValueRef, Writer};
 use crate::engine::execution::Draft;
-use crate::model::{EventId, Json, Scope, ThreadKey};
+use crate::model::event::RESUME_GAP;
+use crate::model::{EventId, Json, RunId, Scope, ThreadKey};
 use crate::storage::{SharedStorage, StorageError, StoredEvent};
 
 /// Shorter values stay where they are: a reference is hardly shorter.
@@ -129,8 +131,8 @@ fn look(
 #[derive(Deserialize)]
 struct Members<'a>(#[serde(borrow)] IndexMap<Cow<'a, str>, &'a RawValue>);
 
-/// Puts back what was cut out of stored events. An event whose values are gone, because the run that wrote them was
-/// deleted, is left out.
+/// Puts back what was cut out of stored events. In place of events whose values are gone, because the thread was pruned or
+/// the run that wrote them deleted, stands one that says so ([`RESUME_GAP`]).
 pub(crate) async fn restore(
     storage: &SharedStorage,
     scope: &Scope,
@@ -149,23 +151,58 @@ pub(crate) async fn restore(
     let cuts = templates.values().flat_map(|template| &template.cuts);
     let wanted: Vec<_> = cuts.map(|cut| (cut.ns.as_str(), cut.channel.as_str(), &cut.value)).collect();
     let values = reader.values(&wanted).await?;
-    let mut out = Vec::with_capacity(events.len());
+    let mut out: Vec<StoredEvent> = Vec::with_capacity(events.len());
+    let mut gap: Option<Gap> = None;
     for mut event in events {
         let Some(template) = templates.remove(&event.id.0) else {
+            gap = None;
             out.push(event);
             continue;
         };
         let found = template.cuts.iter().map(|cut| values.get(&cut.ns, &cut.channel, &cut.value));
         let Some(found) = found.collect::<Option<Vec<Json>>>() else {
-            tracing::debug!(event.id = %event.id, "an event refers to what was deleted, and is left out");
+            let next = Gap::after(gap.take(), &event);
+            if next.events > 1 {
+                out.pop();
+            }
+            out.push(next.told(event.id));
+            gap = Some(next);
             continue;
         };
+        gap = None;
         event.name.remove(0);
         event.data =
             fill(&template, &found).ok_or_else(|| corrupt(event.id, "the template does not fit".to_owned()))?;
         out.push(event);
     }
     Ok(out)
+}
+
+/// Events of one run that follow each other and cannot be told any more.
+struct Gap {
+    run_id: RunId,
+    from: EventId,
+    events: u64,
+}
+
+impl Gap {
+    fn after(gap: Option<Gap>, lost: &StoredEvent) -> Gap {
+        match gap {
+            Some(gap) if gap.run_id == lost.run_id => Gap { events: gap.events + 1, ..gap },
+            _ => Gap { run_id: lost.run_id, from: lost.id, events: 1 },
+        }
+    }
+
+    /// The event that stands for them: resuming after it goes on behind the gap.
+    fn told(&self, to: EventId) -> StoredEvent {
+        let data = json!({
+            "from": self.from.to_string(),
+            "to": to.to_string(),
+            "events": self.events,
+            "reason": "what these events told is gone: the thread was pruned, or the run that wrote it was deleted",
+        });
+        StoredEvent { id: to, run_id: self.run_id, name: RESUME_GAP.to_owned(), data: Json::from(data) }
+    }
 }
 
 fn corrupt(id: EventId, reason: String) -> StorageError {

@@ -106,7 +106,7 @@ async fn look_at(
         return Ok(Some(unresumable(gone, Vec::new(), format!("graph '{gone}' is not in this build"))));
     }
     let (Some(graph), Some(head)) = (thread.graph_id.as_deref().and_then(find), head) else { return Ok(None) };
-    if is_current(written.as_ref(), graph) {
+    if is_current(written.as_ref(), graph) && !has_graphs(graph) {
         return Ok(None);
     }
     let reader = Reader { storage, scope: &Scope::Server, thread: thread.key };
@@ -127,10 +127,10 @@ fn is_current(written_by: Option<&WrittenBy>, graph: &Graph) -> bool {
 }
 
 /// Refuses to go on with a run whose pending graphs inside wait for something this build does not have, before anything is
-/// executed. Reads nothing unless the graph has changed since the checkpoint was written.
+/// executed. Graphs inside have versions of their own, which the graph around them does not know: they are always looked
+/// at.
 pub(crate) async fn check_inner(shared: &Shared, graph: &Graph, loaded: &Loaded) -> Result<(), EngineError> {
-    let written_by = loaded.checkpoint.written_by.as_ref();
-    if is_current(written_by, graph) || !has_graphs(graph) {
+    if !has_graphs(graph) {
         return Ok(());
     }
     let reader = Reader { storage: shared.runtime.storage(), scope: &shared.scope, thread: shared.thread };

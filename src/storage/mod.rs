@@ -71,7 +71,7 @@ pub use runs::{
     CancelRequest, CancelTarget, Cancelled, Claim, ClaimedRun, CommitOutcome, HeadMove, Lease, LeaseState, NewRun,
     RunCreated, RunEnd, RunFilter, Runs, StateCommit, StateOutcome, StepCommit, StepRows, StoredEvent, UsageRow,
 };
-pub use sessions::{Close, CloseOutcome, Sessions};
+pub use sessions::{Close, CloseOutcome, RunDetail, RunExplained, Session, SessionCounts, Sessions};
 pub use threads::{
     ClosedFilter, NewThread, Page, ThreadCreated, ThreadFilter, ThreadPatch, ThreadSort, Threads, WaitingThread,
 };
@@ -130,6 +130,15 @@ pub struct Description {
     pub volatile: bool,
 }
 
+/// How far a database's schema is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SchemaState {
+    /// Migrations that were applied. 0: the database is empty.
+    pub applied: usize,
+    /// Migrations of this build that were not.
+    pub missing: usize,
+}
+
 /// A backend: all nouns, and the few things that concern the whole database.
 #[async_trait]
 pub trait Storage:
@@ -154,6 +163,9 @@ pub trait Storage:
     + 'static
 {
     fn describe(&self) -> Description;
+
+    /// Compares the schema with this build's, changing nothing.
+    async fn schema(&self) -> Result<SchemaState>;
 
     /// Applies missing migrations. Safe to call from many processes at once. Returns how many were applied.
     async fn migrate(&self) -> Result<usize>;

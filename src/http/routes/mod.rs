@@ -5,10 +5,12 @@ mod branches;
 mod checkpoints;
 pub(super) mod crons;
 mod effects;
+mod explain;
 mod foreign;
 mod interrupts;
 mod retention;
 pub(super) mod runs;
+mod session;
 mod sessions;
 mod stateless_runs;
 mod store;
@@ -95,6 +97,7 @@ fn thread_routes() -> Router<AppState> {
         )
         .route("/threads/{thread_id}/head", post(branches::move_head))
         .route("/threads/{thread_id}/diff", get(branches::compare))
+        .route("/threads/{thread_id}/session", get(session::find))
         .route("/threads/{thread_id}/end", post(sessions::end))
         .route("/threads/{thread_id}/archive", post(sessions::archive))
         .route("/threads/{thread_id}/reopen", post(sessions::reopen))
@@ -152,10 +155,12 @@ fn run_routes() -> Router<AppState> {
         .route("/threads/{thread_id}/runs/{run_id}/join", get(runs::join))
         .route("/threads/{thread_id}/runs/{run_id}/stream", get(runs::join_stream))
         .route("/threads/{thread_id}/runs/{run_id}/cancel", post(runs::cancel))
+        .route("/threads/{thread_id}/runs/{run_id}/explain", get(explain::run_of_thread))
         .route("/runs", post(stateless_runs::create))
         .route("/runs/stream", post(stateless_runs::stream))
         .route("/runs/wait", post(stateless_runs::wait))
         .route("/runs/batch", post(stateless_runs::batch))
         .route("/runs/cancel", post(stateless_runs::cancel))
         .route("/runs/{run_id}/stream", get(stateless_runs::join_stream))
+        .route("/runs/{run_id}/explain", get(explain::run))
 }

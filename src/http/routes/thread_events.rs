@@ -13,6 +13,7 @@ use crate::http::protocol::{self, Command};
 use crate::http::query::Query;
 use crate::http::{AppState, sse};
 use crate::model::Json;
+use crate::model::event::RESUME_GAP;
 use crate::runtime::RuntimeError;
 use crate::runtime::protocol::ProtocolEvent;
 
@@ -112,6 +113,7 @@ impl ThreadModes {
     fn passes(self, name: &str) -> bool {
         match name {
             "state_update" => self.state_update,
+            RESUME_GAP => true,
             "metadata" => self.runs || self.lifecycle,
             _ => self.runs,
         }

@@ -20,6 +20,9 @@ impl Storage for Nowhere {
     fn describe(&self) -> Description {
         Description { backend: "nowhere", location: "nowhere".into(), volatile: true }
     }
+    async fn schema(&self) -> Result<SchemaState> {
+        gone()
+    }
     async fn migrate(&self) -> Result<usize> {
         gone()
     }
@@ -128,6 +131,12 @@ impl Sessions for Nowhere {
         gone()
     }
     async fn reopen_thread(&self, _: &Scope, _: &ThreadId) -> Result<Option<Thread>> {
+        gone()
+    }
+    async fn find_session(&self, _: &Scope, _: &ThreadId) -> Result<Option<Session>> {
+        gone()
+    }
+    async fn explain_run(&self, _: &Scope, _: RunId) -> Result<Option<RunExplained>> {
         gone()
     }
 }

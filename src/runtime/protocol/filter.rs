@@ -1,6 +1,7 @@
 //! Which events a subscription gets: channels, namespaces by prefix, and how deep below them.
 
 use super::ProtocolEvent;
+use crate::model::event::RESUME_GAP;
 
 /// What a client can subscribe to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,7 +75,11 @@ impl Filter {
         Filter { channels, ..Filter::default() }
     }
 
+    /// A gap concerns everybody.
     pub fn passes(&self, event: &ProtocolEvent) -> bool {
+        if event.method == RESUME_GAP {
+            return true;
+        }
         if !self.channels.iter().any(|channel| channel.has(event)) {
             return false;
         }

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::messages::{Speech, Told};
 use super::{ProtocolEvent, normal};
-use crate::model::event::{RUN_BEGAN, RUN_ENDED, STATE_UPDATE};
+use crate::model::event::{RESUME_GAP, RUN_BEGAN, RUN_ENDED, STATE_UPDATE};
 use crate::model::{Json, RunId, special};
 use crate::runtime::events::Outcome;
 use crate::storage::StoredEvent;
@@ -184,6 +184,9 @@ impl RunInProgress {
         if mode == "error" {
             self.error = data.get("message").and_then(|message| message.as_str().map(str::to_owned));
             return;
+        }
+        if mode == RESUME_GAP {
+            return batch.stored(RESUME_GAP, &[], data.clone());
         }
         if !matches!(mode, "values" | "updates" | "messages" | "custom" | "tasks" | "checkpoints") {
             return;

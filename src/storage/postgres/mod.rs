@@ -26,7 +26,7 @@ use tokio::task::JoinHandle;
 use super::connect::ConnectOptions;
 use super::migrations::{self, Migration};
 use super::rows::driver_error;
-use super::{Description, Notice, Result, Storage, StorageError};
+use super::{Description, Notice, Result, SchemaState, Storage, StorageError};
 use crate::model::Scope;
 
 mod assistants;
@@ -292,6 +292,23 @@ async fn notify(conn: &mut PgConnection, notices: &[Notice]) -> Result<()> {
 impl Storage for PostgresStorage {
     fn describe(&self) -> Description {
         Description { backend: "postgres", location: self.location.clone(), volatile: false }
+    }
+
+    async fn schema(&self) -> Result<SchemaState> {
+        let mut transaction = self.begin().await?;
+        let (is_there,): (bool,) = sqlx::query_as("SELECT to_regclass('schema_migrations') IS NOT NULL")
+            .fetch_one(&mut *transaction)
+            .await
+            .map_err(driver_error)?;
+        let mut applied: Vec<(i64, String)> = Vec::new();
+        if is_there {
+            applied = sqlx::query_as("SELECT version, checksum FROM schema_migrations")
+                .fetch_all(&mut *transaction)
+                .await
+                .map_err(driver_error)?;
+        }
+        let missing = migrations::missing(MIGRATIONS, &applied)?.len();
+        Ok(SchemaState { applied: applied.len(), missing })
     }
 
     async fn migrate(&self) -> Result<usize> {

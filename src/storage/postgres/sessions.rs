@@ -1,16 +1,79 @@
 //! Sessions on Postgres.
 
 use async_trait::async_trait;
-use sqlx::postgres::PgConnection;
+use sqlx::postgres::{PgConnection, PgRow};
 
-use super::runs::{Selection, cancel_active};
-use super::threads::{lock_thread, thread_by_key};
-use super::{PostgresStorage, notify, now};
-use crate::model::{CancelAction, ClosedAs, Scope, Thread, ThreadId, ThreadKey, ThreadStatus};
-use crate::storage::encoding::hide_nul;
+use super::rows::{cancel_from, get, run_from, thread_from};
+use super::runs::{Selection, cancel_active, run_columns, run_usage};
+use super::threads::{lock_thread, thread_by_key, thread_columns};
+use super::{PostgresStorage, notify, now, read};
+use crate::model::{
+    CancelAction, ClosedAs, RunId, RunStatus, Scope, Thread, ThreadId, ThreadKey, ThreadStatus, Timestamp,
+};
+use crate::storage::encoding::{hide_nul, show_nul};
+use crate::storage::retention::ttl_of;
 use crate::storage::rows::driver_error;
-use crate::storage::sessions::cancel_reason;
-use crate::storage::{CancelRequest, Close, CloseOutcome, Notice, Result, Sessions};
+use crate::storage::sessions::{SHOWN_RUNS, SessionCounts, cancel_reason, define_session_rows};
+use crate::storage::{CancelRequest, Close, CloseOutcome, Notice, Result, RunDetail, RunExplained, Session, Sessions};
+
+/// The columns of a run that its queue knows.
+macro_rules! queue_columns {
+    () => {
+        concat!(", r.run_at, r.started_at, r.worker, r.lease_until, r.temporary", run_usage!())
+    };
+}
+
+const SESSION: &str = concat!(
+    "SELECT ",
+    thread_columns!(),
+    ", t.ttl, t.ttl_strategy, t.branch, ",
+    now!(),
+    " AS now,
+           (SELECT COUNT(*) FROM checkpoints c WHERE c.thread_key = t.thread_key) AS checkpoints,
+           (SELECT SUM(c.size_bytes)::bigint FROM checkpoints c WHERE c.thread_key = t.thread_key) AS bytes,
+           (SELECT COUNT(*) FROM runs r WHERE r.thread_key = t.thread_key) AS runs,
+           (SELECT COUNT(*) FROM runs r
+            WHERE r.thread_key = t.thread_key AND r.status IN ('pending', 'running')) AS active_runs,
+           (SELECT COUNT(*) FROM interrupts i WHERE i.thread_key = t.thread_key) AS interrupts,
+           (SELECT COUNT(*) FROM events e WHERE e.thread_key = t.thread_key) AS events,
+           (SELECT COUNT(*) FROM branches b WHERE b.thread_key = t.thread_key) AS branches,
+           (SELECT COUNT(*) FROM crons k WHERE k.thread_key = t.thread_key) AS crons
+    FROM threads t WHERE t.thread_key = $1 AND ($2::uuid IS NULL OR t.tenant = $2)"
+);
+
+const ACTIVE: &str = concat!(
+    "SELECT ",
+    run_columns!(),
+    queue_columns!(),
+    " FROM runs r JOIN threads t ON t.thread_key = r.thread_key
+      WHERE r.thread_key = $1 AND r.status IN ('pending', 'running') AND ($2::uuid IS NULL OR r.tenant = $2)
+      ORDER BY r.created_at, r.run_id LIMIT $3"
+);
+
+/// What goes first is what runs, then what was created before.
+const EXPLAIN: &str = concat!(
+    "WITH x AS (
+        SELECT r.thread_key, r.run_id, r.status, r.created_at FROM run_lookup l
+        JOIN runs r ON r.thread_key = l.thread_key AND r.run_id = l.run_id
+        WHERE l.run_id = $1 AND ($2::uuid IS NULL OR l.tenant = $2)
+    ),
+    ahead AS (
+        SELECT o.run_id, o.status, o.created_at FROM x
+        JOIN runs o ON o.thread_key = x.thread_key AND o.run_id <> x.run_id
+        WHERE x.status = 'pending' AND o.status IN ('pending', 'running')
+          AND (o.status = 'running' OR (o.created_at, o.run_id) < (x.created_at, x.run_id))
+    ),
+    first AS (SELECT run_id, status FROM ahead ORDER BY status DESC, created_at, run_id LIMIT 1)
+    SELECT ",
+    run_columns!(),
+    queue_columns!(),
+    ", (SELECT run_id FROM first) AS behind, (SELECT status FROM first) AS behind_status,
+       (SELECT COUNT(*) FROM ahead) AS ahead, ",
+    now!(),
+    " AS now
+      FROM x JOIN runs r ON r.thread_key = x.thread_key AND r.run_id = x.run_id
+      JOIN threads t ON t.thread_key = x.thread_key"
+);
 
 /// Closes a thread and says what to tell of it.
 async fn close(conn: &mut PgConnection, scope: &Scope, key: ThreadKey, close: &Close) -> Result<CloseOutcome> {
@@ -69,6 +132,8 @@ fn notices(cancelled: &[crate::storage::Cancelled]) -> Vec<Notice> {
     cancelled.iter().map(notice).collect()
 }
 
+define_session_rows!(PgRow);
+
 #[async_trait]
 impl Sessions for PostgresStorage {
     async fn close_thread(&self, scope: &Scope, id: &ThreadId, how: &Close) -> Result<CloseOutcome> {
@@ -105,5 +170,41 @@ impl Sessions for PostgresStorage {
         let thread = thread_by_key(&mut transaction, scope, key).await?;
         self.commit(transaction).await?;
         Ok(thread)
+    }
+
+    async fn find_session(&self, scope: &Scope, id: &ThreadId) -> Result<Option<Session>> {
+        read!(async {
+            let key = id.key(scope.tenant());
+            let mut session = self.session().await?;
+            let row = sqlx::query(SESSION)
+                .bind(key.0)
+                .bind(scope.filter())
+                .fetch_optional(session.conn())
+                .await
+                .map_err(driver_error)?;
+            let Some(row) = row else { return Ok(None) };
+            let active = sqlx::query(ACTIVE)
+                .bind(key.0)
+                .bind(scope.filter())
+                .bind(SHOWN_RUNS)
+                .fetch_all(session.conn())
+                .await
+                .map_err(driver_error)?;
+            let active = active.iter().map(detail_from).collect::<Result<Vec<_>>>()?;
+            session_from(&row, active).map(Some)
+        })
+    }
+
+    async fn explain_run(&self, scope: &Scope, run_id: RunId) -> Result<Option<RunExplained>> {
+        read!(async {
+            let mut session = self.session().await?;
+            let row = sqlx::query(EXPLAIN)
+                .bind(run_id)
+                .bind(scope.filter())
+                .fetch_optional(session.conn())
+                .await
+                .map_err(driver_error)?;
+            row.as_ref().map(explained_from).transpose()
+        })
     }
 }

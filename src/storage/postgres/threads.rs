@@ -29,6 +29,7 @@ macro_rules! thread_columns {
           AND u.run_id = '00000000-0000-0000-0000-000000000000') AS usage"
     };
 }
+pub(super) use thread_columns;
 
 /// The derived status as text.
 const STATUS: &str = "CASE WHEN EXISTS (SELECT 1 FROM runs a WHERE a.thread_key = t.thread_key \

@@ -24,7 +24,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use super::connect::ConnectOptions;
 use super::migrations::{self, Migration};
 use super::rows::driver_error;
-use super::{Description, Notice, Result, Storage, StorageError};
+use super::{Description, Notice, Result, SchemaState, Storage, StorageError};
 use crate::model::Scope;
 
 mod assistants;
@@ -392,6 +392,10 @@ impl Storage for SqliteStorage {
         }
     }
 
+    async fn schema(&self) -> Result<SchemaState> {
+        self.read(|conn| Box::pin(schema(conn))).await
+    }
+
     async fn migrate(&self) -> Result<usize> {
         self.write(|write| Box::pin(migrate(write))).await
     }
@@ -426,6 +430,24 @@ impl Storage for SqliteStorage {
         }
         drop(locked(&self.lock).take());
     }
+}
+
+async fn schema(conn: &mut SqliteConnection) -> Result<SchemaState> {
+    let (is_there,): (bool,) = sqlx::query_as(
+        "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'schema_migrations')",
+    )
+    .fetch_one(&mut *conn)
+    .await
+    .map_err(driver_error)?;
+    let mut applied: Vec<(i64, String)> = Vec::new();
+    if is_there {
+        applied = sqlx::query_as("SELECT version, checksum FROM schema_migrations")
+            .fetch_all(conn)
+            .await
+            .map_err(driver_error)?;
+    }
+    let missing = migrations::missing(MIGRATIONS, &applied)?.len();
+    Ok(SchemaState { applied: applied.len(), missing })
 }
 
 async fn migrate(write: &mut Write) -> Result<usize> {

@@ -29,6 +29,7 @@ macro_rules! thread_columns {
           FROM usage_totals u WHERE u.thread_key = t.thread_key AND u.run_id = zeroblob(16)) AS usage"
     };
 }
+pub(super) use thread_columns;
 
 /// Reads one thread by its key.
 pub(super) async fn thread_by_key(

@@ -10,6 +10,8 @@ for_each_backend!(
     questions_of_a_closed_thread_are_not_pending,
     no_run_is_left_on_a_thread_that_racers_close,
     another_tenant_closes_nothing,
+    a_session_is_read_with_what_is_tied_to_it,
+    a_run_is_explained_by_its_queue,
 );
 
 fn ending() -> Close {
@@ -205,4 +207,66 @@ async fn another_tenant_closes_nothing(lab: Lab) {
     close(storage, "t", ending()).await;
     assert!(storage.reopen_thread(&OTHER, &tid("t")).await.unwrap().is_none());
     assert!(find_thread(storage, "t").await.unwrap().closed.is_some());
+}
+
+async fn a_session_is_read_with_what_is_tied_to_it(lab: Lab) {
+    let storage = &lab.storage;
+    assert!(storage.find_session(&TENANT, &tid("t")).await.unwrap().is_none());
+    let hour = Ttl::of_minutes(TtlStrategy::KeepLatest, 60.0);
+    storage.create_thread(&TENANT, NewThread { ttl: Some(hour), ..thread("t") }).await.unwrap();
+    let empty = storage.find_session(&TENANT, &tid("t")).await.unwrap().unwrap();
+    assert_eq!((empty.counts, empty.active.len(), empty.branch), (SessionCounts::default(), 0, None));
+    assert_eq!(empty.ttl.map(|ttl| ttl.ttl_micros), Some(hour.micros));
+    let lease = start(storage, "t", 1).await.lease;
+    let mut asked = head_step(lease, "c1", None);
+    asked.rows.interrupts.push(interrupt("i1", "c1", InterruptChange::Asked));
+    asked.events.push(event(7, id(1)));
+    commit(storage, asked).await;
+    created(storage.create_run(&TENANT, run("t", 2)).await.unwrap());
+    storage.put_branch(&TENANT, &tid("t"), "main", None, None).await.unwrap();
+    let session = storage.find_session(&TENANT, &tid("t")).await.unwrap().unwrap();
+    let counts = SessionCounts {
+        checkpoints: 1,
+        bytes: 10,
+        runs: 2,
+        active_runs: 2,
+        interrupts: 1,
+        events: 1,
+        branches: 1,
+        crons: 0,
+    };
+    assert_eq!((session.counts, session.thread.head.as_deref()), (counts, Some("c1")));
+    let [first, second] = &session.active[..] else { panic!("{:?}", session.active) };
+    assert_eq!((first.run.run_id, first.worker.as_deref(), first.claims), (id(1), Some("worker-1"), 1));
+    assert!(first.started_at.is_some() && first.lease_until.is_some_and(|until| until > session.now));
+    assert_eq!((second.run.run_id, second.started_at, second.lease_until), (id(2), None, None));
+    assert!(storage.find_session(&OTHER, &tid("t")).await.unwrap().is_none());
+}
+
+async fn a_run_is_explained_by_its_queue(lab: Lab) {
+    let storage = &lab.storage;
+    assert!(storage.explain_run(&TENANT, id(1)).await.unwrap().is_none());
+    let lease = start(storage, "t", 1).await.lease;
+    for n in [2, 3] {
+        created(storage.create_run(&TENANT, run("t", n)).await.unwrap());
+    }
+    let explain = async |n| storage.explain_run(&TENANT, id(n)).await.unwrap().unwrap();
+    assert_eq!((explain(1).await.behind, explain(1).await.ahead), (None, 0));
+    assert_eq!((explain(2).await.behind, explain(2).await.ahead), (Some((id(1), RunStatus::Running)), 1));
+    assert_eq!((explain(3).await.behind, explain(3).await.ahead), (Some((id(1), RunStatus::Running)), 2));
+    finish(storage, lease).await;
+    assert_eq!(explain(3).await.behind, Some((id(2), RunStatus::Pending)));
+    assert_eq!(explain(2).await.detail.started_at, None);
+    let claimed = claim_all(storage, MINUTE).await;
+    assert_eq!(ids(&claimed), [id(2)]);
+    let second = explain(2).await;
+    let started = second.detail.started_at.unwrap();
+    assert_eq!((second.detail.claims, second.behind), (1, None));
+    assert!(second.detail.run_at <= started && started <= second.now);
+    // Handed back and taken again, it began when it began.
+    assert!(storage.release_run(&Scope::Server, &claimed[0].lease).await.unwrap());
+    assert_eq!(ids(&claim_all(storage, MINUTE).await), [id(2)]);
+    let again = explain(2).await.detail;
+    assert_eq!((again.started_at, again.claims), (Some(started), 2));
+    assert!(storage.explain_run(&OTHER, id(2)).await.unwrap().is_none());
 }

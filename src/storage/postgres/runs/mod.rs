@@ -37,7 +37,7 @@ macro_rules! run_columns {
          r.actor"
     };
 }
-use run_columns;
+pub(super) use run_columns;
 
 /// The column `run_usage`, for reads that show it.
 macro_rules! run_usage {
@@ -46,6 +46,7 @@ macro_rules! run_usage {
           FROM usage_totals u WHERE u.thread_key = r.thread_key AND u.run_id = r.run_id) AS run_usage"
     };
 }
+pub(super) use run_usage;
 
 const FIND: &str = concat!(
     "SELECT ",

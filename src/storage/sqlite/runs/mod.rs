@@ -38,7 +38,7 @@ macro_rules! run_columns {
           FROM usage_totals u WHERE u.thread_key = r.thread_key AND u.run_id = r.run_id) AS run_usage"
     };
 }
-use run_columns;
+pub(super) use run_columns;
 
 async fn run_by_key(conn: &mut SqliteConnection, key: ThreadKey, run_id: RunId) -> Result<Option<Run>> {
     sqlx::query(concat!(
