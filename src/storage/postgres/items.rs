@@ -336,20 +336,24 @@ impl Items for PostgresStorage {
     async fn delete_item(&self, scope: &Scope, namespace: &[String], key: &str) -> Result<()> {
         let (namespace, key) = (matching::namespace_text(namespace), hide_nul(key).into_owned());
         let mut transaction = self.begin().await?;
-        sqlx::query("DELETE FROM items WHERE tenant = $1 AND namespace = $2 AND key = $3")
+        let gone = sqlx::query("DELETE FROM items WHERE tenant = $1 AND namespace = $2 AND key = $3")
             .bind(scope.tenant())
             .bind(&namespace)
             .bind(&key)
             .execute(&mut *transaction)
             .await
             .map_err(driver_error)?;
-        sqlx::query(DELETE_VECTORS)
-            .bind(vec![scope.tenant()])
-            .bind(vec![namespace])
-            .bind(vec![key])
-            .execute(&mut *transaction)
-            .await
-            .map_err(driver_error)?;
+        // Nobody else can write the item until the commit, if there was one; else vectors seen now are those of a writer
+        // that came in between.
+        if gone.rows_affected() > 0 {
+            sqlx::query(DELETE_VECTORS)
+                .bind(vec![scope.tenant()])
+                .bind(vec![namespace])
+                .bind(vec![key])
+                .execute(&mut *transaction)
+                .await
+                .map_err(driver_error)?;
+        }
         self.commit(transaction).await
     }
 

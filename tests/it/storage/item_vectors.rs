@@ -211,7 +211,7 @@ async fn tenants_do_not_share_vectors(lab: Lab) {
 }
 
 async fn racing_writers_leave_the_vectors_of_one_of_them(lab: Lab) {
-    for _ in 0..10 {
+    for _ in 0..30 {
         let racers = (0..8).map(|n: i32| {
             let storage = lab.storage.clone();
             tokio::spawn(async move {
