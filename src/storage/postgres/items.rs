@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use futures_util::TryStreamExt as _;
+use sqlx::postgres::PgConnection;
 use uuid::Uuid;
 
 use super::rows::{get, item_from, look_at, unembedded_from};
@@ -199,96 +200,99 @@ impl PostgresStorage {
         self.wrote(session).await
     }
 
-    /// Items by the time they were written; with `without`, only those that no vector of its kind was made of.
-    async fn latest(
-        &self,
-        scope: &Scope,
-        filter: &ItemFilter,
-        without: Option<&Near>,
-        page: Page,
-    ) -> Result<Vec<FoundItem>> {
-        let (from, to) = matching::namespace_range(&filter.prefix);
-        // With conditions the page is counted here, row by row; without, the database skips.
-        let counted = filter.conditions.is_empty();
-        let mut session = self.session().await?;
-        let mut rows = sqlx::query(SEARCH)
-            .bind(scope.filter())
-            .bind(from)
-            .bind(to)
-            .bind(counted.then_some(page.limit))
-            .bind(if counted { page.offset } else { 0 })
-            .bind(without.map(|near| near.model.as_str()))
-            .bind(without.map_or(0, dims))
-            .fetch(session.conn());
-        let mut found = Vec::new();
-        let mut skipped = if counted { page.offset } else { 0 };
-        while (found.len() as i64) < page.limit {
-            let Some(row) = rows.try_next().await.map_err(driver_error)? else { break };
-            let item = item_from(&row)?;
-            if !matching::meets(&item.value, &filter.conditions) {
-                continue;
-            }
-            if skipped < page.offset {
-                skipped += 1;
-                continue;
-            }
-            found.push(FoundItem { item, score: None });
+    async fn search_once(&self, scope: &Scope, filter: &ItemFilter, page: Page) -> Result<Vec<FoundItem>> {
+        let Some(near) = &filter.near else {
+            let mut session = self.session().await?;
+            return latest(session.conn(), scope, filter, None, page).await;
+        };
+        // One snapshot for all statements: an item that is written meanwhile is neither missed nor found twice.
+        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+        let mut transaction = self.pool.begin_with(begin).await.map_err(driver_error)?;
+        let (found, rest) = nearest(&mut transaction, scope, filter, near, page).await?.page(page);
+        let mut items = if found.is_empty() { Vec::new() } else { fetch(&mut transaction, &found).await? };
+        if rest.limit > 0 {
+            items.extend(latest(&mut transaction, scope, filter, Some(near), rest).await?);
         }
-        Ok(found)
+        // Nothing was written: a failure to end the snapshot only costs the connection.
+        let _ended = transaction.rollback().await;
+        Ok(items)
     }
+}
 
-    /// Looks at every vector that may match.
-    async fn nearest(&self, scope: &Scope, filter: &ItemFilter, near: &Near, page: Page) -> Result<Nearest> {
-        let (from, to) = matching::namespace_range(&filter.prefix);
-        let mut session = self.session().await?;
-        let mut rows = sqlx::query(if filter.conditions.is_empty() { SCAN } else { SCAN_VALUES })
-            .bind(scope.filter())
-            .bind(from)
-            .bind(to)
-            .bind(&near.model)
-            .bind(dims(near))
-            .fetch(session.conn());
-        let mut nearest = Nearest::until(page);
-        while let Some(row) = rows.try_next().await.map_err(driver_error)? {
-            look_at(&row, &near.vector, &filter.conditions, &mut nearest)?;
+/// Items by the time they were written; with `without`, only those that no vector of its kind was made of.
+async fn latest(
+    conn: &mut PgConnection,
+    scope: &Scope,
+    filter: &ItemFilter,
+    without: Option<&Near>,
+    page: Page,
+) -> Result<Vec<FoundItem>> {
+    let (from, to) = matching::namespace_range(&filter.prefix);
+    // With conditions the page is counted here, row by row; without, the database skips.
+    let counted = filter.conditions.is_empty();
+    let mut rows = sqlx::query(SEARCH)
+        .bind(scope.filter())
+        .bind(from)
+        .bind(to)
+        .bind(counted.then_some(page.limit))
+        .bind(if counted { page.offset } else { 0 })
+        .bind(without.map(|near| near.model.as_str()))
+        .bind(without.map_or(0, dims))
+        .fetch(conn);
+    let mut found = Vec::new();
+    let mut skipped = if counted { page.offset } else { 0 };
+    while (found.len() as i64) < page.limit {
+        let Some(row) = rows.try_next().await.map_err(driver_error)? else { break };
+        let item = item_from(&row)?;
+        if !matching::meets(&item.value, &filter.conditions) {
+            continue;
         }
-        Ok(nearest)
+        if skipped < page.offset {
+            skipped += 1;
+            continue;
+        }
+        found.push(FoundItem { item, score: None });
     }
+    Ok(found)
+}
 
-    /// The items of a page of the nearest. What has changed since and does not match any more is left out.
-    async fn fetch(&self, found: Vec<(Key, f32)>, filter: &ItemFilter) -> Result<Vec<FoundItem>> {
-        let tenants: Vec<Uuid> = found.iter().map(|(key, _)| key.tenant).collect();
-        let namespaces: Vec<&str> = found.iter().map(|(key, _)| key.namespace.as_str()).collect();
-        let keys: Vec<&str> = found.iter().map(|(key, _)| key.key.as_str()).collect();
-        let mut session = self.session().await?;
-        let rows = sqlx::query(FETCH)
-            .bind(tenants)
-            .bind(namespaces)
-            .bind(keys)
-            .fetch_all(session.conn())
-            .await
-            .map_err(driver_error)?;
-        let mut items = Vec::with_capacity(rows.len());
-        for row in &rows {
-            let item = item_from(row)?;
+/// Looks at every vector that may match.
+async fn nearest(
+    conn: &mut PgConnection,
+    scope: &Scope,
+    filter: &ItemFilter,
+    near: &Near,
+    page: Page,
+) -> Result<Nearest> {
+    let (from, to) = matching::namespace_range(&filter.prefix);
+    let mut rows = sqlx::query(if filter.conditions.is_empty() { SCAN } else { SCAN_VALUES })
+        .bind(scope.filter())
+        .bind(from)
+        .bind(to)
+        .bind(&near.model)
+        .bind(dims(near))
+        .fetch(conn);
+    let mut nearest = Nearest::until(page);
+    while let Some(row) = rows.try_next().await.map_err(driver_error)? {
+        look_at(&row, &near.vector, &filter.conditions, &mut nearest)?;
+    }
+    Ok(nearest)
+}
+
+/// The items of a page of the nearest, in their order.
+async fn fetch(conn: &mut PgConnection, found: &[(Key, f32)]) -> Result<Vec<FoundItem>> {
+    let tenants: Vec<Uuid> = found.iter().map(|(key, _)| key.tenant).collect();
+    let namespaces: Vec<&str> = found.iter().map(|(key, _)| key.namespace.as_str()).collect();
+    let keys: Vec<&str> = found.iter().map(|(key, _)| key.key.as_str()).collect();
+    let rows =
+        sqlx::query(FETCH).bind(tenants).bind(namespaces).bind(keys).fetch_all(conn).await.map_err(driver_error)?;
+    rows.iter()
+        .map(|row| {
             let at = usize::try_from(get::<i64>(row, "n")? - 1).unwrap_or(usize::MAX);
             let score = found.get(at).map(|(_, score)| f64::from(*score));
-            if matching::meets(&item.value, &filter.conditions) {
-                items.push(FoundItem { item, score });
-            }
-        }
-        Ok(items)
-    }
-
-    async fn search_once(&self, scope: &Scope, filter: &ItemFilter, page: Page) -> Result<Vec<FoundItem>> {
-        let Some(near) = &filter.near else { return self.latest(scope, filter, None, page).await };
-        let (found, rest) = self.nearest(scope, filter, near, page).await?.page(page);
-        let mut items = if found.is_empty() { Vec::new() } else { self.fetch(found, filter).await? };
-        if rest.limit > 0 {
-            items.extend(self.latest(scope, filter, Some(near), rest).await?);
-        }
-        Ok(items)
-    }
+            Ok(FoundItem { item: item_from(row)?, score })
+        })
+        .collect()
 }
 
 #[async_trait]
