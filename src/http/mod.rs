@@ -18,6 +18,7 @@ mod jsonrpc;
 mod keepalive;
 mod mcp;
 mod object;
+mod openapi;
 mod origin;
 mod page;
 mod pretty;

@@ -39,6 +39,8 @@ impl Object {
 
     /// Any value but `null`.
     pub(crate) fn json(&mut self, key: &str) -> Option<Json> {
+        #[cfg(test)]
+        super::tests::spy::member(&self.name(key));
         self.fields.shift_remove(key).filter(|value| !value.is_null())
     }
 
@@ -66,6 +68,8 @@ impl Object {
 
     /// A value with `null` told apart from absence.
     pub(crate) fn raw(&mut self, key: &str) -> Option<Json> {
+        #[cfg(test)]
+        super::tests::spy::member(&self.name(key));
         self.fields.shift_remove(key)
     }
 

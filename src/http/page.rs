@@ -14,7 +14,7 @@ use crate::storage::Page;
 
 /// How many rows a client may ask for at once.
 pub(crate) const LIMITS: RangeInclusive<i64> = 1..=1000;
-const OFFSETS: RangeInclusive<i64> = 0..=1_000_000_000;
+pub(crate) const OFFSETS: RangeInclusive<i64> = 0..=1_000_000_000;
 /// Rows of a list nobody gave a limit for.
 pub(crate) const DEFAULT_LIMIT: i64 = 10;
 

@@ -18,9 +18,9 @@ use crate::runtime::{AssistantName, RunRequest};
 const SETTLE: Duration = Duration::from_secs(5);
 /// Stream modes of every run that a command starts.
 const MODES: [&str; 6] = ["values", "updates", "messages-tuple", "custom", "tasks", "checkpoints"];
-const MAX_CHANNELS: usize = 100;
-const MAX_NAMESPACES: usize = 1000;
-const MAX_DEPTH: i64 = 1000;
+pub(crate) const MAX_CHANNELS: usize = 100;
+pub(crate) const MAX_NAMESPACES: usize = 1000;
+pub(crate) const MAX_DEPTH: i64 = 1000;
 const MAX_ANSWERS: usize = 1000;
 
 /// Why a command was refused.

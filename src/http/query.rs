@@ -16,6 +16,8 @@ pub(crate) struct Query(Vec<(String, String)>);
 impl Query {
     /// The last value of a key; an empty one counts as absent.
     pub(crate) fn one(&self, key: &str) -> ApiResult<Option<&str>> {
+        #[cfg(test)]
+        super::tests::spy::parameter(key);
         let value = self.0.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
         let value = value.filter(|value| !value.is_empty());
         if let Some(text) = value {
@@ -26,6 +28,8 @@ impl Query {
 
     /// All values of a key: repeated, separated by commas, or as one JSON array.
     pub(crate) fn all(&self, key: &str) -> ApiResult<Option<Vec<String>>> {
+        #[cfg(test)]
+        super::tests::spy::parameter(key);
         let mut values = Vec::new();
         for (_, value) in self.0.iter().filter(|(name, _)| name == key) {
             check_text(key, value)?;
@@ -43,6 +47,8 @@ impl Query {
 
     /// All values of a key as they are, empty ones too.
     pub(crate) fn repeated(&self, key: &str) -> ApiResult<Vec<&str>> {
+        #[cfg(test)]
+        super::tests::spy::parameter(key);
         let values: Vec<&str> =
             self.0.iter().filter(|(name, _)| name == key).map(|(_, value)| value.as_str()).collect();
         for value in &values {
@@ -62,6 +68,8 @@ impl Query {
 
     /// A boolean that is true when its key is there without a value: `?pretty`.
     pub(crate) fn flag(&self, key: &str) -> bool {
+        #[cfg(test)]
+        super::tests::spy::parameter(key);
         self.0.iter().any(|(name, value)| name == key && (value.is_empty() || parse_bool(value) != Some(false)))
     }
 

@@ -13,10 +13,10 @@ use crate::runtime::{AssistantName, EXPLAIN_STRICT_RESUME, RunRequest};
 
 /// The largest metadata of a run or thread.
 pub(crate) const MAX_METADATA_BYTES: usize = 256 * 1024;
-const MAX_AFTER_SECONDS: f64 = 366.0 * 86_400.0;
-const MAX_NODES: usize = 1000;
-const MAX_TAGS: usize = 1000;
-const MAX_RECURSION: i64 = i32::MAX as i64;
+pub(crate) const MAX_AFTER_SECONDS: f64 = 366.0 * 86_400.0;
+pub(crate) const MAX_NODES: usize = 1000;
+pub(crate) const MAX_TAGS: usize = 1000;
+pub(crate) const MAX_RECURSION: i64 = i32::MAX as i64;
 
 /// Reads a run for a thread, or (`None`) a stateless one.
 pub(crate) fn read(

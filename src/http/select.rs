@@ -5,8 +5,8 @@ use super::object::Object;
 use crate::model::{Fields, Json, ThreadState};
 
 /// The most columns, aliases and steps of a path.
-const MAX_COLUMNS: usize = 100;
-const MAX_ALIASES: usize = 10;
+pub(crate) const MAX_COLUMNS: usize = 100;
+pub(crate) const MAX_ALIASES: usize = 10;
 const MAX_STEPS: usize = 32;
 
 /// The columns of a row to answer with; all of them when nothing was selected.

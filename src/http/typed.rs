@@ -17,10 +17,10 @@ use super::object::Object;
 use crate::model::{Json, frame};
 use crate::runtime::foreign::{INLINE, Sent, SentBytes, Value, hex, parse_hex};
 
-const FRAME_TYPE: &str = "application/vnd.session-store.frame";
+pub(crate) const FRAME_TYPE: &str = "application/vnd.session-store.frame";
 
 /// The longest type tag.
-const MAX_TAG: usize = 64;
+pub(crate) const MAX_TAG: usize = 64;
 
 /// A body with values in it.
 pub(crate) struct Typed {

@@ -9,13 +9,13 @@ use crate::storage::{
     Embedded, ItemFilter, ItemMatch, ItemPlace, ItemVector, NamespaceFilter, Near, NewItem, Page, UnembeddedItem,
 };
 
-const MAX_LABELS: usize = 16;
-const MAX_LABEL_BYTES: usize = 256;
-const MAX_KEY_BYTES: usize = 1024;
-const MAX_CONDITIONS: usize = 32;
+pub(crate) const MAX_LABELS: usize = 16;
+pub(crate) const MAX_LABEL_BYTES: usize = 256;
+pub(crate) const MAX_KEY_BYTES: usize = 1024;
+pub(crate) const MAX_CONDITIONS: usize = 32;
 /// Objects inside objects of a filter.
 const MAX_FILTER_DEPTH: usize = 16;
-const MAX_TTL_MINUTES: f64 = 1e9;
+pub(crate) const MAX_TTL_MINUTES: f64 = 1e9;
 /// Items embedded at once when it is done again.
 const EMBED_PAGE: i64 = 50;
 

@@ -139,6 +139,14 @@ fn crates_and_clocks_are_named_where_they_belong() {
 }
 
 #[test]
+fn routes_are_mounted_with_their_descriptions() {
+    for (file, text) in product_code() {
+        let mounts = [".route(", ".route_service(", ".nest("].iter().any(|call| text.contains(call));
+        assert!(!mounts || file == "http/openapi/mod.rs", "src/{file} mounts a route that /openapi.json does not know");
+    }
+}
+
+#[test]
 fn nothing_unwraps() {
     for (file, text) in product_code() {
         for (index, line) in text.lines().enumerate() {

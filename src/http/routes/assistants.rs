@@ -21,7 +21,7 @@ use crate::runtime::{AssistantName, Runtime, RuntimeError};
 use crate::storage::idempotency;
 use crate::storage::{AssistantFilter, AssistantPatch, AssistantSort, NewAssistant};
 
-const COLUMNS: [&str; 10] = [
+pub(in crate::http) const COLUMNS: [&str; 10] = [
     "assistant_id",
     "graph_id",
     "config",
@@ -33,7 +33,7 @@ const COLUMNS: [&str; 10] = [
     "updated_at",
     "version",
 ];
-const SORTS: [&str; 5] = ["assistant_id", "created_at", "updated_at", "name", "graph_id"];
+pub(in crate::http) const SORTS: [&str; 5] = ["assistant_id", "created_at", "updated_at", "name", "graph_id"];
 
 /// `POST /assistants`.
 pub(super) async fn create(State(state): State<AppState>, caller: Caller, Body(mut body): Body) -> ApiResult {

@@ -16,7 +16,7 @@ use crate::model::{Cron, Fields, Json, OnCompletion, ThreadId, Timestamp};
 use crate::runtime::{CronRequest, RuntimeError};
 use crate::storage::{CronFilter, CronSort};
 
-const COLUMNS: [&str; 14] = [
+pub(in crate::http) const COLUMNS: [&str; 14] = [
     "cron_id",
     "assistant_id",
     "thread_id",
@@ -32,7 +32,7 @@ const COLUMNS: [&str; 14] = [
     "created_at",
     "updated_at",
 ];
-const SORTS: [&str; 7] =
+pub(in crate::http) const SORTS: [&str; 7] =
     ["cron_id", "assistant_id", "thread_id", "next_run_date", "end_time", "created_at", "updated_at"];
 /// Part of the payload that the server adds.
 const OWN_KEY: &str = "cron_id";

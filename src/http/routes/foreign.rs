@@ -21,13 +21,13 @@ use crate::runtime::foreign::{Checkpoint, Operation, PutCheckpoint, PutWrites, S
 use crate::storage::{ForeignCopied, ForeignFilter, ForeignOutcome, Page};
 
 /// The longest id of a checkpoint or a task.
-const MAX_ID: usize = 255;
+pub(in crate::http) const MAX_ID: usize = 255;
 /// Values of a checkpoint, and writes of a task.
-const MAX_VALUES: usize = 10_000;
+pub(in crate::http) const MAX_VALUES: usize = 10_000;
 /// Operations of one request.
-const MAX_OPERATIONS: usize = 1_000;
-const MAX_CHANNELS: usize = 1_000;
-const MAX_RUNS: usize = 1_000;
+pub(in crate::http) const MAX_OPERATIONS: usize = 1_000;
+pub(in crate::http) const MAX_CHANNELS: usize = 1_000;
+pub(in crate::http) const MAX_RUNS: usize = 1_000;
 /// A word of the routes: no checkpoint can be addressed by it.
 const LATEST: &str = "latest";
 

@@ -19,8 +19,8 @@ use crate::runtime::Answer;
 use crate::storage::{InterruptCursor, InterruptFilter, Page};
 
 /// The most answers of one request.
-const MAX_ANSWERS: usize = 100;
-const STATUSES: [&str; 4] = ["pending", "answered", "dropped", "any"];
+pub(in crate::http) const MAX_ANSWERS: usize = 100;
+pub(in crate::http) const STATUSES: [&str; 4] = ["pending", "answered", "dropped", "any"];
 
 /// `GET /interrupts`: the questions of all threads, the pending ones unless `status` says otherwise.
 pub(super) async fn list(State(state): State<AppState>, caller: Caller, query: Query) -> ApiResult {

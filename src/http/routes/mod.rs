@@ -1,60 +1,63 @@
 //! The table of routes: one file per noun, as in the clients.
 
-mod assistants;
+pub(super) mod assistants;
 mod branches;
 mod checkpoints;
 pub(super) mod crons;
 mod effects;
 mod explain;
-mod foreign;
-mod interrupts;
-mod retention;
+pub(super) mod foreign;
+pub(super) mod interrupts;
+pub(super) mod retention;
 pub(super) mod runs;
 mod session;
 mod sessions;
-mod stateless_runs;
-mod store;
+pub(super) mod stateless_runs;
+pub(super) mod store;
 mod system;
 mod thread_events;
-mod thread_search;
+pub(super) mod thread_search;
 mod thread_socket;
-mod thread_state;
-mod threads;
-mod webhooks;
+pub(super) mod thread_state;
+pub(super) mod threads;
+pub(super) mod webhooks;
 
 use axum::Router;
 use axum::extract::Request;
-use axum::routing::{get, post, put};
 
 use super::AppState;
 use super::a2a;
 use super::error::ApiError;
 use super::extract::discard;
 use super::mcp;
+use super::openapi::{self, Route, delete, get, patch, paths as says, post, put};
 
 pub(super) fn all() -> Router<AppState> {
-    Router::new()
-        .route("/", get(system::ok))
-        .route("/ok", get(system::ok))
-        .route("/info", get(system::info))
-        .route("/graphs", get(system::graphs))
-        .merge(assistant_routes())
-        .merge(thread_routes())
-        .merge(run_routes())
-        .merge(cron_routes())
-        .route("/webhooks", get(webhooks::list))
-        .route("/webhooks/redrive", post(webhooks::redrive))
-        .merge(interrupt_routes())
-        .route("/store/items", put(store::put).get(store::get).delete(store::delete))
-        .route("/store/items/search", post(store::search))
-        .route("/store/namespaces", post(store::namespaces))
-        .route("/mcp", post(mcp::message).delete(mcp::end_session))
-        .route("/a2a/{assistant_id}", post(a2a::message).get(a2a::of_path))
-        .route("/a2a/{assistant_id}/.well-known/agent-card.json", get(a2a::of_path))
-        .route("/a2a/{assistant_id}/.well-known/agent.json", get(a2a::of_path))
-        .route("/.well-known/agent-card.json", get(a2a::of_query))
-        .fallback(unknown_path)
-        .method_not_allowed_fallback(wrong_method)
+    openapi::mount(table()).fallback(unknown_path).method_not_allowed_fallback(wrong_method)
+}
+
+/// Every route: its path, its handler, and what `/openapi.json` says about it.
+pub(super) fn table() -> Vec<Route> {
+    let mut routes = vec![
+        get("/", system::ok, says::system::root()),
+        get("/ok", system::ok, says::system::ok()),
+        get("/info", system::info, says::system::info()),
+        get("/graphs", system::graphs, says::system::graphs()),
+        get("/docs", openapi::docs, says::system::docs()),
+        get("/openapi.json", openapi::serve, says::system::openapi()),
+        get("/webhooks", webhooks::list, says::webhooks::list_webhooks()),
+        post("/webhooks/redrive", webhooks::redrive, says::webhooks::redrive()),
+    ];
+    routes.extend(assistant_routes());
+    routes.extend(thread_routes());
+    routes.extend(checkpoint_routes());
+    routes.extend(branch_routes());
+    routes.extend(run_routes());
+    routes.extend(cron_routes());
+    routes.extend(interrupt_routes());
+    routes.extend(store_routes());
+    routes.extend(agent_routes());
+    routes
 }
 
 async fn unknown_path(request: Request) -> ApiError {
@@ -67,100 +70,151 @@ async fn wrong_method(request: Request) -> ApiError {
     ApiError::MethodNotAllowed
 }
 
-fn assistant_routes() -> Router<AppState> {
-    Router::new()
-        .route("/assistants/search", post(assistants::search))
-        .route("/assistants/count", post(assistants::count))
-        .route("/assistants", post(assistants::create))
-        .route("/assistants/{assistant_id}", get(assistants::find).patch(assistants::update).delete(assistants::delete))
-        .route("/assistants/{assistant_id}/versions", post(assistants::versions))
-        .route("/assistants/{assistant_id}/latest", post(assistants::set_latest))
-        .route("/assistants/{assistant_id}/subgraphs", get(assistants::subgraphs))
-        .route("/assistants/{assistant_id}/subgraphs/{namespace}", get(assistants::subgraphs_below))
-        .route("/assistants/{assistant_id}/graph", get(assistants::graph))
-        .route("/assistants/{assistant_id}/schemas", get(assistants::schemas))
+fn assistant_routes() -> Vec<Route> {
+    vec![
+        post("/assistants", assistants::create, says::assistants::create()),
+        post("/assistants/search", assistants::search, says::assistants::search()),
+        post("/assistants/count", assistants::count, says::assistants::count()),
+        get("/assistants/{assistant_id}", assistants::find, says::assistants::find()),
+        patch("/assistants/{assistant_id}", assistants::update, says::assistants::update()),
+        delete("/assistants/{assistant_id}", assistants::delete, says::assistants::delete()),
+        post("/assistants/{assistant_id}/versions", assistants::versions, says::assistants::versions()),
+        post("/assistants/{assistant_id}/latest", assistants::set_latest, says::assistants::set_latest()),
+        get("/assistants/{assistant_id}/subgraphs", assistants::subgraphs, says::assistants::subgraphs()),
+        get(
+            "/assistants/{assistant_id}/subgraphs/{namespace}",
+            assistants::subgraphs_below,
+            says::assistants::subgraphs_below(),
+        ),
+        get("/assistants/{assistant_id}/graph", assistants::graph, says::assistants::graph()),
+        get("/assistants/{assistant_id}/schemas", assistants::schemas, says::assistants::schemas()),
+    ]
 }
 
-fn thread_routes() -> Router<AppState> {
-    Router::new()
-        .route("/threads", post(threads::create))
-        .route("/threads/search", post(thread_search::search))
-        .route("/threads/count", post(thread_search::count))
-        .route("/threads/{thread_id}", get(threads::find).patch(threads::update).delete(threads::delete))
-        .route("/threads/prune", post(retention::prune))
-        .route("/threads/{thread_id}/copy", post(threads::copy))
-        .route("/threads/{thread_id}/storage", get(retention::storage))
-        .route("/threads/{thread_id}/branches", get(branches::list))
-        .route(
-            "/threads/{thread_id}/branches/{name}",
-            get(branches::find).put(branches::put).post(branches::put).delete(branches::delete),
-        )
-        .route("/threads/{thread_id}/head", post(branches::move_head))
-        .route("/threads/{thread_id}/diff", get(branches::compare))
-        .route("/threads/{thread_id}/session", get(session::find))
-        .route("/threads/{thread_id}/end", post(sessions::end))
-        .route("/threads/{thread_id}/archive", post(sessions::archive))
-        .route("/threads/{thread_id}/reopen", post(sessions::reopen))
-        .route(
-            "/threads/{thread_id}/state",
-            get(thread_state::latest).post(thread_state::update).patch(thread_state::patch),
-        )
-        .route("/threads/{thread_id}/state/checkpoint", post(thread_state::at_cursor))
-        .route("/threads/{thread_id}/state/{checkpoint_id}", get(thread_state::at_checkpoint))
-        .route("/threads/{thread_id}/history", get(thread_state::recent_history).post(thread_state::history))
-        .route("/threads/{thread_id}/commands", post(thread_events::command))
-        .route("/threads/{thread_id}/stream/events", post(thread_events::subscribe).get(thread_socket::connect))
-        .route("/threads/{thread_id}/stream", get(thread_events::join))
-        .merge(checkpoint_routes())
+fn thread_routes() -> Vec<Route> {
+    vec![
+        post("/threads", threads::create, says::threads::create()),
+        post("/threads/search", thread_search::search, says::threads::search()),
+        post("/threads/count", thread_search::count, says::threads::count()),
+        post("/threads/prune", retention::prune, says::threads::prune()),
+        get("/threads/{thread_id}", threads::find, says::threads::find()),
+        patch("/threads/{thread_id}", threads::update, says::threads::update()),
+        delete("/threads/{thread_id}", threads::delete, says::threads::delete()),
+        post("/threads/{thread_id}/copy", threads::copy, says::threads::copy()),
+        get("/threads/{thread_id}/storage", retention::storage, says::threads::storage()),
+        get("/threads/{thread_id}/session", session::find, says::session::find()),
+        post("/threads/{thread_id}/end", sessions::end, says::sessions::end()),
+        post("/threads/{thread_id}/archive", sessions::archive, says::sessions::archive()),
+        post("/threads/{thread_id}/reopen", sessions::reopen, says::sessions::reopen()),
+        get("/threads/{thread_id}/state", thread_state::latest, says::state::latest()),
+        post("/threads/{thread_id}/state", thread_state::update, says::state::update()),
+        patch("/threads/{thread_id}/state", thread_state::patch, says::state::patch()),
+        post("/threads/{thread_id}/state/checkpoint", thread_state::at_cursor, says::state::at_cursor()),
+        get("/threads/{thread_id}/state/{checkpoint_id}", thread_state::at_checkpoint, says::state::at_checkpoint()),
+        get("/threads/{thread_id}/history", thread_state::recent_history, says::state::recent_history()),
+        post("/threads/{thread_id}/history", thread_state::history, says::state::history()),
+        post("/threads/{thread_id}/commands", thread_events::command, says::events::command()),
+        post("/threads/{thread_id}/stream/events", thread_events::subscribe, says::events::subscribe()),
+        get("/threads/{thread_id}/stream/events", thread_socket::connect, says::events::connect()),
+        get("/threads/{thread_id}/stream", thread_events::join, says::events::join()),
+    ]
 }
 
-fn checkpoint_routes() -> Router<AppState> {
-    Router::new()
-        .route("/threads/{thread_id}/checkpoints", get(checkpoints::list).post(foreign::put))
-        .route("/threads/{thread_id}/effects", get(effects::list))
-        .route("/threads/{thread_id}/checkpoints/{checkpoint_id}", get(checkpoints::find))
-        .route("/threads/{thread_id}/checkpoints/writes", post(foreign::put_writes))
-        .route("/threads/{thread_id}/checkpoints/batch", post(foreign::batch))
-        .route("/threads/{thread_id}/checkpoints/search", post(foreign::search))
-        .route("/threads/{thread_id}/checkpoints/deltas", post(foreign::deltas))
-        .route("/threads/{thread_id}/checkpoints/copy", post(foreign::copy))
-        .route("/checkpoints/batch", post(foreign::batch_of_many))
-        .route("/checkpoints/delete", post(foreign::delete))
+fn checkpoint_routes() -> Vec<Route> {
+    vec![
+        get("/threads/{thread_id}/checkpoints", checkpoints::list, says::checkpoints::list()),
+        get("/threads/{thread_id}/effects", effects::list, says::effects::list()),
+        post("/threads/{thread_id}/checkpoints", foreign::put, says::foreign::put()),
+        get("/threads/{thread_id}/checkpoints/{checkpoint_id}", checkpoints::find, says::checkpoints::find()),
+        post("/threads/{thread_id}/checkpoints/writes", foreign::put_writes, says::foreign::put_writes()),
+        post("/threads/{thread_id}/checkpoints/batch", foreign::batch, says::foreign::batch()),
+        post("/threads/{thread_id}/checkpoints/search", foreign::search, says::foreign::search()),
+        post("/threads/{thread_id}/checkpoints/deltas", foreign::deltas, says::foreign::deltas()),
+        post("/threads/{thread_id}/checkpoints/copy", foreign::copy, says::foreign::copy()),
+        post("/checkpoints/batch", foreign::batch_of_many, says::foreign::batch_of_many()),
+        post("/checkpoints/delete", foreign::delete, says::foreign::delete()),
+    ]
 }
 
-fn cron_routes() -> Router<AppState> {
-    Router::new()
-        .route("/runs/crons", post(crons::create))
-        .route("/runs/crons/search", post(crons::search))
-        .route("/runs/crons/count", post(crons::count))
-        .route("/runs/crons/{cron_id}", get(crons::find).patch(crons::update).delete(crons::delete))
-        .route("/threads/{thread_id}/runs/crons", post(crons::create_for_thread))
+fn branch_routes() -> Vec<Route> {
+    vec![
+        get("/threads/{thread_id}/branches", branches::list, says::branches::list()),
+        get("/threads/{thread_id}/branches/{name}", branches::find, says::branches::find()),
+        put("/threads/{thread_id}/branches/{name}", branches::put, says::branches::put("branches.put")),
+        post("/threads/{thread_id}/branches/{name}", branches::put, says::branches::put("branches.post")),
+        delete("/threads/{thread_id}/branches/{name}", branches::delete, says::branches::delete()),
+        post("/threads/{thread_id}/head", branches::move_head, says::branches::move_head()),
+        get("/threads/{thread_id}/diff", branches::compare, says::branches::compare()),
+    ]
 }
 
-fn interrupt_routes() -> Router<AppState> {
-    Router::new()
-        .route("/interrupts", get(interrupts::list))
-        .route("/interrupts/answer", post(interrupts::answer_many))
-        .route("/threads/{thread_id}/interrupts", get(interrupts::of_thread))
-        .route("/threads/{thread_id}/interrupts/{interrupt_id}/answer", post(interrupts::answer))
+fn run_routes() -> Vec<Route> {
+    vec![
+        post("/threads/{thread_id}/runs", runs::create, says::runs::create()),
+        get("/threads/{thread_id}/runs", runs::list, says::runs::list_runs()),
+        post("/threads/{thread_id}/runs/stream", runs::stream, says::runs::stream()),
+        post("/threads/{thread_id}/runs/wait", runs::wait, says::runs::wait()),
+        post("/threads/{thread_id}/runs/cancel", runs::cancel_all, says::runs::cancel_all()),
+        get("/threads/{thread_id}/runs/{run_id}", runs::find, says::runs::find()),
+        delete("/threads/{thread_id}/runs/{run_id}", runs::delete, says::runs::delete()),
+        get("/threads/{thread_id}/runs/{run_id}/join", runs::join, says::runs::join()),
+        get("/threads/{thread_id}/runs/{run_id}/stream", runs::join_stream, says::runs::join_stream()),
+        post("/threads/{thread_id}/runs/{run_id}/cancel", runs::cancel, says::runs::cancel()),
+        get(
+            "/threads/{thread_id}/runs/{run_id}/explain",
+            explain::run_of_thread,
+            says::session::explain("runs.explain"),
+        ),
+        get("/runs/{run_id}/explain", explain::run, says::session::explain("stateless.explain")),
+        post("/runs", stateless_runs::create, says::runs::create_stateless()),
+        post("/runs/stream", stateless_runs::stream, says::runs::stream_stateless()),
+        post("/runs/wait", stateless_runs::wait, says::runs::wait_stateless()),
+        post("/runs/batch", stateless_runs::batch, says::runs::batch()),
+        post("/runs/cancel", stateless_runs::cancel, says::runs::cancel_many()),
+        get("/runs/{run_id}/stream", stateless_runs::join_stream, says::runs::join_stream_stateless()),
+    ]
 }
 
-fn run_routes() -> Router<AppState> {
-    Router::new()
-        .route("/threads/{thread_id}/runs", post(runs::create).get(runs::list))
-        .route("/threads/{thread_id}/runs/stream", post(runs::stream))
-        .route("/threads/{thread_id}/runs/wait", post(runs::wait))
-        .route("/threads/{thread_id}/runs/cancel", post(runs::cancel_all))
-        .route("/threads/{thread_id}/runs/{run_id}", get(runs::find).delete(runs::delete))
-        .route("/threads/{thread_id}/runs/{run_id}/join", get(runs::join))
-        .route("/threads/{thread_id}/runs/{run_id}/stream", get(runs::join_stream))
-        .route("/threads/{thread_id}/runs/{run_id}/cancel", post(runs::cancel))
-        .route("/threads/{thread_id}/runs/{run_id}/explain", get(explain::run_of_thread))
-        .route("/runs", post(stateless_runs::create))
-        .route("/runs/stream", post(stateless_runs::stream))
-        .route("/runs/wait", post(stateless_runs::wait))
-        .route("/runs/batch", post(stateless_runs::batch))
-        .route("/runs/cancel", post(stateless_runs::cancel))
-        .route("/runs/{run_id}/stream", get(stateless_runs::join_stream))
-        .route("/runs/{run_id}/explain", get(explain::run))
+fn cron_routes() -> Vec<Route> {
+    vec![
+        post("/runs/crons", crons::create, says::crons::create()),
+        post("/runs/crons/search", crons::search, says::crons::search()),
+        post("/runs/crons/count", crons::count, says::crons::count()),
+        get("/runs/crons/{cron_id}", crons::find, says::crons::find()),
+        patch("/runs/crons/{cron_id}", crons::update, says::crons::update()),
+        delete("/runs/crons/{cron_id}", crons::delete, says::crons::delete()),
+        post("/threads/{thread_id}/runs/crons", crons::create_for_thread, says::crons::create_for_thread()),
+    ]
+}
+
+fn interrupt_routes() -> Vec<Route> {
+    vec![
+        get("/interrupts", interrupts::list, says::interrupts::list_all()),
+        post("/interrupts/answer", interrupts::answer_many, says::interrupts::answer_many()),
+        get("/threads/{thread_id}/interrupts", interrupts::of_thread, says::interrupts::of_thread()),
+        post("/threads/{thread_id}/interrupts/{interrupt_id}/answer", interrupts::answer, says::interrupts::answer()),
+    ]
+}
+
+fn store_routes() -> Vec<Route> {
+    vec![
+        put("/store/items", store::put, says::store::put()),
+        get("/store/items", store::get, says::store::get()),
+        delete("/store/items", store::delete, says::store::delete()),
+        post("/store/items/search", store::search, says::store::search()),
+        post("/store/namespaces", store::namespaces, says::store::namespaces()),
+    ]
+}
+
+fn agent_routes() -> Vec<Route> {
+    let card = |id| says::a2a::card_of(id);
+    vec![
+        post("/mcp", mcp::message, says::mcp::message()),
+        delete("/mcp", mcp::end_session, says::mcp::end_session()),
+        post("/a2a/{assistant_id}", a2a::message, says::a2a::message()),
+        get("/a2a/{assistant_id}", a2a::of_path, card("agents.card_of")),
+        get("/a2a/{assistant_id}/.well-known/agent-card.json", a2a::of_path, card("agents.card_known")),
+        get("/a2a/{assistant_id}/.well-known/agent.json", a2a::of_path, card("agents.card_known_03")),
+        get("/.well-known/agent-card.json", a2a::of_query, says::a2a::card()),
+    ]
 }

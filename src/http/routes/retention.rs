@@ -13,7 +13,7 @@ use crate::model::{ThreadId, TtlStrategy};
 use crate::storage::Size;
 
 /// The most threads of one request.
-const MAX_PRUNED: usize = 1000;
+pub(in crate::http) const MAX_PRUNED: usize = 1000;
 
 /// `POST /threads/prune`: threads that are unknown, or in use where their latest state is to be kept, are left alone.
 pub(super) async fn prune(State(state): State<AppState>, caller: Caller, Body(mut body): Body) -> ApiResult {

@@ -18,7 +18,7 @@ use crate::model::{CancelAction, EventId, Fields, Json, Run, RunId, RunStatus, T
 use crate::runtime::{Runtime, RuntimeError, Submitted};
 use crate::storage::{CancelRequest, RunFilter};
 
-const STATUSES: [&str; 6] = ["pending", "running", "error", "success", "timeout", "interrupted"];
+pub(in crate::http) const STATUSES: [&str; 6] = ["pending", "running", "error", "success", "timeout", "interrupted"];
 
 /// `POST /threads/{thread_id}/runs`.
 pub(super) async fn create(

@@ -20,8 +20,8 @@ use crate::storage::idempotency;
 use crate::storage::{CancelRequest, CancelTarget};
 
 /// The most runs of a batch.
-const MAX_BATCH: usize = 100;
-const MAX_CANCELLED: usize = 1000;
+pub(in crate::http) const MAX_BATCH: usize = 100;
+pub(in crate::http) const MAX_CANCELLED: usize = 1000;
 
 /// `POST /runs`.
 pub(super) async fn create(State(state): State<AppState>, caller: Caller, Body(body): Body) -> ApiResult {

@@ -17,13 +17,13 @@ use crate::model::{Fields, HeadView, Json, Thread, ThreadStatus};
 use crate::storage::{ClosedFilter, Page, ThreadFilter, ThreadSort};
 
 /// The most ids of a filter.
-const MAX_IDS: usize = 1000;
+pub(in crate::http) const MAX_IDS: usize = 1000;
 /// Threads read at once, and in all, while a filter on values is applied.
 const SCAN_PAGE: i64 = 200;
 const SCAN_MAX: i64 = 20_000;
-const SORTS: [&str; 5] = ["thread_id", "status", "created_at", "updated_at", "state_updated_at"];
-const STATUSES: [&str; 4] = ["idle", "busy", "interrupted", "error"];
-const CLOSED: [&str; 4] = ["open", "ended", "archived", "any"];
+pub(in crate::http) const SORTS: [&str; 5] = ["thread_id", "status", "created_at", "updated_at", "state_updated_at"];
+pub(in crate::http) const STATUSES: [&str; 4] = ["idle", "busy", "interrupted", "error"];
+pub(in crate::http) const CLOSED: [&str; 4] = ["open", "ended", "archived", "any"];
 
 /// What a search asks for.
 struct Search {

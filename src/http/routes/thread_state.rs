@@ -19,7 +19,7 @@ use crate::model::{CheckpointRef, Cursor, InterruptRecord, Json, ThreadId, Threa
 use crate::runtime::{HistoryQuery, RuntimeError, StateUpdate};
 use crate::storage::{EffectFilter, InterruptFilter, Page};
 
-const MAX_INCLUDED: usize = 10;
+pub(in crate::http) const MAX_INCLUDED: usize = 10;
 /// The most questions, and the most external calls, shown with a page of states.
 const MAX_SHOWN: i64 = 10_000;
 

@@ -20,8 +20,8 @@ use crate::storage::idempotency;
 use crate::storage::{NewThread, ThreadCreated, ThreadPatch};
 
 /// The most supersteps of a new thread, and updates of one of them.
-const MAX_SUPERSTEPS: usize = 1000;
-const MAX_TTL_MINUTES: f64 = 1e9;
+pub(in crate::http) const MAX_SUPERSTEPS: usize = 1000;
+pub(in crate::http) const MAX_TTL_MINUTES: f64 = 1e9;
 
 /// `POST /threads`.
 pub(super) async fn create(State(state): State<AppState>, caller: Caller, Body(mut body): Body) -> ApiResult {

@@ -13,8 +13,8 @@ use crate::http::query::Query;
 use crate::http::{AppState, page};
 use crate::storage::WebhookState;
 
-const STATES: [&str; 3] = ["waiting", "due", "dead"];
-const MAX_REDRIVEN: usize = 1000;
+pub(in crate::http) const STATES: [&str; 3] = ["waiting", "due", "dead"];
+pub(in crate::http) const MAX_REDRIVEN: usize = 1000;
 
 /// `GET /webhooks`: those in a state, `dead` unless it says otherwise; oldest first.
 pub(super) async fn list(State(state): State<AppState>, caller: Caller, query: Query) -> ApiResult {

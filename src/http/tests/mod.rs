@@ -1,6 +1,8 @@
 //! The layer as a whole, without a network and in front of a storage that cannot be reached.
 
+mod described;
 mod nowhere;
+pub(super) mod spy;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,10 +21,16 @@ use super::error::ApiError;
 use super::sse::{self, EventFilter};
 use super::{ApiKey, AppState, HttpSettings, keepalive, router};
 use crate::clock::Clock;
+use crate::graph::Graph;
 use crate::model::{Durability, Event, Json};
 use crate::runtime::{Runtime, Settings};
+use crate::storage::SharedStorage;
 
 fn runtime() -> Runtime {
+    runtime_over(Arc::new(nowhere::Nowhere), Vec::new())
+}
+
+fn runtime_over(storage: SharedStorage, graphs: Vec<Graph>) -> Runtime {
     let settings = Settings {
         worker: "test".into(),
         concurrency: 1,
@@ -42,7 +50,7 @@ fn runtime() -> Runtime {
         items: crate::runtime::ItemSettings::default(),
         cache_bytes: 0,
     };
-    Runtime::new(Arc::new(nowhere::Nowhere), Vec::new(), Clock::default(), settings)
+    Runtime::new(storage, graphs, Clock::default(), settings)
 }
 
 fn settings() -> HttpSettings {

@@ -12,6 +12,7 @@ mod idempotency;
 mod interrupts;
 mod mcp;
 mod multitask;
+mod openapi;
 mod protocol;
 mod retention;
 mod runs;

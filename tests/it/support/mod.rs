@@ -1,5 +1,6 @@
 //! What tests share.
 
+pub(crate) mod described;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod receiver;

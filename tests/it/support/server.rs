@@ -20,6 +20,8 @@ use session_store::storage::connect::{ConnectOptions, connect};
 use session_store::telemetry;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::described;
+
 /// How long anything may take on a busy machine before a test gives up.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -108,10 +110,11 @@ impl TestServer {
     }
 
     /// Sends a body as it is, without a Content-Type.
-    pub(crate) async fn send(&self, method: &str, path: &str, body: impl Into<reqwest::Body>) -> Answer {
-        let method = Method::from_bytes(method.as_bytes()).expect("a method");
-        let request = self.client.request(method, format!("{}{path}", self.url)).body(body);
-        Answer::of(request.send().await.expect("an answer")).await
+    pub(crate) async fn send(&self, method: &str, path: &str, body: impl Into<Bytes>) -> Answer {
+        let body = body.into();
+        let name = Method::from_bytes(method.as_bytes()).expect("a method");
+        let request = self.client.request(name, format!("{}{path}", self.url)).body(body.clone());
+        Answer::of(request.send().await.expect("an answer")).await.described(method, path, &body)
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {
@@ -141,12 +144,12 @@ impl TestServer {
 
     /// Sends a body with headers of the test's own.
     pub(crate) async fn send_with(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
-        let method = Method::from_bytes(method.as_bytes()).expect("a method");
-        let mut request = self.client.request(method, format!("{}{path}", self.url)).body(body.to_owned());
+        let verb = Method::from_bytes(method.as_bytes()).expect("a method");
+        let mut request = self.client.request(verb, format!("{}{path}", self.url)).body(body.to_owned());
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        Answer::of(request.send().await.expect("an answer")).await
+        Answer::of(request.send().await.expect("an answer")).await.described(method, path, body.as_bytes())
     }
 
     /// Asks until it holds. A deadline, not a pace.
@@ -160,8 +163,7 @@ impl TestServer {
 
     /// [`TestServer::post`] by somebody.
     pub(crate) async fn post_as(&self, actor: &str, path: &str, body: Value) -> Answer {
-        let request = self.client.post(format!("{}{path}", self.url)).header("x-actor", actor).body(body.to_string());
-        Answer::of(request.send().await.expect("an answer")).await
+        self.send_with("POST", path, &[("x-actor", actor)], &body.to_string()).await
     }
 
     /// A new thread's id.
@@ -246,6 +248,13 @@ impl Answer {
     async fn of(response: reqwest::Response) -> Answer {
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         Answer { status, headers, text: response.text().await.expect("a body") }
+    }
+
+    /// The same answer, which is one that `/openapi.json` allows.
+    fn described(self, method: &str, path: &str, body: &[u8]) -> Answer {
+        let (body, kind) = (String::from_utf8_lossy(body), self.header("content-type"));
+        described::check(method, path, &body, self.status, kind, &self.text);
+        self
     }
 
     pub(crate) fn json(&self) -> Value {

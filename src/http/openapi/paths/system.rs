@@ -1,0 +1,45 @@
+//! The server about itself (section 3.10).
+
+use crate::http::openapi::operation::{Operation, operation};
+use crate::http::openapi::schema::{array, boolean, component, map, record, shape, string, word};
+
+fn health(id: &'static str, summary: &'static str) -> Operation {
+    let health = shape()
+        .required("ok", boolean())
+        .required("services", map(word(&["healthy", "unhealthy"])))
+        .sometimes("volatile", boolean().about("True: what is stored ends with the process"))
+        .schema();
+    operation(id, summary)
+        .query("check_db", boolean().default(false), "Ask the database, too")
+        .ok(health.clone(), "The server serves")
+        .json(503, health, "It does not: it stops, or the database does not answer")
+}
+
+pub(in crate::http) fn root() -> Operation {
+    health("system.root", "Health, at the root")
+}
+
+pub(in crate::http) fn ok() -> Operation {
+    health("system.ok", "Health")
+}
+
+pub(in crate::http) fn info() -> Operation {
+    let info = shape()
+        .required("version", string())
+        .required("langgraph_py_version", string().about("The LangGraph whose behaviour is followed"))
+        .required("flags", map(boolean()))
+        .required("host", record());
+    operation("system.info", "Version and abilities").ok(info.schema(), "What LangGraph Studio asks first")
+}
+
+pub(in crate::http) fn graphs() -> Operation {
+    operation("system.graphs", "The graphs of this build").ok(array(component("Graph")), "All of them")
+}
+
+pub(in crate::http) fn docs() -> Operation {
+    operation("system.docs", "This document as a page").answer(200, "text/html", string(), "The page")
+}
+
+pub(in crate::http) fn openapi() -> Operation {
+    operation("system.openapi", "This document").ok(record(), "OpenAPI 3.1")
+}
