@@ -253,6 +253,9 @@ impl Runtime {
             return Err(RuntimeError::ThreadBusy(thread.id.to_string()));
         }
         let Some(graph_id) = &thread.graph_id else {
+            if self.storage().is_foreign(scope, thread.key).await? {
+                return Err(RuntimeError::ThreadForeign(thread.id.to_string()));
+            }
             return Err(RuntimeError::BadRequest(format!(
                 "Thread '{}' has no assigned graph ID. This usually occurs when no runs have been made on this \
                  particular thread. This operation requires a graph ID. Please ensure a run has been made for the thread \

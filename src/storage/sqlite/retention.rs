@@ -312,7 +312,11 @@ impl SqliteStorage {
     /// Removes what a deleted thread left, so that its name can be used again.
     pub(super) async fn reclaim_thread(&self, key: ThreadKey) -> Result<()> {
         for _ in 0..OWN_STEPS {
-            if self.write(move |write| Box::pin(step(write, key.0))).await? {
+            // Asked in the same operation: the name may be in use again, and then its rows are nobody's to remove.
+            let reclaim = move |write: &mut Write| -> futures_util::future::BoxFuture<'_, Result<bool>> {
+                Box::pin(async move { Ok(!is_dead(&mut write.conn, key).await? || step(write, key.0).await?) })
+            };
+            if self.write(reclaim).await? {
                 return Ok(());
             }
         }

@@ -409,7 +409,7 @@ async fn states_are_shown_decoded() {
     assert_eq!(state["next"], json!(["approve"]));
     assert_eq!(state["interrupts"], json!([{"id": "abc", "value": {"question": "ok?"}}]));
     assert_eq!((&state["tasks"][0]["name"], &state["tasks"][0]["id"]), (&json!("approve"), &json!("task-1")));
-    assert_eq!(state["created_at"], "2026-01-01T00:00:00+00:00");
+    assert_eq!(state["created_at"], "2026-01-01T00:00:00.000000+00:00");
     let id = "1efa0000-0000-6000-8000-000000000002";
     assert_eq!(state["checkpoint"], json!({"checkpoint_id": id, "thread_id": "t", "checkpoint_ns": ""}));
     assert_eq!(server.get(&format!("/threads/t/state/{id}")).await.ok(), state);
