@@ -114,7 +114,7 @@ impl Operation {
         self
     }
 
-    /// The latest answer carries this header, one of [`super::components::HEADERS`].
+    /// The latest answer carries this header, one of those that `components::headers` describes.
     pub(super) fn carries(mut self, header: &'static str) -> Operation {
         self.answers.iter_mut().next_back().into_iter().for_each(|answer| answer.headers.push(header));
         self
