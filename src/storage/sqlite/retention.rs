@@ -70,6 +70,12 @@ pub(super) async fn is_dead(conn: &mut SqliteConnection, key: ThreadKey) -> Resu
     get(&row, "it")
 }
 
+/// [`step`], for whoever needs the name. Asked in the same operation: the name may be in use again, and then its rows are
+/// nobody's to remove.
+async fn step_if_dead(write: &mut Write, key: ThreadKey) -> Result<bool> {
+    Ok(!is_dead(&mut write.conn, key).await? || step(write, key.0).await?)
+}
+
 /// Removes the rows of a table for which `keep` does not hold, a bounded number; true when there were fewer.
 pub(super) async fn prune_rows(
     write: &mut Write,
@@ -312,11 +318,7 @@ impl SqliteStorage {
     /// Removes what a deleted thread left, so that its name can be used again.
     pub(super) async fn reclaim_thread(&self, key: ThreadKey) -> Result<()> {
         for _ in 0..OWN_STEPS {
-            // Asked in the same operation: the name may be in use again, and then its rows are nobody's to remove.
-            let reclaim = move |write: &mut Write| -> futures_util::future::BoxFuture<'_, Result<bool>> {
-                Box::pin(async move { Ok(!is_dead(&mut write.conn, key).await? || step(write, key.0).await?) })
-            };
-            if self.write(reclaim).await? {
+            if self.write(move |write| Box::pin(step_if_dead(write, key))).await? {
                 return Ok(());
             }
         }
