@@ -14,6 +14,8 @@ fn python(server: &str, script: &str, arguments: &[&str]) -> Option<Output> {
         .args(arguments)
         .env("PYTHONPATH", root().join("clients/python/src"))
         .env("BASE_URL", server)
+        // What it printed before it was killed is there, whatever the caller's environment says.
+        .env("PYTHONUNBUFFERED", "1")
         .env("LANGSMITH_TRACING", "false")
         .env_remove("LANGSMITH_API_KEY")
         .env_remove("LANGCHAIN_API_KEY");
@@ -35,7 +37,7 @@ fn survive(database_url: &str) {
     let port = server.port();
     let Some(killed) = python(&server.url, "saver_programs.py", &["begin", "demo-session"]) else { return };
     assert!(killed.status.code().is_none(), "killed by a signal: {killed:?}");
-    assert_eq!(String::from_utf8_lossy(&killed.stdout), "");
+    assert_eq!(String::from_utf8_lossy(&killed.stdout), "Current counter: 0\nCurrent counter: 1\n");
     server.kill();
     // At the same address, as a supervisor would start it again.
     let mut command = binary();
