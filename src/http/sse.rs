@@ -43,12 +43,12 @@ impl EventFilter {
         Ok(EventFilter { modes: None, namespaces: (!paths.is_empty()).then_some(paths) })
     }
 
-    /// Compares by the mode before `|` (a subgraph) and `/` (a kind of message); errors always pass. The run's own
+    /// Compares by the mode before `|` (a subgraph) and `/` (a kind of message); errors and gaps always pass. The run's own
     /// `metadata` is of no namespace.
     fn passes(&self, event: &Event) -> bool {
         let (name, path) = event.name.split_once('|').unwrap_or((&event.name, ""));
         let mode = name.split('/').next().unwrap_or_default();
-        if mode == "error" {
+        if matches!(mode, "error" | "resume_gap") {
             return true;
         }
         let is_mode = |wanted: &String| wanted == mode || (wanted == "messages-tuple" && mode == "messages");

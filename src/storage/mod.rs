@@ -27,6 +27,7 @@ pub mod connect;
 pub mod crons;
 pub mod effects;
 pub mod foreign;
+pub mod health;
 pub mod idempotency;
 pub mod interrupts;
 pub mod items;
@@ -38,6 +39,7 @@ pub mod webhooks;
 
 mod cron_rows;
 mod encoding;
+mod health_rows;
 mod matching;
 mod migrations;
 mod payloads;
@@ -61,6 +63,7 @@ pub use foreign::{
     Foreign, ForeignBatch, ForeignCheckpoint, ForeignCopied, ForeignFilter, ForeignKept, ForeignOutcome,
     ForeignPayload, ForeignWrites, StoredBytes, StoredForeign,
 };
+pub use health::{AppliedMigration, Counts, Health, Inspection, QuarantinedRun, Release, StuckReason, StuckRun};
 pub use idempotency::{IdempotencyKey, IdempotencyKeys, KeyRow};
 pub use interrupts::{InterruptChange, InterruptCursor, InterruptFilter, InterruptRow, Interrupts};
 pub use items::{
@@ -148,6 +151,7 @@ pub trait Storage:
     + Crons
     + Webhooks
     + IdempotencyKeys
+    + Health
     + std::fmt::Debug
     + Send
     + Sync
@@ -181,10 +185,14 @@ fn rolled_back() -> ErrorInfo {
     ErrorInfo { error: "UserRollback".to_owned(), message: "the run was rolled back".to_owned() }
 }
 
-/// How a run ends that was attempted too often: on every backend the same words.
-fn quarantined(attempts: i32) -> ErrorInfo {
+/// How a run ends that was attempted too often: on every backend the same words. `worker`: who had it last.
+fn quarantined(attempts: i32, worker: Option<&str>) -> ErrorInfo {
+    let by = worker.map(|worker| format!(", last by {worker}")).unwrap_or_default();
     ErrorInfo {
         error: "RunQuarantined".into(),
-        message: format!("the run was attempted {attempts} times without progress; it is not tried again"),
+        message: format!(
+            "the run was attempted {attempts} times without progress{by}: each time its process died or lost it before \
+             a superstep was committed; it is not tried again until it is released"
+        ),
     }
 }

@@ -292,6 +292,7 @@ pub trait Runs {
     /// older pending one that is due, and running ones whose lease has run out. Raises epoch and attempts. A run that
     /// would exceed `max_attempts` is not returned: it ends as `error` with the class `RunQuarantined`, its thread at
     /// `error` without a view. Runs whose cancel flag is set are returned with it.
+    /// Last attempts are made one at a time while the one before has neither made progress nor lived for ten seconds.
     async fn claim_runs(&self, scope: &Scope, claim: &Claim, max_attempts: i32, limit: i64) -> Result<Vec<ClaimedRun>>;
 
     /// Renews the leases that are still held and reports on each, in the order given.

@@ -7,6 +7,7 @@ pub(super) mod crons;
 mod effects;
 mod foreign;
 mod interrupts;
+mod quarantine;
 mod retention;
 pub(super) mod runs;
 mod sessions;
@@ -34,12 +35,15 @@ pub(super) fn all() -> Router<AppState> {
     Router::new()
         .route("/", get(system::ok))
         .route("/ok", get(system::ok))
+        .route("/ready", get(system::ready))
         .route("/info", get(system::info))
         .route("/graphs", get(system::graphs))
         .merge(assistant_routes())
         .merge(thread_routes())
         .merge(run_routes())
         .merge(cron_routes())
+        .route("/quarantine", get(quarantine::list))
+        .route("/quarantine/release", post(quarantine::release))
         .route("/webhooks", get(webhooks::list))
         .route("/webhooks/redrive", post(webhooks::redrive))
         .merge(interrupt_routes())

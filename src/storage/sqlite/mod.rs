@@ -34,6 +34,7 @@ mod checkpoints;
 mod crons;
 mod effects;
 mod foreign;
+mod health;
 mod idempotency;
 mod interrupts;
 mod items;
@@ -83,6 +84,7 @@ const MIGRATIONS: &[Migration] = &[
     },
     Migration { version: 14, name: "0014_cache", sql: include_str!("../../../migrations/sqlite/0014_cache.sql") },
     Migration { version: 15, name: "0015_foreign", sql: include_str!("../../../migrations/sqlite/0015_foreign.sql") },
+    Migration { version: 16, name: "0016_health", sql: include_str!("../../../migrations/sqlite/0016_health.sql") },
 ];
 
 /// Operations that may share a transaction. A bound, so that the first caller does not wait for a crowd.
@@ -441,10 +443,19 @@ async fn migrate(write: &mut Write) -> Result<usize> {
     .execute(&mut write.conn)
     .await
     .map_err(driver_error)?;
-    let applied: Vec<(i64, String)> = sqlx::query_as("SELECT version, checksum FROM schema_migrations")
-        .fetch_all(&mut write.conn)
+    // The column is younger than the table.
+    let (says_more,): (bool,) = sqlx::query_as("SELECT EXISTS (SELECT 1 FROM schema_migrations WHERE version = $1)")
+        .bind(migrations::SAYS_WHAT_EXPANDS)
+        .fetch_one(&mut write.conn)
         .await
         .map_err(driver_error)?;
+    let applied: Vec<(i64, String, bool)> = sqlx::query_as(match says_more {
+        true => "SELECT version, checksum, expands <> 0 FROM schema_migrations",
+        false => "SELECT version, checksum, FALSE FROM schema_migrations",
+    })
+    .fetch_all(&mut write.conn)
+    .await
+    .map_err(driver_error)?;
     let missing = migrations::missing(MIGRATIONS, &applied)?;
     for migration in &missing {
         sqlx::raw_sql(migration.sql)
@@ -459,6 +470,14 @@ async fn migrate(write: &mut Write) -> Result<usize> {
             .execute(&mut write.conn)
             .await
             .map_err(driver_error)?;
+        // It does: `storage::schema::migrations_only_add`.
+        if migration.version >= migrations::SAYS_WHAT_EXPANDS {
+            sqlx::query("UPDATE schema_migrations SET expands = 1 WHERE version <= $1")
+                .bind(migration.version)
+                .execute(&mut write.conn)
+                .await
+                .map_err(driver_error)?;
+        }
     }
     Ok(missing.len())
 }

@@ -6,22 +6,34 @@ use uuid::Uuid;
 
 use super::super::rows::{cancel_from, get, run_from};
 use super::super::threads::{delete_thread_rows, lock_thread, threads_by_key};
-use super::super::{PostgresStorage, micros, notify, now, webhooks};
+use super::super::{PostgresStorage, Session, micros, notify, now, webhooks};
 use super::run_columns;
 use crate::model::{Scope, ThreadKey};
 use crate::storage::encoding::{error_bytes, hide_nul};
 use crate::storage::rows::driver_error;
 use crate::storage::{Claim, ClaimedRun, Lease, Notice, Result, quarantined};
 
-const CLAIM: &str = concat!(
-    "WITH clock AS MATERIALIZED (SELECT ",
-    now!(),
-    " AS now),
+/// A claim, of runs for which `$only` holds, too.
+macro_rules! claim {
+    ($only:literal) => {
+        concat!(
+            "WITH clock AS MATERIALIZED (SELECT ",
+            now!(),
+            " AS now),
+    -- Runs on their last attempt, for which one of them may kill its process again: one at a time, so that the others
+    -- are not set aside with it. One that has lived for a while is none of them.
+    suspects AS (
+        SELECT 1 FROM runs s
+        WHERE s.status = 'running' AND s.attempts > 1 AND s.attempts = $3
+          AND s.lease_until > (SELECT now FROM clock) AND s.updated_at > (SELECT now FROM clock) - 10000000
+    ),
     waiting AS MATERIALIZED (
         SELECT r.thread_key, r.run_id, r.created_at, r.attempts
         FROM runs r
         WHERE ($1::uuid IS NULL OR r.tenant = $1)
-          AND r.status = 'pending' AND r.run_at <= (SELECT now FROM clock)
+          AND r.status = 'pending' AND r.run_at <= (SELECT now FROM clock)",
+            $only,
+            "
           -- One run at a time per thread, oldest first: wait for the running one and for older ones due. Should a run
           -- start on the thread after this snapshot, the index runs_one_running has the last word.
           AND NOT EXISTS (SELECT 1 FROM runs o
@@ -29,6 +41,7 @@ const CLAIM: &str = concat!(
                             AND (o.status = 'running'
                               OR (o.run_at <= (SELECT now FROM clock)
                                   AND (o.created_at, o.run_id) < (r.created_at, r.run_id))))
+          AND (r.attempts = 0 OR r.attempts <> $3 - 1 OR NOT EXISTS (SELECT 1 FROM suspects))
         ORDER BY r.created_at, r.run_id LIMIT $2
         -- A run another worker is claiming is not worth waiting for.
         FOR UPDATE OF r SKIP LOCKED
@@ -37,15 +50,21 @@ const CLAIM: &str = concat!(
         SELECT r.thread_key, r.run_id, r.created_at, r.attempts
         FROM runs r
         WHERE ($1::uuid IS NULL OR r.tenant = $1)
-          AND r.status = 'running' AND r.lease_until <= (SELECT now FROM clock)
+          AND r.status = 'running' AND r.lease_until <= (SELECT now FROM clock)",
+            $only,
+            "
+          AND (r.attempts = 0 OR r.attempts <> $3 - 1 OR NOT EXISTS (SELECT 1 FROM suspects))
         ORDER BY r.created_at, r.run_id LIMIT $2
         FOR UPDATE OF r SKIP LOCKED
     ),
     picked AS MATERIALIZED (
         SELECT thread_key, run_id, created_at, attempts
-        FROM (SELECT thread_key, run_id, created_at, attempts FROM waiting
-              UNION ALL
-              SELECT thread_key, run_id, created_at, attempts FROM abandoned) AS both_kinds
+        FROM (SELECT thread_key, run_id, created_at, attempts,
+                     ROW_NUMBER() OVER (PARTITION BY attempts ORDER BY created_at, run_id) AS turn
+              FROM (SELECT thread_key, run_id, created_at, attempts FROM waiting
+                    UNION ALL
+                    SELECT thread_key, run_id, created_at, attempts FROM abandoned) AS both_kinds) AS in_turn
+        WHERE attempts = 0 OR attempts <> $3 - 1 OR turn = 1
         ORDER BY created_at, run_id LIMIT $2
     ),
     claimed AS (
@@ -59,11 +78,33 @@ const CLAIM: &str = concat!(
                   r.cancel_reason, r.lease_epoch, r.created_at, r.updated_at, r.actor
     )
     SELECT picked.thread_key AS picked_thread, picked.run_id AS picked_run, (r.run_id IS NOT NULL) AS is_claimed, ",
-    run_columns!(),
-    ", NULL::text AS run_usage FROM picked
+            run_columns!(),
+            ", NULL::text AS run_usage FROM picked
       LEFT JOIN claimed r ON r.thread_key = picked.thread_key AND r.run_id = picked.run_id
       LEFT JOIN threads t ON t.thread_key = picked.thread_key
       ORDER BY picked.created_at, picked.run_id"
+        )
+    };
+}
+
+const CLAIM: &str = claim!("");
+
+/// The same of one thread, `$6`: where tables are distributed by thread, locks on several are not to be had at once.
+const CLAIM_OF_THREAD: &str = claim!(" AND r.thread_key = $6");
+
+/// Threads on which a claim may find something, the longest waiting first. Reads only.
+const CANDIDATES: &str = concat!(
+    "WITH clock AS MATERIALIZED (SELECT ",
+    now!(),
+    " AS now)
+    SELECT r.thread_key FROM runs r
+    WHERE ($1::uuid IS NULL OR r.tenant = $1)
+      AND ((r.status = 'pending' AND r.run_at <= (SELECT now FROM clock))
+        OR (r.status = 'running' AND r.lease_until <= (SELECT now FROM clock)))
+      AND NOT EXISTS (SELECT 1 FROM runs o
+                      WHERE o.thread_key = r.thread_key AND o.status = 'running'
+                        AND o.lease_until > (SELECT now FROM clock))
+    GROUP BY r.thread_key ORDER BY MIN(r.created_at) LIMIT $2"
 );
 
 /// Whether a claim would find anything: asked first, so that an idle server polls without writing.
@@ -90,14 +131,54 @@ impl PostgresStorage {
             session.finish().await?;
             return Ok(Vec::new());
         }
-        let rows = sqlx::query(CLAIM)
+        if !self.distributed {
+            return self.claim_of(scope, claim, max_attempts, limit, session, None).await;
+        }
+        let keys: Vec<(Uuid,)> = sqlx::query_as(CANDIDATES)
+            .bind(scope.filter())
+            .bind(limit)
+            .fetch_all(session.conn())
+            .await
+            .map_err(driver_error)?;
+        session.finish().await?;
+        let mut runs = Vec::new();
+        for (key,) in keys {
+            let session = self.session().await;
+            let claimed = match session {
+                Ok(session) => self.claim_of(scope, claim, max_attempts, 1, session, Some(key)).await,
+                Err(error) => Err(error),
+            };
+            match claimed {
+                Ok(claimed) => runs.extend(claimed),
+                // What was claimed is this process's, whatever comes after.
+                Err(_) if !runs.is_empty() => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(runs)
+    }
+
+    /// Claims runs of all threads, or of one.
+    async fn claim_of(
+        &self,
+        scope: &Scope,
+        claim: &Claim,
+        max_attempts: i32,
+        limit: i64,
+        mut session: Session,
+        only: Option<Uuid>,
+    ) -> Result<Vec<ClaimedRun>> {
+        let query = sqlx::query(if only.is_some() { CLAIM_OF_THREAD } else { CLAIM })
             .bind(scope.filter())
             .bind(limit)
             .bind(max_attempts)
             .bind(micros(claim.lease))
-            .bind(hide_nul(&claim.worker).into_owned())
-            .fetch_all(session.conn())
-            .await;
+            .bind(hide_nul(&claim.worker).into_owned());
+        let query = match only {
+            Some(key) => query.bind(key),
+            None => query,
+        };
+        let rows = query.fetch_all(session.conn()).await;
         let rows = match rows {
             Ok(rows) => rows,
             // Another run started on a thread since the snapshot; the next look finds what is left.
@@ -155,7 +236,7 @@ impl PostgresStorage {
         }
         // Asked again under the lock: another worker may have been here, or the run may have made progress.
         let row = sqlx::query(concat!(
-            "SELECT attempts, temporary FROM runs
+            "SELECT attempts, temporary, worker FROM runs
              WHERE thread_key = $1 AND run_id = $2 AND attempts >= $3
                AND (status = 'pending' OR (status = 'running' AND lease_until <= ",
             now!(),
@@ -168,15 +249,19 @@ impl PostgresStorage {
         .await
         .map_err(driver_error)?;
         let Some(row) = row else { return Ok(()) };
-        let error = error_bytes(&quarantined(get(&row, "attempts")?));
+        let (attempts, worker): (i32, Option<String>) = (get(&row, "attempts")?, get(&row, "worker")?);
+        let error = error_bytes(&quarantined(attempts, worker.as_deref()));
+        tracing::error!(run.id = %run_id, attempts, worker, "a run is set aside: every attempt ended without progress");
         webhooks::ended(&mut transaction, key, run_id, "error", Some(&error)).await?;
         if get(&row, "temporary")? {
             delete_thread_rows(&mut transaction, key).await?;
         } else {
             sqlx::query(concat!(
-                "UPDATE runs SET status = 'error', error = $3, lease_until = 0, updated_at = ",
+                "UPDATE runs SET status = 'error', error = $3, lease_until = 0, updated_at = clock.now,
+                                 quarantined_at = clock.now
+                 FROM (SELECT ",
                 now!(),
-                " WHERE thread_key = $1 AND run_id = $2"
+                " AS now) AS clock WHERE thread_key = $1 AND run_id = $2"
             ))
             .bind(key.0)
             .bind(run_id)

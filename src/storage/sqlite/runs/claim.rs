@@ -47,7 +47,7 @@ pub(super) async fn claim_runs(
     limit: i64,
 ) -> Result<Vec<ClaimedRun>> {
     let picked = sqlx::query(concat!(
-        "SELECT r.thread_key, r.run_id, r.attempts, r.temporary ",
+        "SELECT r.thread_key, r.run_id, r.attempts, r.temporary, r.worker ",
         claimable!(),
         " ORDER BY r.created_at, r.run_id LIMIT $3"
     ))
@@ -57,17 +57,41 @@ pub(super) async fn claim_runs(
     .fetch_all(&mut write.conn)
     .await
     .map_err(driver_error)?;
+    let mut has_suspect = has_suspect(write, max_attempts).await?;
     let mut claimed = Vec::new();
     for row in picked {
         let (key, run_id): (Uuid, Uuid) = (get(&row, "thread_key")?, get(&row, "run_id")?);
         let attempts: i32 = get(&row, "attempts")?;
         if attempts >= max_attempts {
-            quarantine(write, ThreadKey(key), run_id, attempts, get(&row, "temporary")?).await?;
+            let error = error_bytes(&quarantined(attempts, get::<Option<String>>(&row, "worker")?.as_deref()));
+            tracing::error!(run.id = %run_id, attempts, "a run is set aside: every attempt ended without progress");
+            quarantine(write, ThreadKey(key), run_id, &error, get(&row, "temporary")?).await?;
         } else {
+            let is_last = attempts > 0 && attempts == max_attempts - 1;
+            if is_last && has_suspect {
+                continue;
+            }
+            has_suspect |= is_last;
             claimed.push(claim_one(write, scope, &claim, ThreadKey(key), run_id).await?);
         }
     }
     Ok(claimed)
+}
+
+/// Whether a run is on its last attempt, and may kill its process again: one at a time, so that the others are not set
+/// aside with it. One that has lived for a while is none of them.
+async fn has_suspect(write: &mut Write, max_attempts: i32) -> Result<bool> {
+    let row = sqlx::query(
+        "SELECT EXISTS (SELECT 1 FROM runs
+                        WHERE status = 'running' AND attempts > 1 AND attempts = $1 AND lease_until > $2
+                          AND updated_at > $2 - 10000000) AS it",
+    )
+    .bind(max_attempts)
+    .bind(write.now)
+    .fetch_one(&mut write.conn)
+    .await
+    .map_err(driver_error)?;
+    get(&row, "it")
 }
 
 async fn claim_one(write: &mut Write, scope: Scope, claim: &Claim, key: ThreadKey, run_id: Uuid) -> Result<ClaimedRun> {
@@ -108,19 +132,18 @@ async fn claim_one(write: &mut Write, scope: Scope, claim: &Claim, key: ThreadKe
 }
 
 /// Ends a run that was attempted too often without progress.
-async fn quarantine(write: &mut Write, key: ThreadKey, run_id: Uuid, attempts: i32, temporary: bool) -> Result<()> {
-    let error = error_bytes(&quarantined(attempts));
-    webhooks::ended(write, key, run_id, "error", Some(&error)).await?;
+async fn quarantine(write: &mut Write, key: ThreadKey, run_id: Uuid, error: &[u8], temporary: bool) -> Result<()> {
+    webhooks::ended(write, key, run_id, "error", Some(error)).await?;
     if temporary {
         delete_thread_rows(&mut write.conn, key).await?;
     } else {
         sqlx::query(
-            "UPDATE runs SET status = 'error', error = $3, lease_until = 0, updated_at = $4
+            "UPDATE runs SET status = 'error', error = $3, lease_until = 0, updated_at = $4, quarantined_at = $4
              WHERE thread_key = $1 AND run_id = $2",
         )
         .bind(key.0)
         .bind(run_id)
-        .bind(&error)
+        .bind(error)
         .bind(write.now)
         .execute(&mut write.conn)
         .await
@@ -131,7 +154,7 @@ async fn quarantine(write: &mut Write, key: ThreadKey, run_id: Uuid, attempts: i
              WHERE thread_key = $1",
         )
         .bind(key.0)
-        .bind(&error)
+        .bind(error)
         .bind(write.now)
         .execute(&mut write.conn)
         .await
