@@ -29,6 +29,7 @@ pub mod interrupts;
 pub mod items;
 pub mod retention;
 pub mod runs;
+pub mod scratch;
 pub mod threads;
 pub mod webhooks;
 

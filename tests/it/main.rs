@@ -19,6 +19,7 @@ mod panics;
 mod queue;
 mod readme;
 mod sdk;
+mod selfproof;
 mod serve;
 mod storage;
 mod support;

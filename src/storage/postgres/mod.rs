@@ -39,6 +39,7 @@ mod items;
 mod listen;
 mod retention;
 mod runs;
+pub(super) mod scratch;
 mod threads;
 mod webhooks;
 
