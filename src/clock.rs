@@ -2,8 +2,9 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::model::{CheckpointId, Timestamp};
@@ -15,7 +16,18 @@ pub struct Clock {
     skew_us: i64,
     /// The last 100 ns tick used in a checkpoint id by this process.
     last_tick: AtomicU64,
+    simulated: Option<Simulated>,
 }
+
+/// A made-up time, which goes by as the async runtime's does, and ids by a seed.
+#[derive(Debug)]
+struct Simulated {
+    began: Instant,
+    dice: AtomicU64,
+}
+
+/// When made-up time begins: a day in November 2023.
+const SIMULATED_BEGIN_US: i64 = 1_700_000_000_000_000;
 
 /// 100 ns ticks between 1582-10-15 (the epoch of UUID versions 1 and 6) and 1970.
 const GREGORIAN_TICKS: u64 = 0x01b2_1dd2_1381_4000;
@@ -23,12 +35,20 @@ const GREGORIAN_TICKS: u64 = 0x01b2_1dd2_1381_4000;
 impl Clock {
     /// A clock that is off by so many microseconds.
     pub fn skewed(skew_us: i64) -> Clock {
-        Clock { skew_us, last_tick: AtomicU64::new(0) }
+        Clock { skew_us, ..Clock::default() }
+    }
+
+    /// A clock for a simulation: its time goes by as that of a paused async runtime, its ids follow from the seed.
+    pub fn simulated(seed: u64, began: Instant, skew_us: i64) -> Clock {
+        Clock { skew_us, simulated: Some(Simulated { began, dice: AtomicU64::new(seed) }), ..Clock::default() }
     }
 
     pub fn now(&self) -> Timestamp {
-        let micros = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros());
-        Timestamp(i64::try_from(micros).unwrap_or(i64::MAX).saturating_add(self.skew_us))
+        let micros = match &self.simulated {
+            Some(simulated) => SIMULATED_BEGIN_US.saturating_add(micros(simulated.began.elapsed())),
+            None => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, micros),
+        };
+        Timestamp(micros.saturating_add(self.skew_us))
     }
 
     /// For measuring durations.
@@ -37,20 +57,23 @@ impl Clock {
     }
 
     pub fn new_run_id(&self) -> Uuid {
-        Uuid::now_v7()
+        if self.simulated.is_some() { self.new_uuid() } else { Uuid::now_v7() }
     }
 
     pub fn new_thread_id(&self) -> Uuid {
-        Uuid::now_v7()
+        self.new_run_id()
     }
 
     pub fn new_uuid(&self) -> Uuid {
-        Uuid::new_v4()
+        match &self.simulated {
+            Some(simulated) => Uuid::from_u64_pair(simulated.roll(), simulated.roll()),
+            None => Uuid::new_v4(),
+        }
     }
 
     /// A fraction in `0..1`, for jitter.
     pub fn random_fraction(&self) -> f64 {
-        (Uuid::new_v4().as_u128() >> 64) as u64 as f64 / u64::MAX as f64
+        (self.new_uuid().as_u128() >> 64) as u64 as f64 / u64::MAX as f64
     }
 
     /// A new checkpoint id and its time: UUID version 6, so that ids sort by age as text; later than every id this
@@ -68,7 +91,7 @@ impl Clock {
                 Err(seen) => last = seen,
             }
         }
-        let node = (Uuid::new_v4().as_u128() & 0xffff_ffff_ffff) as u64;
+        let node = (self.new_uuid().as_u128() & 0xffff_ffff_ffff) as u64;
         let sequence = (step & 0x3fff) as u64;
         let high = ((tick >> 12) << 16) | 0x6000 | (tick & 0xfff);
         let low = (0b10 << 62) | (sequence << 48) | node;
@@ -80,6 +103,21 @@ impl Clock {
     pub async fn sleep(&self, duration: Duration) {
         tokio::time::sleep(duration).await;
     }
+}
+
+impl Simulated {
+    /// SplitMix64.
+    fn roll(&self) -> u64 {
+        const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+        let mut mixed = self.dice.fetch_add(STEP, Ordering::Relaxed).wrapping_add(STEP);
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+}
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
 /// The tick inside a version 6 id; `None` for foreign ids.

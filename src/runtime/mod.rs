@@ -25,6 +25,8 @@ mod runs;
 mod schedule;
 mod settle;
 mod shared;
+#[cfg(all(test, feature = "simulation"))]
+mod simulation;
 mod state;
 mod tail;
 mod thread_stream;
@@ -131,7 +133,17 @@ pub(crate) struct Inner {
 impl Runtime {
     /// Puts the parts together; [`Runtime::start`] sets them going.
     pub fn new(storage: SharedStorage, graphs: Vec<Graph>, clock: Clock, settings: Settings) -> Runtime {
-        let (nodes, started_at) = (nodes::NodeThreads::start(), clock.now());
+        Runtime::over(storage, graphs, clock, settings, nodes::NodeThreads::start())
+    }
+
+    fn over(
+        storage: SharedStorage,
+        graphs: Vec<Graph>,
+        clock: Clock,
+        settings: Settings,
+        nodes: nodes::NodeThreads,
+    ) -> Runtime {
+        let started_at = clock.now();
         Runtime {
             inner: Arc::new(Inner {
                 storage,

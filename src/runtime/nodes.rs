@@ -24,6 +24,12 @@ impl NodeThreads {
         }
     }
 
+    /// On the threads of whoever calls: for simulations, in which nothing happens beside anything else.
+    #[cfg(all(test, feature = "simulation"))]
+    pub(crate) fn here() -> NodeThreads {
+        NodeThreads { runtime: None, handle: Handle::current() }
+    }
+
     pub(crate) fn handle(&self) -> &Handle {
         &self.handle
     }

@@ -16,6 +16,7 @@ mod place;
 mod proxy;
 mod storm;
 mod story;
+mod takeover;
 mod verdict;
 mod wire;
 
@@ -60,6 +61,8 @@ pub(crate) struct Options {
     pub(crate) seed: Option<u64>,
     pub(crate) replicas: usize,
     pub(crate) clients: usize,
+    /// How often takeovers are measured before the faults begin.
+    pub(crate) takeovers: usize,
     /// A Postgres of its own in this folder instead of the database of the configuration.
     pub(crate) own_postgres: Option<PathBuf>,
     /// Damages the data before they are judged, to see that the judge sees it.
@@ -170,6 +173,10 @@ async fn prove(
     wait_for_all(&fleet.0).await?;
     eprintln!("selfproof: {count} replicas, {} clients, {} s", options.clients, options.seconds);
 
+    if options.takeovers > 0 && count > 1 {
+        let measured = takeover::measure(&fleet.0, options.takeovers).await.context("measuring takeovers")?;
+        eprintln!("selfproof: a run stands still {}", measured.text());
+    }
     let stories = Stories::default();
     let (stop, stopped) = watch::channel(false);
     let (limit, limited) = watch::channel(None);
@@ -187,7 +194,8 @@ async fn prove(
         own,
         stories: stories.clone(),
         dice: Dice::of(seed, "storm", 0),
-        tally,
+        tally: Arc::new(tally),
+        server: None,
     };
     storm.rage(Instant::now() + Duration::from_secs(options.seconds)).await;
     eprintln!("selfproof: calm; waiting for what is under way");

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use super::dice::Dice;
@@ -88,7 +89,9 @@ pub(super) struct Storm {
     pub(super) own: Option<Arc<OwnPostgres>>,
     pub(super) stories: Stories,
     pub(super) dice: Dice,
-    pub(super) tally: watch::Sender<Tally>,
+    pub(super) tally: Arc<watch::Sender<Tally>>,
+    /// What is being done to Postgres: one thing at a time.
+    pub(super) server: Option<JoinHandle<()>>,
 }
 
 impl Storm {
@@ -104,8 +107,8 @@ impl Storm {
                     }
                 }
                 () = tokio::time::sleep_until(next.min(until).into()) => {
-                    self.strike().await;
-                    next = Instant::now() + self.dice.millis(100, 900);
+                    self.strike();
+                    next = Instant::now() + self.dice.millis(50, 700);
                 }
             }
             if Instant::now() >= report {
@@ -121,6 +124,10 @@ impl Storm {
         self.fleet.replicas.iter().for_each(|replica| replica.resume());
         while let Ok(hit) = self.hits.try_recv() {
             self.note(hit);
+        }
+        if let Some(server) = self.server.take() {
+            // It says itself what went wrong.
+            let _told = server.await;
         }
         if let Some(own) = self.own.clone() {
             blocking(move || {
@@ -155,7 +162,7 @@ impl Storm {
         }
     }
 
-    async fn strike(&mut self) {
+    fn strike(&mut self) {
         let wire = u64::from(!self.proxies.is_empty());
         // With one process, stopping it for long would only be waiting.
         let many = u64::from(self.fleet.replicas.len() > 1);
@@ -233,51 +240,56 @@ impl Storm {
                     proxy.stall(false);
                 });
             }
-            Fault::Crash | Fault::Terminate | Fault::Occupy | Fault::DiskFull => self.strike_server(fault).await,
+            Fault::Crash | Fault::Terminate | Fault::Occupy | Fault::DiskFull => {
+                if self.server.as_ref().is_none_or(JoinHandle::is_finished) {
+                    self.server = self.strike_server(fault);
+                }
+            }
         }
     }
 
-    async fn strike_server(&mut self, fault: Fault) {
-        let Some(own) = self.own.clone() else { return };
-        match fault {
-            Fault::Crash => {
-                let down = self.dice.millis(0, 2000);
-                self.tally.send_modify(|tally| tally.crash("postgres.crash"));
-                blocking(move || {
-                    // It may have ended by itself: of a full disk.
-                    let _crashed = own.crash();
-                    std::thread::sleep(down);
-                    own.up()
-                })
-                .await;
-            }
-            Fault::Terminate => {
-                let limit = 1 + self.dice.below(8) as i64;
-                if scratch::terminate_backends(&own.url(), limit).await.is_ok() {
-                    self.tally.send_modify(|tally| tally.count("postgres.terminate"));
+    /// Does something to Postgres, beside the rest.
+    fn strike_server(&mut self, fault: Fault) -> Option<JoinHandle<()>> {
+        let own = self.own.clone()?;
+        let (hold, limit) = (self.dice.millis(0, 2500), 1 + self.dice.below(8) as i64);
+        let tally = Arc::clone(&self.tally);
+        Some(tokio::spawn(async move {
+            match fault {
+                Fault::Crash => {
+                    tally.send_modify(|tally| tally.crash("postgres.crash"));
+                    blocking(move || {
+                        // It may have ended by itself: of a full disk.
+                        let _crashed = own.crash();
+                        std::thread::sleep(hold);
+                        own.up()
+                    })
+                    .await;
+                }
+                Fault::Terminate => {
+                    if scratch::terminate_backends(&own.url(), limit).await.is_ok() {
+                        tally.send_modify(|tally| tally.count("postgres.terminate"));
+                    }
+                }
+                Fault::Occupy => {
+                    if let Ok(occupied) = scratch::occupy_connections(&own.url(), own.max_connections()).await {
+                        tally.send_modify(|tally| tally.count("postgres.occupied"));
+                        tokio::time::sleep(hold).await;
+                        drop(occupied);
+                    }
+                }
+                _ => {
+                    tally.send_modify(|tally| tally.count("postgres.disk_full"));
+                    blocking(move || {
+                        own.fill(true);
+                        std::thread::sleep(hold);
+                        own.fill(false);
+                        // A log that cannot be written ends the server.
+                        own.up()
+                    })
+                    .await;
                 }
             }
-            Fault::Occupy => {
-                let hold = self.dice.millis(300, 3000);
-                if let Ok(occupied) = scratch::occupy_connections(&own.url(), own.max_connections()).await {
-                    self.tally.send_modify(|tally| tally.count("postgres.occupied"));
-                    tokio::time::sleep(hold).await;
-                    drop(occupied);
-                }
-            }
-            _ => {
-                let hold = self.dice.millis(300, 3000);
-                self.tally.send_modify(|tally| tally.count("postgres.disk_full"));
-                blocking(move || {
-                    own.fill(true);
-                    std::thread::sleep(hold);
-                    own.fill(false);
-                    // A log that cannot be written ends the server.
-                    own.up()
-                })
-                .await;
-            }
-        }
+        }))
     }
 }
 

@@ -37,6 +37,8 @@ mod cron_rows;
 mod encoding;
 mod matching;
 mod migrations;
+#[cfg(test)]
+pub(crate) mod nowhere;
 mod payloads;
 mod postgres;
 mod rows;

@@ -14,6 +14,7 @@ mod durability;
 mod engine;
 mod growth;
 mod handlers;
+mod histories;
 mod idempotency;
 mod panics;
 mod queue;

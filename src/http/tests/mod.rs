@@ -1,7 +1,5 @@
 //! The layer as a whole, without a network and in front of a storage that cannot be reached.
 
-mod nowhere;
-
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +19,7 @@ use super::{ApiKey, AppState, HttpSettings, keepalive, router};
 use crate::clock::Clock;
 use crate::model::{Durability, Event, Json};
 use crate::runtime::{Runtime, Settings};
+use crate::storage::nowhere::Nowhere;
 
 fn runtime() -> Runtime {
     let settings = Settings {
@@ -40,7 +39,7 @@ fn runtime() -> Runtime {
         webhooks: crate::runtime::WebhookSettings::default(),
         cache_bytes: 0,
     };
-    Runtime::new(Arc::new(nowhere::Nowhere), Vec::new(), Clock::default(), settings)
+    Runtime::new(Arc::new(Nowhere::default()), Vec::new(), Clock::default(), settings)
 }
 
 fn settings() -> HttpSettings {

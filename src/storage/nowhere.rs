@@ -1,4 +1,5 @@
-//! A storage that cannot be reached: what the layer does by itself is seen in front of it.
+//! A storage that cannot be reached: what a layer does by itself is seen in front of it. Or, for simulations, one that is
+//! made up: the runs and checkpoints of `runtime::simulation`; the rest cannot be reached then either.
 
 use std::time::Duration;
 
@@ -8,8 +9,16 @@ use tokio::sync::broadcast;
 use crate::model::*;
 use crate::storage::*;
 
-#[derive(Debug)]
-pub(super) struct Nowhere;
+#[derive(Debug, Default)]
+pub(crate) struct Nowhere {
+    pub(crate) simulated: Option<Box<dyn Simulated>>,
+}
+
+/// What a simulation makes up.
+pub(crate) trait Simulated: Runs + Checkpoints + std::fmt::Debug + Send + Sync {
+    fn find_thread(&self, scope: &Scope, id: &ThreadId) -> Option<Thread>;
+    fn notices(&self) -> broadcast::Receiver<Notice>;
+}
 
 fn gone<T>() -> Result<T> {
     Err(StorageError::Unavailable("password=secret at 10.0.0.7".into()))
@@ -27,7 +36,7 @@ impl Storage for Nowhere {
         gone()
     }
     fn notices(&self) -> broadcast::Receiver<Notice> {
-        broadcast::channel(1).1
+        self.simulated.as_ref().map_or_else(|| broadcast::channel(1).1, |simulated| simulated.notices())
     }
     fn write_transactions(&self) -> u64 {
         0
@@ -101,8 +110,8 @@ impl Threads for Nowhere {
     async fn create_thread(&self, _: &Scope, _: NewThread) -> Result<ThreadCreated> {
         gone()
     }
-    async fn find_thread(&self, _: &Scope, _: &ThreadId) -> Result<Option<Thread>> {
-        gone()
+    async fn find_thread(&self, scope: &Scope, id: &ThreadId) -> Result<Option<Thread>> {
+        self.simulated.as_ref().map_or_else(gone, |simulated| Ok(simulated.find_thread(scope, id)))
     }
     async fn update_thread(&self, _: &Scope, _: &ThreadId, _: ThreadPatch) -> Result<Option<Thread>> {
         gone()
@@ -163,53 +172,95 @@ impl Retention for Nowhere {
 
 #[async_trait]
 impl Runs for Nowhere {
-    async fn create_run(&self, _: &Scope, _: NewRun) -> Result<RunCreated> {
+    async fn create_run(&self, a: &Scope, b: NewRun) -> Result<RunCreated> {
+        if let Some(simulated) = &self.simulated {
+            return simulated.create_run(a, b).await;
+        }
         gone()
     }
-    async fn claim_runs(&self, _: &Scope, _: &Claim, _: i32, _: i64) -> Result<Vec<ClaimedRun>> {
+    async fn claim_runs(&self, a: &Scope, b: &Claim, c: i32, d: i64) -> Result<Vec<ClaimedRun>> {
+        if let Some(simulated) = &self.simulated {
+            return simulated.claim_runs(a, b, c, d).await;
+        }
         gone()
     }
-    async fn renew_leases(&self, _: &Scope, _: &[Lease], _: Duration) -> Result<Vec<LeaseState>> {
+    async fn renew_leases(&self, a: &Scope, b: &[Lease], c: Duration) -> Result<Vec<LeaseState>> {
+        if let Some(simulated) = &self.simulated {
+            return simulated.renew_leases(a, b, c).await;
+        }
         gone()
     }
-    async fn release_run(&self, _: &Scope, _: &Lease) -> Result<bool> {
+    async fn release_run(&self, a: &Scope, b: &Lease) -> Result<bool> {
+        if let Some(simulated) = &self.simulated {
+            return simulated.release_run(a, b).await;
+        }
         gone()
     }
-    async fn commit_steps(&self, _: &Scope, _: &[StepCommit]) -> Result<Vec<CommitOutcome>> {
+    async fn commit_steps(&self, a: &Scope, b: &[StepCommit]) -> Result<Vec<CommitOutcome>> {
+        if let Some(simulated) = &self.simulated {
+            return simulated.commit_steps(a, b).await;
+        }
         gone()
     }
-    async fn rollback_run(&self, _: &Scope, _: &Lease, _: ThreadStatus) -> Result<CommitOutcome> {
+    async fn rollback_run(&self, a: &Scope, b: &Lease, c: ThreadStatus) -> Result<CommitOutcome> {
+        if let Some(simulated) = &self.simulated {
+            return simulated.rollback_run(a, b, c).await;
+        }
         gone()
     }
-    async fn commit_state(&self, _: &Scope, _: StateCommit) -> Result<StateOutcome> {
+    async fn commit_state(&self, a: &Scope, b: StateCommit) -> Result<StateOutcome> {
+        if let Some(simulated) = &self.simulated {
+            return simulated.commit_state(a, b).await;
+        }
         gone()
     }
-    async fn cancel_runs(&self, _: &Scope, _: &CancelTarget, _: &CancelRequest) -> Result<Vec<Cancelled>> {
+    async fn cancel_runs(&self, a: &Scope, b: &CancelTarget, c: &CancelRequest) -> Result<Vec<Cancelled>> {
+        if let Some(simulated) = &self.simulated {
+            return simulated.cancel_runs(a, b, c).await;
+        }
         Ok(Vec::new())
     }
-    async fn find_run(&self, _: &Scope, _: &ThreadId, _: RunId) -> Result<Option<Run>> {
+    async fn find_run(&self, a: &Scope, b: &ThreadId, c: RunId) -> Result<Option<Run>> {
+        if let Some(simulated) = &self.simulated {
+            return simulated.find_run(a, b, c).await;
+        }
         gone()
     }
-    async fn locate_run(&self, _: &Scope, _: RunId) -> Result<Option<Run>> {
+    async fn locate_run(&self, a: &Scope, b: RunId) -> Result<Option<Run>> {
+        if let Some(simulated) = &self.simulated {
+            return simulated.locate_run(a, b).await;
+        }
         Ok(None)
     }
-    async fn list_runs(&self, _: &Scope, _: &ThreadId, _: &RunFilter, _: Page) -> Result<Option<Vec<Run>>> {
+    async fn list_runs(&self, a: &Scope, b: &ThreadId, c: &RunFilter, d: Page) -> Result<Option<Vec<Run>>> {
+        if let Some(simulated) = &self.simulated {
+            return simulated.list_runs(a, b, c, d).await;
+        }
         Ok(None)
     }
-    async fn delete_run(&self, _: &Scope, _: &ThreadId, _: RunId) -> Result<Option<bool>> {
+    async fn delete_run(&self, a: &Scope, b: &ThreadId, c: RunId) -> Result<Option<bool>> {
+        if let Some(simulated) = &self.simulated {
+            return simulated.delete_run(a, b, c).await;
+        }
         Ok(Some(false))
     }
-    async fn append_events(&self, _: &Scope, _: &Lease, _: &[StoredEvent]) -> Result<CommitOutcome> {
+    async fn append_events(&self, a: &Scope, b: &Lease, c: &[StoredEvent]) -> Result<CommitOutcome> {
+        if let Some(simulated) = &self.simulated {
+            return simulated.append_events(a, b, c).await;
+        }
         gone()
     }
     async fn read_events(
         &self,
-        _: &Scope,
-        _: ThreadKey,
-        _: Option<RunId>,
-        _: EventId,
-        _: i64,
+        a: &Scope,
+        b: ThreadKey,
+        c: Option<RunId>,
+        d: EventId,
+        e: i64,
     ) -> Result<Vec<StoredEvent>> {
+        if let Some(simulated) = &self.simulated {
+            return simulated.read_events(a, b, c, d, e).await;
+        }
         gone()
     }
     async fn count_active(&self, _: &Scope) -> Result<(i64, i64)> {
@@ -219,33 +270,51 @@ impl Runs for Nowhere {
 
 #[async_trait]
 impl Checkpoints for Nowhere {
-    async fn load_checkpoint(&self, _: &Scope, _: ThreadKey, _: &str, _: &Which) -> Result<Option<StoredCheckpoint>> {
+    async fn load_checkpoint(&self, a: &Scope, b: ThreadKey, c: &str, d: &Which) -> Result<Option<StoredCheckpoint>> {
+        if let Some(simulated) = &self.simulated {
+            return simulated.load_checkpoint(a, b, c, d).await;
+        }
         gone()
     }
     async fn list_checkpoints(
         &self,
-        _: &Scope,
-        _: ThreadKey,
-        _: &CheckpointFilter,
-        _: i64,
+        a: &Scope,
+        b: ThreadKey,
+        c: &CheckpointFilter,
+        d: i64,
     ) -> Result<Vec<StoredCheckpoint>> {
+        if let Some(simulated) = &self.simulated {
+            return simulated.list_checkpoints(a, b, c, d).await;
+        }
         gone()
     }
-    async fn load_heads(&self, _: &Scope, _: &[ThreadKey]) -> Result<Vec<(ThreadKey, StoredCheckpoint)>> {
+    async fn load_heads(&self, a: &Scope, b: &[ThreadKey]) -> Result<Vec<(ThreadKey, StoredCheckpoint)>> {
+        if let Some(simulated) = &self.simulated {
+            return simulated.load_heads(a, b).await;
+        }
         gone()
     }
-    async fn load_payloads(&self, _: &Scope, _: ThreadKey, _: &[PayloadHash]) -> Result<Vec<Payload>> {
+    async fn load_payloads(&self, a: &Scope, b: ThreadKey, c: &[PayloadHash]) -> Result<Vec<Payload>> {
+        if let Some(simulated) = &self.simulated {
+            return simulated.load_payloads(a, b, c).await;
+        }
         gone()
     }
-    async fn load_log(&self, _: &Scope, _: ThreadKey, _: &[LogRange]) -> Result<Vec<LogRow>> {
+    async fn load_log(&self, a: &Scope, b: ThreadKey, c: &[LogRange]) -> Result<Vec<LogRow>> {
+        if let Some(simulated) = &self.simulated {
+            return simulated.load_log(a, b, c).await;
+        }
         gone()
     }
     async fn continued_branches(
         &self,
-        _: &Scope,
-        _: ThreadKey,
-        _: &[(String, String, i64, i64)],
+        a: &Scope,
+        b: ThreadKey,
+        c: &[(String, String, i64, i64)],
     ) -> Result<Vec<(String, String, i64)>> {
+        if let Some(simulated) = &self.simulated {
+            return simulated.continued_branches(a, b, c).await;
+        }
         gone()
     }
     async fn list_namespaces_of(&self, _: &Scope, _: &ThreadId) -> Result<Vec<String>> {
