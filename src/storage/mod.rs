@@ -31,6 +31,7 @@ pub mod interrupts;
 pub mod items;
 pub mod retention;
 pub mod runs;
+pub mod scratch;
 pub mod sessions;
 pub mod threads;
 pub mod webhooks;
