@@ -56,7 +56,10 @@ function EventsChat() {
     await stream.submit(human(content), { forkFrom: before.checkpoint.checkpoint_id });
   };
   const send = (content) => stream.submit(human(content));
-  return <Chat {...{ stream, send, answer: stream.respond, edit }} />;
+  // After a reload the question shown comes from the thread's state; without its id `respond` looks for one among the
+  // events, which may not have been replayed yet.
+  const answer = (response) => stream.respond(response, { interruptId: stream.interrupt.id });
+  return <Chat {...{ stream, send, answer, edit }} />;
 }
 
 function Chat({ stream, send, answer, edit, branches }) {
