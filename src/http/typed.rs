@@ -107,6 +107,10 @@ impl Wanted {
         Wanted { frame: names_frame(headers.get(header::ACCEPT)) }
     }
 
+    pub(crate) fn is_frame(self) -> bool {
+        self.frame
+    }
+
     pub(crate) fn answer(self) -> Answer {
         Answer { bytes: self.frame.then(Vec::new) }
     }

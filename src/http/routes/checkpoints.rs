@@ -65,10 +65,14 @@ pub(super) async fn find(
     let id = path.foreign_checkpoint()?;
     let ns = query.one("ns")?.unwrap_or_default().to_owned();
     let subgraphs = query.bool("subgraphs")?.unwrap_or(false);
+    // As it came: ids of others are not folded.
+    let given = path.text("checkpoint_id")?;
+    if foreign::is_asked_for(given, wanted) {
+        return foreign::find(&state, &caller, &path.thread()?, &ns, given, wanted).await;
+    }
     let thread = thread(&state, &caller, &path).await?;
     if is_foreign(&state, &caller, &thread).await? {
-        // As it came: ids of others are not folded.
-        return foreign::find(&state, &caller, &thread, &ns, path.text("checkpoint_id")?, wanted).await;
+        return foreign::find(&state, &caller, &thread.id, &ns, given, wanted).await;
     }
     let storage = state.runtime.storage();
     let found = storage.load_checkpoint(&caller.scope, thread.key, &ns, &Which::Id(id.clone())).await?;

@@ -246,26 +246,31 @@ pub(super) async fn list(state: &AppState, caller: &Caller, thread: &Thread, que
     Ok(response)
 }
 
+/// Whether only such a checkpoint can be meant: then it is read at once, as every run elsewhere begins with that.
+pub(super) fn is_asked_for(id: &str, wanted: Wanted) -> bool {
+    id == LATEST || wanted.is_frame()
+}
+
 /// `GET /threads/{thread_id}/checkpoints/{checkpoint_id}` of such a thread; `latest` is an id, too.
 pub(super) async fn find(
     state: &AppState,
     caller: &Caller,
-    thread: &Thread,
+    thread: &ThreadId,
     ns: &str,
     id: &str,
     wanted: Wanted,
 ) -> ApiResult {
     let at = (id != LATEST).then_some(id);
-    let found = state.runtime.foreign_checkpoint(&caller.scope, thread.key, ns, at).await?;
+    let key = thread.key(caller.scope.tenant());
+    let found = state.runtime.foreign_checkpoint(&caller.scope, key, ns, at).await?;
     let Some(found) = found else {
         return Err(ApiError::NotFound(format!(
-            "Checkpoint {} not found. GET /threads/{}/checkpoints lists those there are.",
-            id.escape_default(),
-            thread.id
+            "Checkpoint {} not found. GET /threads/{thread}/checkpoints lists those there are.",
+            id.escape_default()
         )));
     };
     let mut answer = wanted.answer();
-    let document = whole(&mut answer, &thread.id, &found)?;
+    let document = whole(&mut answer, thread, &found)?;
     Ok(answer.reply(&document))
 }
 

@@ -108,7 +108,8 @@ const PUT: &str = concat!(
            ARRAY(SELECT hash FROM lost_payload) AS lost"
 );
 
-/// A checkpoint with the writes on it as parallel arrays, from `foreign_checkpoints c`.
+/// A checkpoint with the writes on it as parallel arrays, from `foreign_checkpoints c`. Rows that a deleted thread left are
+/// not shown.
 macro_rules! select_foreign {
     () => {
         "SELECT c.thread_key, c.ns, c.checkpoint_id, c.parent_id, c.run_id, c.created_at, c.codec, c.body, c.size_bytes,
@@ -122,24 +123,25 @@ macro_rules! select_foreign {
                     array_agg(d.body ORDER BY d.written_at, d.slot) AS bodies
              FROM foreign_writes d
              WHERE d.thread_key = c.thread_key AND d.ns = c.ns AND d.checkpoint_id = c.checkpoint_id
-         ) AS w ON TRUE "
+         ) AS w ON TRUE
+         WHERE EXISTS (SELECT 1 FROM threads t WHERE t.thread_key = c.thread_key) "
     };
 }
 
 const LATEST: &str = concat!(
     select_foreign!(),
-    "WHERE c.thread_key = $1 AND c.ns = $2 AND ($3::uuid IS NULL OR c.tenant = $3)
+    "AND c.thread_key = $1 AND c.ns = $2 AND ($3::uuid IS NULL OR c.tenant = $3)
      ORDER BY c.checkpoint_id DESC LIMIT 1"
 );
 
 const BY_ID: &str = concat!(
     select_foreign!(),
-    "WHERE c.thread_key = $1 AND c.ns = $2 AND ($3::uuid IS NULL OR c.tenant = $3) AND c.checkpoint_id = $4"
+    "AND c.thread_key = $1 AND c.ns = $2 AND ($3::uuid IS NULL OR c.tenant = $3) AND c.checkpoint_id = $4"
 );
 
 const LIST: &str = concat!(
     select_foreign!(),
-    "WHERE c.thread_key = $1 AND ($2::text IS NULL OR c.ns = $2) AND ($3::uuid IS NULL OR c.tenant = $3)
+    "AND c.thread_key = $1 AND ($2::text IS NULL OR c.ns = $2) AND ($3::uuid IS NULL OR c.tenant = $3)
        AND ($4::text IS NULL OR c.checkpoint_id = $4) AND ($5::text IS NULL OR c.checkpoint_id < $5)
        AND ($6::text IS NULL OR c.ns > $6 OR (c.ns = $6 AND c.checkpoint_id < $7))
      ORDER BY c.ns, c.checkpoint_id DESC LIMIT $8"
@@ -301,7 +303,9 @@ fn stored_from(row: &PgRow) -> Result<StoredForeign> {
 async fn latest(conn: &mut PgConnection, scope: &Scope, key: ThreadKey) -> Result<Vec<(String, CheckpointId)>> {
     let rows = sqlx::query(
         "SELECT ns, MAX(checkpoint_id) AS id FROM foreign_checkpoints
-         WHERE thread_key = $1 AND ($2::uuid IS NULL OR tenant = $2) GROUP BY ns ORDER BY ns",
+         WHERE thread_key = $1 AND ($2::uuid IS NULL OR tenant = $2)
+           AND EXISTS (SELECT 1 FROM threads t WHERE t.thread_key = $1)
+         GROUP BY ns ORDER BY ns",
     )
     .bind(key.0)
     .bind(scope.filter())

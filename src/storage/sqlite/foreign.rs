@@ -234,6 +234,8 @@ async fn load(
         checkpoint_columns!(),
         " FROM foreign_checkpoints c
           WHERE c.thread_key = $1 AND c.ns = $2 AND ($3 IS NULL OR c.tenant = $3)
+            -- Rows that a deleted thread left are not shown.
+            AND EXISTS (SELECT 1 FROM threads t WHERE t.thread_key = $1)
             AND ($4 IS NULL OR c.checkpoint_id = $4)
           ORDER BY c.checkpoint_id DESC LIMIT 1"
     ))
@@ -263,6 +265,7 @@ async fn list(
         checkpoint_columns!(),
         " FROM foreign_checkpoints c
           WHERE c.thread_key = $1 AND ($2 IS NULL OR c.ns = $2) AND ($3 IS NULL OR c.tenant = $3)
+            AND EXISTS (SELECT 1 FROM threads t WHERE t.thread_key = $1)
             AND ($4 IS NULL OR c.checkpoint_id = $4) AND ($5 IS NULL OR c.checkpoint_id < $5)
             AND ($6 IS NULL OR c.ns > $6 OR (c.ns = $6 AND c.checkpoint_id < $7))
           ORDER BY c.ns, c.checkpoint_id DESC LIMIT $8"
@@ -331,7 +334,9 @@ async fn payloads(
 async fn latest(conn: &mut SqliteConnection, scope: Scope, key: ThreadKey) -> Result<Vec<(String, CheckpointId)>> {
     let rows = sqlx::query(
         "SELECT ns, MAX(checkpoint_id) AS id FROM foreign_checkpoints
-         WHERE thread_key = $1 AND ($2 IS NULL OR tenant = $2) GROUP BY ns ORDER BY ns",
+         WHERE thread_key = $1 AND ($2 IS NULL OR tenant = $2)
+           AND EXISTS (SELECT 1 FROM threads t WHERE t.thread_key = $1)
+         GROUP BY ns ORDER BY ns",
     )
     .bind(key.0)
     .bind(scope.filter())

@@ -213,8 +213,12 @@ async fn racing_batches_of_one_thread_are_whole(lab: Lab) {
 
 async fn deletion_is_final(lab: Lab) {
     let storage = &lab.storage;
-    stored(storage, ForeignBatch { payloads: vec![raw(1)], ..batch("t", vec![row("c1", None)]) }).await;
+    // More than goes at once.
+    let rows = (0..STEP_ROWS + 10).map(|n| row(&format!("c{n:05}"), None)).chain([row("c1", None)]).collect();
+    stored(storage, ForeignBatch { payloads: vec![raw(1)], ..batch("t", rows) }).await;
     assert!(storage.delete_thread(&TENANT, &tid("t")).await.unwrap().is_some());
+    assert!(load(storage, "t", None).await.is_none() && all(storage, "t").await.is_empty());
+    assert!(storage.latest_foreign(&TENANT, key("t")).await.unwrap().is_empty());
     let late = ForeignBatch { writes: vec![writes("c1", "a", "ff", "x")], ..batch("t", Vec::new()) };
     assert_eq!(put(storage, late).await, ForeignOutcome::ThreadMissing);
     let late = ForeignBatch { parents: vec![(String::new(), "c1".into())], ..batch("t", vec![row("c2", Some("c1"))]) };
