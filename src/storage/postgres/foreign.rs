@@ -26,8 +26,7 @@ const PUT: &str = concat!(
     snap AS MATERIALIZED (SELECT revision FROM threads WHERE thread_key = $1),
     dead AS MATERIALIZED (SELECT 1 FROM dead_threads WHERE thread_key = $1),
     t AS MATERIALIZED (
-        SELECT t.revision FROM threads t
-        WHERE t.thread_key = $1 AND t.tenant = $2 AND t.is_foreign AND t.closed IS NULL FOR UPDATE
+        SELECT t.revision FROM threads t WHERE t.thread_key = $1 AND t.is_foreign AND t.closed IS NULL FOR UPDATE
     ),
     lost_parent AS MATERIALIZED (
         SELECT p.ns, p.id FROM UNNEST($3::text[], $4::text[]) WITH ORDINALITY AS p (ns, id, ordinal)
@@ -43,8 +42,9 @@ const PUT: &str = concat!(
         ) AS e WHERE e.latest IS DISTINCT FROM e.id ORDER BY e.ordinal LIMIT 1
     ),
     lost_payload AS MATERIALIZED (
+        -- A subquery for each, by its key: a join might read all payloads of the thread.
         SELECT r.hash FROM UNNEST($7::bytea[]) AS r (hash)
-        WHERE NOT EXISTS (SELECT 1 FROM payloads p WHERE p.thread_key = $1 AND p.hash = r.hash)
+        WHERE (SELECT p.codec FROM payloads p WHERE p.thread_key = $1 AND p.hash = r.hash) IS NULL
     ),
     fits AS MATERIALIZED (
         SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM lost_parent) AND NOT EXISTS (SELECT 1 FROM moved)
