@@ -5,22 +5,29 @@
 
 use async_trait::async_trait;
 
-use super::{PayloadHash, Pruned, Result, StorageError};
+use super::{PayloadHash, Pruned, Result};
 use crate::model::{CheckpointId, Scope, ThreadId, ThreadKey, ThreadStatus, Timestamp, Ttl};
-
-/// A payload row: raw bytes.
-pub(crate) const RAW: i16 = 1;
-/// A payload row: hashes of the payload rows that are the value, one after the other.
-pub(crate) const PARTS: i16 = 2;
-/// The body of a row in the tables of this contract.
-pub(crate) const FRAME: i16 = 1;
 
 /// How a payload row holds its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoredBytes {
     Raw(Vec<u8>),
-    /// The rows that are the value, in order; each of them is raw.
-    Parts(Vec<PayloadHash>),
+    /// `head`, then what the rows that are referred to hold, in order, then `tail`. Those rows may be parts themselves.
+    Parts {
+        head: Vec<u8>,
+        parts: Vec<PayloadHash>,
+        tail: Vec<u8>,
+    },
+}
+
+impl StoredBytes {
+    /// The rows it refers to.
+    pub fn parts(&self) -> &[PayloadHash] {
+        match self {
+            StoredBytes::Raw(_) => &[],
+            StoredBytes::Parts { parts, .. } => parts,
+        }
+    }
 }
 
 /// A payload of a thread whose checkpoints come from elsewhere.
@@ -169,7 +176,8 @@ pub trait Foreign {
         limit: i64,
     ) -> Result<Vec<StoredForeign>>;
 
-    /// Reads payloads and their parts, in any order. One that is not there is a [`StorageError::Corrupt`].
+    /// Reads payloads, their parts, and the parts of these, in any order. One that is not there is a
+    /// [`super::StorageError::Corrupt`].
     async fn load_foreign_payloads(
         &self,
         scope: &Scope,
@@ -189,63 +197,6 @@ pub trait Foreign {
 
     /// Copies a thread with all its checkpoints under a name that is free.
     async fn copy_foreign(&self, scope: &Scope, from: &ThreadId, to: &ThreadId) -> Result<ForeignCopied>;
-}
-
-/// Reads a payload row.
-pub(crate) fn payload_from(thread: ThreadKey, hash: &[u8], codec: i16, value: Vec<u8>) -> Result<ForeignPayload> {
-    let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-    let name = format!("{}/{hex}", thread.0);
-    let corrupt =
-        |column, reason: String| StorageError::Corrupt { table: "payloads", column, id: name.clone(), reason };
-    let hash = PayloadHash::try_from(hash).map_err(|_| corrupt("hash", "not 16 bytes".into()))?;
-    let bytes = match codec {
-        RAW => StoredBytes::Raw(value),
-        PARTS => {
-            let (parts, rest) = value.as_chunks::<16>();
-            if !rest.is_empty() {
-                return Err(corrupt("value", "not a list of hashes".into()));
-            }
-            StoredBytes::Parts(parts.to_vec())
-        }
-        other => return Err(corrupt("codec", format!("codec {other} is unknown to this build"))),
-    };
-    Ok(ForeignPayload { hash, bytes })
-}
-
-/// The columns of a payload row: codec and value.
-pub(crate) fn payload_columns(bytes: &StoredBytes) -> (i16, Vec<u8>) {
-    match bytes {
-        StoredBytes::Raw(value) => (RAW, value.clone()),
-        StoredBytes::Parts(parts) => (PARTS, parts.concat()),
-    }
-}
-
-/// All that is wanted is there, parts too.
-pub(crate) fn complete(
-    thread: ThreadKey,
-    wanted: &[PayloadHash],
-    found: Vec<ForeignPayload>,
-) -> Result<Vec<ForeignPayload>> {
-    let there: std::collections::HashSet<PayloadHash> = found.iter().map(|payload| payload.hash).collect();
-    let parts = found.iter().flat_map(|payload| match &payload.bytes {
-        StoredBytes::Raw(_) => &[][..],
-        StoredBytes::Parts(parts) => parts.as_slice(),
-    });
-    if let Some(lost) = wanted.iter().chain(parts).find(|hash| !there.contains(*hash)) {
-        let hex: String = lost.iter().map(|byte| format!("{byte:02x}")).collect();
-        let (id, reason) = (format!("{}/{hex}", thread.0), "the row is missing".to_owned());
-        return Err(StorageError::Corrupt { table: "payloads", column: "hash", id, reason });
-    }
-    Ok(found)
-}
-
-/// Refuses a row whose body this build cannot read.
-pub(crate) fn framed(table: &'static str, id: impl FnOnce() -> String, codec: i16) -> Result<()> {
-    if codec == FRAME {
-        return Ok(());
-    }
-    let reason = format!("codec {codec} is unknown to this build");
-    Err(StorageError::Corrupt { table, column: "codec", id: id(), reason })
 }
 
 /// A batch as every backend stores it: of what is there twice, what counts.

@@ -38,6 +38,7 @@ pub mod webhooks;
 
 mod cron_rows;
 mod encoding;
+mod foreign_rows;
 mod matching;
 mod migrations;
 mod payloads;

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::chunks::pieces;
+use super::chunks::{cut, grouped};
 use super::{Sent, SentBytes, Value};
 use crate::model::{Json, frame};
 use crate::runtime::RuntimeError;
@@ -15,8 +15,8 @@ use crate::storage::{ForeignPayload, PayloadHash, StorageError, StoredBytes as S
 
 /// Values up to this size are in the row itself, and sent with every checkpoint.
 pub const INLINE: usize = 128;
-/// Values up to this size are one payload.
-const WHOLE: usize = 2 * 1024;
+/// Values up to this size are one payload; and in the row itself, when a task wrote them: hardly ever twice.
+pub(super) const WHOLE: usize = 2 * 1024;
 
 /// Where the bytes of a value are.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -61,15 +61,15 @@ pub(super) struct Packer {
 }
 
 impl Packer {
-    /// Finds a place for a value.
-    pub(super) fn place(&mut self, sent: &Sent) -> Place {
+    /// Finds a place for a value: in the frame, if it has at most so many bytes.
+    pub(super) fn place(&mut self, sent: &Sent, inline: usize) -> Place {
         let tag = sent.tag.clone();
         let hash = match &sent.bytes {
             SentBytes::Known(hash) => {
                 self.references.push(*hash);
                 *hash
             }
-            SentBytes::Bytes(bytes) if bytes.len() <= INLINE => {
+            SentBytes::Bytes(bytes) if bytes.len() <= inline => {
                 let at = Some((self.bytes.len(), bytes.len()));
                 self.bytes.extend_from_slice(bytes);
                 return Place { tag, at, hash: None };
@@ -84,28 +84,35 @@ impl Packer {
         if !self.known.insert(hash) {
             return hash;
         }
-        let pieces = if value.len() <= WHOLE { Vec::new() } else { pieces(value) };
-        // One that nothing cuts is a piece of nothing.
-        if pieces.len() < 2 {
+        let cut = cut(value);
+        if value.len() <= WHOLE || cut.pieces.is_empty() {
             self.add(hash, Stored::Raw(value.to_vec()));
             return hash;
         }
-        let mut parts = Vec::with_capacity(pieces.len());
-        for piece in pieces {
+        let mut pieces = Vec::with_capacity(cut.pieces.len());
+        for piece in cut.pieces {
             let part = hash_of(piece);
-            parts.push(part);
+            pieces.push(part);
             if self.known.insert(part) {
                 self.add(part, Stored::Raw(piece.to_vec()));
             }
         }
-        self.add(hash, Stored::Parts(parts));
+        let parts = grouped(pieces, |group| {
+            // Named apart from a value of the same bytes.
+            let name = hash_of(&[&b"group"[..], &group.concat()].concat());
+            if self.known.insert(name) {
+                self.add(name, Stored::Parts { head: Vec::new(), parts: group.to_vec(), tail: Vec::new() });
+            }
+            name
+        });
+        self.add(hash, Stored::Parts { head: cut.head.to_vec(), parts, tail: cut.tail.to_vec() });
         hash
     }
 
     fn add(&mut self, hash: PayloadHash, bytes: Stored) {
         self.added += match &bytes {
             Stored::Raw(value) => value.len(),
-            Stored::Parts(parts) => parts.len() * 16,
+            Stored::Parts { head, parts, tail } => head.len() + parts.len() * 16 + tail.len(),
         };
         self.payloads.push(ForeignPayload { hash, bytes });
     }
@@ -176,26 +183,33 @@ impl Place {
     }
 }
 
-/// Puts values together from their rows.
-pub(super) fn assemble(rows: Vec<ForeignPayload>) -> HashMap<PayloadHash, Bytes> {
-    let mut whole = HashMap::new();
-    let mut lists = Vec::new();
-    for row in rows {
-        match row.bytes {
-            Stored::Raw(bytes) => {
-                whole.insert(row.hash, Bytes::from(bytes));
-            }
-            Stored::Parts(parts) => lists.push((row.hash, parts)),
-        }
-    }
-    for (hash, parts) in lists {
-        let parts: Option<Vec<&[u8]>> = parts.iter().map(|part| whole.get(part).map(|bytes| &bytes[..])).collect();
-        if let Some(parts) = parts {
-            let value = Bytes::from(parts.concat());
-            whole.insert(hash, value);
+/// Puts values together from their rows; those whose rows are not all there are left out.
+pub(super) fn assemble(wanted: &[PayloadHash], rows: Vec<ForeignPayload>) -> HashMap<PayloadHash, Bytes> {
+    let rows: HashMap<PayloadHash, Stored> = rows.into_iter().map(|row| (row.hash, row.bytes)).collect();
+    let mut whole = HashMap::with_capacity(wanted.len());
+    for hash in wanted {
+        let mut value = Vec::new();
+        if append(&rows, hash, &mut value, MAX_LEVELS).is_some() {
+            whole.insert(*hash, Bytes::from(value));
         }
     }
     whole
+}
+
+/// Groups of groups of pieces: a value of 32 MiB has three levels of them.
+const MAX_LEVELS: usize = 16;
+
+fn append(rows: &HashMap<PayloadHash, Stored>, hash: &PayloadHash, value: &mut Vec<u8>, levels: usize) -> Option<()> {
+    match rows.get(hash)? {
+        Stored::Raw(bytes) => value.extend_from_slice(bytes),
+        Stored::Parts { head, parts, tail } => {
+            let below = levels.checked_sub(1)?;
+            value.extend_from_slice(head);
+            parts.iter().try_for_each(|part| append(rows, part, value, below))?;
+            value.extend_from_slice(tail);
+        }
+    }
+    Some(())
 }
 
 #[cfg(test)]
@@ -210,8 +224,8 @@ mod tests {
             let mut packer = Packer::default();
             let sent = Sent { tag: "bytes".to_owned(), bytes: SentBytes::Bytes(value.clone()) };
             // Twice, as two channels may hold the same.
-            let places = [packer.place(&sent), packer.place(&sent)];
-            let payloads = assemble(std::mem::take(&mut packer.payloads));
+            let places = [packer.place(&sent, INLINE), packer.place(&sent, INLINE)];
+            let payloads = assemble(&[hash_of(&value)], std::mem::take(&mut packer.payloads));
             let frame = Bytes::from(std::mem::take(&mut packer.bytes));
             for place in places {
                 assert_eq!(place.value(&frame, &payloads).expect("there").bytes, value);

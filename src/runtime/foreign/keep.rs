@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{Opened, Runtime, RuntimeError};
 use crate::model::{CheckpointId, Json, Scope, ThreadId, ThreadKey};
-use crate::storage::{ForeignFilter, ForeignKept, PayloadHash, Pruned, StoredBytes, StoredForeign};
+use crate::storage::{ForeignFilter, ForeignKept, PayloadHash, Pruned, StoredForeign};
 
 /// Checkpoints deleted in one step.
 const STEP: i64 = 500;
@@ -81,11 +81,8 @@ impl Runtime {
             hashes.extend(Opened::new(stored)?.hashes());
         }
         let wanted: Vec<PayloadHash> = hashes.iter().copied().collect();
-        for payload in self.storage().load_foreign_payloads(scope, thread, &wanted).await? {
-            if let StoredBytes::Parts(parts) = payload.bytes {
-                hashes.extend(parts);
-            }
-        }
+        // With all that they are made of.
+        hashes.extend(self.storage().load_foreign_payloads(scope, thread, &wanted).await?.iter().map(|row| row.hash));
         Ok(ForeignKept { latest, checkpoints, payloads: hashes.into_iter().collect() })
     }
 

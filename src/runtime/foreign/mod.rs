@@ -26,7 +26,7 @@ use crate::storage::{
     ForeignBatch, ForeignCheckpoint, ForeignFilter, ForeignOutcome, ForeignWrites, PayloadHash, StorageError,
     StoredForeign,
 };
-use body::{CheckpointBody, Packer, WriteBody, assemble, open};
+use body::{CheckpointBody, Packer, WHOLE, WriteBody, assemble, open};
 
 /// Checkpoints read at once while looking for those that match.
 const PAGE: i64 = 200;
@@ -210,13 +210,13 @@ impl Runtime {
         let mut hashes: Vec<PayloadHash> = opened.iter().flat_map(Opened::hashes).collect();
         hashes.sort_unstable();
         hashes.dedup();
-        let payloads = assemble(self.storage().load_foreign_payloads(scope, thread, &hashes).await?);
+        let payloads = assemble(&hashes, self.storage().load_foreign_payloads(scope, thread, &hashes).await?);
         Ok(opened.into_iter().map(|row| row.finish(&payloads)).collect::<Result<_, _>>()?)
     }
 }
 
 fn pack_checkpoint(batch: &mut ForeignBatch, packer: &mut Packer, put: &PutCheckpoint) -> Result<(), RuntimeError> {
-    let values = put.values.iter().map(|(channel, sent)| (channel.clone(), packer.place(sent))).collect();
+    let values = put.values.iter().map(|(channel, sent)| (channel.clone(), packer.place(sent, INLINE))).collect();
     let body = CheckpointBody { checkpoint: put.checkpoint.clone(), metadata: put.metadata.clone(), values };
     let (body, bytes) = packer.finish(&body)?;
     let key = |id: &CheckpointId| (put.ns.clone(), id.clone());
@@ -247,14 +247,17 @@ fn pack_writes(batch: &mut ForeignBatch, packer: &mut Packer, put: &PutWrites) -
     let mut push = |slot: Option<i64>, writes: Vec<&(String, i64, Sent)>| {
         let header: Vec<WriteBody> = writes
             .into_iter()
-            .map(|(channel, idx, sent)| WriteBody { channel: channel.clone(), idx: *idx, value: packer.place(sent) })
+            .map(|(channel, idx, sent)| {
+                let value = packer.place(sent, WHOLE);
+                WriteBody { channel: channel.clone(), idx: *idx, value }
+            })
             .collect();
         let (body, _) = packer.finish(&header)?;
         batch.writes.push(ForeignWrites {
             ns: put.ns.clone(),
             checkpoint_id: put.checkpoint_id.clone(),
             task_id: put.task_id.clone(),
-            slot: slot.map_or_else(|| hex(&hash_of(&body)), |slot| slot.to_string()),
+            slot: slot.map_or_else(|| hex(&hash_of(&body))[..16].to_owned(), |slot| slot.to_string()),
             path: put.path.clone(),
             body,
         });

@@ -10,7 +10,8 @@ use super::rows::get;
 use super::threads::{copy_thread, lock_thread};
 use super::{PostgresStorage, now, read};
 use crate::model::{CheckpointId, Scope, ThreadId, ThreadKey, Timestamp};
-use crate::storage::foreign::{complete, framed, payload_columns, payload_from, settled};
+use crate::storage::foreign::settled;
+use crate::storage::foreign_rows::{body_columns, body_from, complete, payload_columns, payload_from};
 use crate::storage::rows::driver_error;
 use crate::storage::{
     Foreign, ForeignBatch, ForeignCheckpoint, ForeignCopied, ForeignFilter, ForeignKept, ForeignOutcome,
@@ -74,11 +75,12 @@ const PUT: &str = concat!(
     put_checkpoints AS (
         INSERT INTO foreign_checkpoints AS c (thread_key, ns, checkpoint_id, tenant, parent_id, run_id, created_at, codec,
                                               body, size_bytes)
-        SELECT $1, p.ns, p.id, $2, p.parent, p.run, going.now, 1, p.body, p.bytes
-        FROM going, UNNEST($16::text[], $17::text[], $18::text[], $19::text[], $20::bytea[], $21::bigint[])
-            AS p (ns, id, parent, run, body, bytes)
+        SELECT $1, p.ns, p.id, $2, p.parent, p.run, going.now, p.codec, p.body, p.bytes
+        FROM going, UNNEST($16::text[], $17::text[], $18::text[], $19::text[], $20::bytea[], $21::bigint[],
+                           $28::smallint[])
+            AS p (ns, id, parent, run, body, bytes, codec)
         ON CONFLICT (thread_key, ns, checkpoint_id) DO UPDATE SET
-            parent_id = EXCLUDED.parent_id, run_id = EXCLUDED.run_id, body = EXCLUDED.body,
+            parent_id = EXCLUDED.parent_id, run_id = EXCLUDED.run_id, codec = EXCLUDED.codec, body = EXCLUDED.body,
             size_bytes = EXCLUDED.size_bytes
         WHERE (c.parent_id, c.run_id, c.body) IS DISTINCT FROM (EXCLUDED.parent_id, EXCLUDED.run_id, EXCLUDED.body)
     ),
@@ -86,11 +88,12 @@ const PUT: &str = concat!(
         INSERT INTO foreign_writes AS w (thread_key, ns, checkpoint_id, task_id, slot, tenant, path, written_at, codec,
                                          body)
         -- Microseconds apart, so that they are read in this order.
-        SELECT $1, p.ns, p.id, p.task, p.slot, $2, p.path, going.now + p.ordinal, 1, p.body
-        FROM going, UNNEST($22::text[], $23::text[], $24::text[], $25::text[], $26::text[], $27::bytea[])
-            WITH ORDINALITY AS p (ns, id, task, slot, path, body, ordinal)
+        SELECT $1, p.ns, p.id, p.task, p.slot, $2, p.path, going.now + p.ordinal, p.codec, p.body
+        FROM going, UNNEST($22::text[], $23::text[], $24::text[], $25::text[], $26::text[], $27::bytea[],
+                           $29::smallint[])
+            WITH ORDINALITY AS p (ns, id, task, slot, path, body, codec, ordinal)
         ON CONFLICT (thread_key, ns, checkpoint_id, task_id, slot) DO UPDATE SET
-            path = EXCLUDED.path, body = EXCLUDED.body, written_at = EXCLUDED.written_at
+            path = EXCLUDED.path, codec = EXCLUDED.codec, body = EXCLUDED.body, written_at = EXCLUDED.written_at
         WHERE w.slot LIKE '-%' AND w.body <> EXCLUDED.body
     ),
     touched AS (
@@ -147,20 +150,19 @@ const LIST: &str = concat!(
      ORDER BY c.ns, c.checkpoint_id DESC LIMIT $8"
 );
 
-/// Payloads, and the parts of those that are lists of parts.
+/// Payloads, and what they are made of, down to the last part.
 const PAYLOADS: &str = "
-    WITH wanted AS MATERIALIZED (
-        SELECT hash, codec, value FROM payloads
-        WHERE thread_key = $1 AND hash = ANY ((SELECT $2::bytea[])::bytea[]) AND ($3::uuid IS NULL OR tenant = $3)
+    WITH RECURSIVE found AS (
+        SELECT p.hash, p.codec, p.value FROM payloads p
+        WHERE p.thread_key = $1 AND p.hash = ANY ((SELECT $2::bytea[])::bytea[])
+          AND ($3::uuid IS NULL OR p.tenant = $3)
+        UNION
+        SELECT p.hash, p.codec, p.value FROM found f
+        CROSS JOIN LATERAL generate_series(0, get_byte(f.value, 0) * 256 + get_byte(f.value, 1) - 1) AS n (at)
+        JOIN payloads p ON p.thread_key = $1 AND p.hash = substring(f.value FROM n.at * 16 + 3 FOR 16)
+        WHERE f.codec = 2 AND ($3::uuid IS NULL OR p.tenant = $3)
     )
-    SELECT hash, codec, value FROM wanted
-    UNION ALL
-    SELECT p.hash, p.codec, p.value FROM payloads p
-    WHERE p.thread_key = $1 AND ($3::uuid IS NULL OR p.tenant = $3) AND p.hash IN (
-        SELECT substring(w.value FROM n.at * 16 + 1 FOR 16)
-        FROM wanted w, generate_series(0, octet_length(w.value) / 16 - 1) AS n (at)
-        WHERE w.codec = 2
-    )";
+    SELECT hash, codec, value FROM found";
 
 /// How often a batch is tried on a thread that comes and goes.
 const ATTEMPTS: usize = 5;
@@ -178,6 +180,8 @@ async fn statement(conn: &mut PgConnection, tenant: Uuid, batch: &ForeignBatch) 
     let writes = &batch.writes;
     let (codecs, values): (Vec<i16>, Vec<Vec<u8>>) =
         batch.payloads.iter().map(|payload| payload_columns(&payload.bytes)).unzip();
+    let (row_codecs, bodies): (Vec<i16>, Vec<Vec<u8>>) = rows.iter().map(|row| body_columns(&row.body)).unzip();
+    let (write_codecs, written): (Vec<i16>, Vec<Vec<u8>>) = writes.iter().map(|row| body_columns(&row.body)).unzip();
     let begins = !batch.checkpoints.is_empty();
     let row = sqlx::query(PUT)
         .bind(batch.thread_id.key(tenant).0)
@@ -199,14 +203,16 @@ async fn statement(conn: &mut PgConnection, tenant: Uuid, batch: &ForeignBatch) 
         .bind(rows.iter().map(|row| row.id.as_str()).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.parent.as_deref()).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.run_id.as_deref()).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| row.body.as_slice()).collect::<Vec<_>>())
+        .bind(bodies)
         .bind(rows.iter().map(|row| row.bytes).collect::<Vec<_>>())
         .bind(writes.iter().map(|row| row.ns.as_str()).collect::<Vec<_>>())
         .bind(writes.iter().map(|row| row.checkpoint_id.as_str()).collect::<Vec<_>>())
         .bind(writes.iter().map(|row| row.task_id.as_str()).collect::<Vec<_>>())
         .bind(writes.iter().map(|row| row.slot.as_str()).collect::<Vec<_>>())
         .bind(writes.iter().map(|row| row.path.as_str()).collect::<Vec<_>>())
-        .bind(writes.iter().map(|row| row.body.as_slice()).collect::<Vec<_>>())
+        .bind(written)
+        .bind(row_codecs)
+        .bind(write_codecs)
         .fetch_one(conn)
         .await
         .map_err(driver_error)?;
@@ -274,8 +280,8 @@ async fn locked(conn: &mut PgConnection, tenant: Uuid, batch: &ForeignBatch) -> 
 fn stored_from(row: &PgRow) -> Result<StoredForeign> {
     let key: Uuid = get(row, "thread_key")?;
     let (ns, id): (String, String) = (get(row, "ns")?, get(row, "checkpoint_id")?);
-    let name = || format!("{key}/{ns}/{id}");
-    framed("foreign_checkpoints", name, get(row, "codec")?)?;
+    let name = format!("{key}/{ns}/{id}");
+    let body = body_from("foreign_checkpoints", &name, get(row, "codec")?, get(row, "body")?)?;
     let mut writes = Vec::new();
     if let Some(tasks) = get::<Option<Vec<String>>>(row, "tasks")? {
         let slots: Vec<String> = get(row, "slots")?;
@@ -284,7 +290,7 @@ fn stored_from(row: &PgRow) -> Result<StoredForeign> {
         let bodies: Vec<Vec<u8>> = get(row, "bodies")?;
         for ((((task_id, slot), path), codec), body) in tasks.into_iter().zip(slots).zip(paths).zip(codecs).zip(bodies)
         {
-            framed("foreign_writes", || format!("{}/{task_id}", name()), codec)?;
+            let body = body_from("foreign_writes", &format!("{name}/{task_id}"), codec, body)?;
             writes.push(ForeignWrites { ns: ns.clone(), checkpoint_id: id.clone(), task_id, slot, path, body });
         }
     }
@@ -292,7 +298,7 @@ fn stored_from(row: &PgRow) -> Result<StoredForeign> {
     let row = ForeignCheckpoint {
         parent: get(row, "parent_id")?,
         run_id: get(row, "run_id")?,
-        body: get(row, "body")?,
+        body,
         bytes: get(row, "size_bytes")?,
         ns,
         id,

@@ -9,7 +9,8 @@ use super::rows::get;
 use super::threads::{copy_thread, insert_thread};
 use super::{SqliteStorage, Write};
 use crate::model::{CheckpointId, Json, Scope, ThreadId, ThreadKey, Timestamp};
-use crate::storage::foreign::{FRAME, StoredBytes, complete, framed, payload_columns, payload_from, settled};
+use crate::storage::foreign::settled;
+use crate::storage::foreign_rows::{body_columns, body_from, complete, payload_columns, payload_from};
 use crate::storage::idempotency;
 use crate::storage::rows::driver_error;
 use crate::storage::{
@@ -112,12 +113,13 @@ async fn put(write: &mut Write, tenant: Uuid, batch: ForeignBatch) -> Result<Opt
         .map_err(driver_error)?;
     }
     for row in &batch.checkpoints {
+        let (codec, body) = body_columns(&row.body);
         sqlx::query(
             "INSERT INTO foreign_checkpoints (thread_key, ns, checkpoint_id, tenant, parent_id, run_id, created_at, codec,
                                               body, size_bytes)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
              ON CONFLICT (thread_key, ns, checkpoint_id) DO UPDATE SET
-                 parent_id = excluded.parent_id, run_id = excluded.run_id, body = excluded.body,
+                 parent_id = excluded.parent_id, run_id = excluded.run_id, codec = excluded.codec, body = excluded.body,
                  size_bytes = excluded.size_bytes
              WHERE (parent_id, run_id, body) IS NOT (excluded.parent_id, excluded.run_id, excluded.body)",
         )
@@ -128,8 +130,8 @@ async fn put(write: &mut Write, tenant: Uuid, batch: ForeignBatch) -> Result<Opt
         .bind(&row.parent)
         .bind(&row.run_id)
         .bind(write.now)
-        .bind(FRAME)
-        .bind(&row.body)
+        .bind(codec)
+        .bind(body)
         .bind(row.bytes)
         .execute(&mut write.conn)
         .await
@@ -137,12 +139,13 @@ async fn put(write: &mut Write, tenant: Uuid, batch: ForeignBatch) -> Result<Opt
     }
     // Microseconds apart, so that they are read in this order.
     for (at, row) in (write.now..).zip(&batch.writes) {
+        let (codec, body) = body_columns(&row.body);
         sqlx::query(
             "INSERT INTO foreign_writes (thread_key, ns, checkpoint_id, task_id, slot, tenant, path, written_at, codec,
                                          body)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
              ON CONFLICT (thread_key, ns, checkpoint_id, task_id, slot) DO UPDATE SET
-                 path = excluded.path, body = excluded.body, written_at = excluded.written_at
+                 path = excluded.path, codec = excluded.codec, body = excluded.body, written_at = excluded.written_at
              WHERE slot LIKE '-%' AND body <> excluded.body",
         )
         .bind(key.0)
@@ -153,8 +156,8 @@ async fn put(write: &mut Write, tenant: Uuid, batch: ForeignBatch) -> Result<Opt
         .bind(tenant)
         .bind(&row.path)
         .bind(at)
-        .bind(FRAME)
-        .bind(&row.body)
+        .bind(codec)
+        .bind(body)
         .execute(&mut write.conn)
         .await
         .map_err(driver_error)?;
@@ -185,8 +188,8 @@ macro_rules! checkpoint_columns {
 async fn with_writes(conn: &mut SqliteConnection, row: &SqliteRow) -> Result<StoredForeign> {
     let key: Uuid = get(row, "thread_key")?;
     let (ns, id): (String, String) = (get(row, "ns")?, get(row, "checkpoint_id")?);
-    let name = || format!("{key}/{ns}/{id}");
-    framed("foreign_checkpoints", name, get(row, "codec")?)?;
+    let name = format!("{key}/{ns}/{id}");
+    let body = body_from("foreign_checkpoints", &name, get(row, "codec")?, get(row, "body")?)?;
     let rows = sqlx::query(
         "SELECT task_id, slot, path, codec, body FROM foreign_writes
          WHERE thread_key = $1 AND ns = $2 AND checkpoint_id = $3 ORDER BY written_at, slot",
@@ -199,13 +202,13 @@ async fn with_writes(conn: &mut SqliteConnection, row: &SqliteRow) -> Result<Sto
     .map_err(driver_error)?;
     let writes = rows.iter().map(|found| {
         let task_id: String = get(found, "task_id")?;
-        framed("foreign_writes", || format!("{}/{task_id}", name()), get(found, "codec")?)?;
+        let at = format!("{name}/{task_id}");
         Ok(ForeignWrites {
             ns: ns.clone(),
             checkpoint_id: id.clone(),
             slot: get(found, "slot")?,
             path: get(found, "path")?,
-            body: get(found, "body")?,
+            body: body_from("foreign_writes", &at, get(found, "codec")?, get(found, "body")?)?,
             task_id,
         })
     });
@@ -214,7 +217,7 @@ async fn with_writes(conn: &mut SqliteConnection, row: &SqliteRow) -> Result<Sto
     let row = ForeignCheckpoint {
         parent: get(row, "parent_id")?,
         run_id: get(row, "run_id")?,
-        body: get(row, "body")?,
+        body,
         bytes: get(row, "size_bytes")?,
         ns,
         id,
@@ -313,20 +316,13 @@ async fn payloads(
     hashes: Vec<PayloadHash>,
 ) -> Result<Vec<ForeignPayload>> {
     let mut found = Vec::with_capacity(hashes.len());
-    let mut seen = std::collections::HashSet::new();
-    for hash in &hashes {
-        if !seen.insert(*hash) {
-            continue;
-        }
-        let Some(whole) = payload(conn, scope, key, *hash).await? else { continue };
-        if let StoredBytes::Parts(parts) = &whole.bytes {
-            for part in parts {
-                if seen.insert(*part) {
-                    found.extend(payload(conn, scope, key, *part).await?);
-                }
-            }
-        }
-        found.push(whole);
+    let mut seen: std::collections::HashSet<PayloadHash> = hashes.iter().copied().collect();
+    let mut next: Vec<PayloadHash> = seen.iter().copied().collect();
+    // Down to the last part.
+    while let Some(hash) = next.pop() {
+        let Some(payload) = payload(conn, scope, key, hash).await? else { continue };
+        next.extend(payload.bytes.parts().iter().filter(|part| seen.insert(**part)));
+        found.push(payload);
     }
     complete(key, &hashes, found)
 }

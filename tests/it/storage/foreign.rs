@@ -77,11 +77,15 @@ async fn all(storage: &SharedStorage, name: &str) -> Vec<String> {
 
 async fn a_batch_is_stored_and_read_back(lab: Lab) {
     let storage = &lab.storage;
-    let list = ForeignPayload { hash: [9; 16], bytes: StoredBytes::Parts(vec![[1; 16], [2; 16], [1; 16]]) };
+    let parts = |n: u8, parts: Vec<PayloadHash>| ForeignPayload {
+        hash: [n; 16],
+        bytes: StoredBytes::Parts { head: b"head".to_vec(), parts, tail: "tail ".repeat(100).into_bytes() },
+    };
+    let (inner, list) = (parts(8, vec![[1; 16], [2; 16], [1; 16]]), parts(9, vec![[8; 16], [1; 16]]));
     let whole = ForeignBatch {
         ttl: Some(Ttl { strategy: TtlStrategy::Delete, micros: 60_000_000 }),
         writes: vec![writes("c2", "b", "ff", "first"), writes("c2", "a", "-3", "second")],
-        payloads: vec![raw(1), raw(2), list.clone()],
+        payloads: vec![raw(1), raw(2), inner.clone(), list.clone()],
         status: Some(ThreadStatus::Interrupted),
         ..batch("t", vec![row("c1", None), row("c2", Some("c1"))])
     };
@@ -94,14 +98,14 @@ async fn a_batch_is_stored_and_read_back(lab: Lab) {
     assert!(load(storage, "t", Some("c3")).await.is_none() && load(storage, "u", None).await.is_none());
     let mut payloads = storage.load_foreign_payloads(&TENANT, key("t"), &[[9; 16]]).await.unwrap();
     payloads.sort_by_key(|payload| payload.hash);
-    assert_eq!(payloads, [raw(1), raw(2), list], "with its parts");
-    assert!(storage.load_foreign_payloads(&TENANT, key("t"), &[[8; 16]]).await.is_err());
+    assert_eq!(payloads, [raw(1), raw(2), inner, list], "with its parts, and theirs");
+    assert!(storage.load_foreign_payloads(&TENANT, key("t"), &[[7; 16]]).await.is_err());
     let thread = find_thread(storage, "t").await.unwrap();
     assert_eq!((thread.status, thread.head), (ThreadStatus::Interrupted, None));
     assert!(storage.thread_ttl(&TENANT, &tid("t")).await.unwrap().is_some());
     assert!(storage.is_foreign(&TENANT, key("t")).await.unwrap());
     let sizes = storage.thread_sizes(&TENANT, &tid("t")).await.unwrap().unwrap();
-    assert_eq!((sizes.checkpoints.count, sizes.task_writes.count, sizes.payloads.count), (2, 2, 3));
+    assert_eq!((sizes.checkpoints.count, sizes.task_writes.count, sizes.payloads.count), (2, 2, 4));
     assert_eq!((sizes.checkpoints.bytes, sizes.task_writes.bytes), (20, 11));
 }
 
