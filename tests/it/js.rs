@@ -7,14 +7,14 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 
 use session_store::app::{Running, Server};
 use session_store::config::{Config, DatabaseUrl};
 use session_store::graph::Graph;
 
 use crate::fixtures::{cued, refapp};
-use crate::support::process::{Database, available, provided, root, sqlite_url};
+use crate::support::process::{self, Database, available, provided, root, sqlite_url};
 
 fn graphs() -> Vec<Graph> {
     let graphs = refapp::all().into_iter().chain([cued::graph()]);
@@ -58,23 +58,25 @@ fn packages() -> Option<String> {
     available("node").then_some(packages)
 }
 
+fn node(packages: &str, arguments: &[&str], url: &str) -> Output {
+    let place = workspace(packages);
+    Command::new("node")
+        .args(arguments)
+        .current_dir(place.path())
+        .env("BASE_URL", url)
+        // The SDK would send a key it finds there.
+        .env_remove("LANGGRAPH_API_KEY")
+        .env_remove("LANGSMITH_API_KEY")
+        .env_remove("LANGCHAIN_API_KEY")
+        .env_remove("NODE_OPTIONS")
+        .output()
+        .expect("node runs")
+}
+
 /// Runs a script to its end; it must say that all of its checks passed.
 async fn drive(script: &'static str, packages: String, url: String, backend: &'static str) {
-    let done = tokio::task::spawn_blocking(move || {
-        let place = workspace(&packages);
-        Command::new("node")
-            // A connection that a failed check left open must not keep it from ending.
-            .args(["--test-force-exit", script])
-            .current_dir(place.path())
-            .env("BASE_URL", url)
-            // The SDK would send a key it finds there.
-            .env_remove("LANGGRAPH_API_KEY")
-            .env_remove("LANGSMITH_API_KEY")
-            .env_remove("LANGCHAIN_API_KEY")
-            .env_remove("NODE_OPTIONS")
-            .output()
-            .expect("node runs")
-    });
+    // A connection that a failed check left open must not keep it from ending.
+    let done = tokio::task::spawn_blocking(move || node(&packages, &["--test-force-exit", script], &url));
     let done = done.await.expect("node was waited for");
     let (out, err) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
     assert!(done.status.success(), "{script} on {backend}:\n{out}\n{err}");
@@ -129,4 +131,35 @@ async fn javascript_graphs_keep_their_state_on_sqlite() {
 async fn javascript_graphs_keep_their_state_on_postgres() {
     let Some(packages) = packages() else { return };
     drive_on_postgres("saver.mjs", packages).await;
+}
+
+/// A program is killed in the middle, then the server; another process goes on where it stood.
+fn survive(packages: &str, database_url: &str) {
+    let server = process::Server::start(database_url);
+    let port = server.port();
+    let killed = node(packages, &["killed.mjs", "begin", "js-session"], &server.url);
+    assert!(killed.status.code().is_none(), "killed by a signal: {killed:?}");
+    assert_eq!(String::from_utf8_lossy(&killed.stdout), "Current counter: 0\nCurrent counter: 1\n");
+    server.kill();
+    // At the same address, as a supervisor would start it again.
+    let mut command = process::binary();
+    command.args(["serve", "--listen", &format!("127.0.0.1:{port}"), "--database-url", database_url]);
+    let server = process::Server::spawn(command);
+    let resumed = node(packages, &["killed.mjs", "resume", "js-session"], &server.url);
+    let want = "[{\"counter\":2},[\"increment\"]]\nCurrent counter: 2\n{\"counter\":3}\n";
+    assert_eq!(String::from_utf8_lossy(&resumed.stdout), want, "{resumed:?}");
+}
+
+#[test]
+fn javascript_graphs_survive_kills_on_sqlite() {
+    let Some(packages) = packages() else { return };
+    let dir = tempfile::tempdir().expect("a directory");
+    survive(&packages, &sqlite_url(&dir));
+}
+
+#[tokio::test]
+async fn javascript_graphs_survive_kills_on_postgres() {
+    let Some(packages) = packages() else { return };
+    let Some(database) = Database::create("js").await else { return };
+    survive(&packages, &database.url);
 }
