@@ -1,16 +1,12 @@
 //! How checkpoints from elsewhere and their values become columns and back, the same on every backend. What is worth it is
-//! deflated: documents of checkpoints say the same words again and again.
+//! deflated.
 //!
 //! A row of parts: how many there are (2 bytes, big endian, where SQL can read them), their hashes, then what stands before
 //! and after them: whether that is deflated (1 byte), the length of the head (1 byte), the head, and the tail.
 
 use std::collections::HashSet;
-use std::io::{Read as _, Write as _};
 
-use flate2::Compression;
-use flate2::read::DeflateDecoder;
-use flate2::write::DeflateEncoder;
-
+use super::deflate::{deflated, inflated};
 use super::encoding::Place;
 use super::{ForeignPayload, PayloadHash, Result, StoredBytes};
 use crate::model::ThreadKey;
@@ -22,27 +18,6 @@ const RAW_DEFLATED: i16 = 3;
 /// Bodies of rows: frames.
 const FRAME: i16 = 1;
 const FRAME_DEFLATED: i16 = 3;
-
-/// Less than this is left as it is.
-const WORTHWHILE: usize = 160;
-/// What one row may hold: far above what a request may bring.
-const MAX_BYTES: u64 = 1 << 32;
-
-/// Deflates what becomes smaller by it.
-fn deflated(bytes: &[u8]) -> Option<Vec<u8>> {
-    if bytes.len() < WORTHWHILE {
-        return None;
-    }
-    let mut encoder = DeflateEncoder::new(Vec::with_capacity(bytes.len() / 2), Compression::default());
-    encoder.write_all(bytes).ok()?;
-    encoder.finish().ok().filter(|small| small.len() < bytes.len() * 9 / 10)
-}
-
-fn inflated(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
-    let mut plain = Vec::with_capacity(bytes.len() * 3);
-    DeflateDecoder::new(bytes).take(MAX_BYTES).read_to_end(&mut plain)?;
-    Ok(plain)
-}
 
 /// The columns of a body: codec and bytes.
 pub(crate) fn body_columns(frame: &[u8]) -> (i16, Vec<u8>) {

@@ -37,6 +37,7 @@ pub mod threads;
 pub mod webhooks;
 
 mod cron_rows;
+mod deflate;
 mod encoding;
 mod foreign_rows;
 mod matching;

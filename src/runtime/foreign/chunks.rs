@@ -16,10 +16,10 @@ const MAX: usize = 8 * 1024;
 /// A cut is where so many leading bits are 0, one place in 256: pieces are about 512 bytes long.
 const BITS: u32 = 8;
 /// References that need no groups.
-const FEW: usize = 32;
+const FEW: usize = 8;
 /// A group ends at one reference in so many, and has at most `MOST`.
-const GROUP: u8 = 16;
-const MOST: usize = 64;
+const GROUP: u8 = 8;
+const MOST: usize = 32;
 
 /// A random number for each byte. Part of the format: other numbers would cut elsewhere and share nothing.
 const GEAR: [u64; 256] = {

@@ -216,7 +216,10 @@ impl Runtime {
 }
 
 fn pack_checkpoint(batch: &mut ForeignBatch, packer: &mut Packer, put: &PutCheckpoint) -> Result<(), RuntimeError> {
-    let values = put.values.iter().map(|(channel, sent)| (channel.clone(), packer.place(sent, INLINE))).collect();
+    // The input of a run is hardly ever the same twice.
+    let inline = |channel: &str| if channel == "__start__" { WHOLE } else { INLINE };
+    let places = put.values.iter().map(|(channel, sent)| (channel.clone(), packer.place(sent, inline(channel))));
+    let values = places.collect();
     let body = CheckpointBody { checkpoint: put.checkpoint.clone(), metadata: put.metadata.clone(), values };
     let (body, bytes) = packer.finish(&body)?;
     let key = |id: &CheckpointId| (put.ns.clone(), id.clone());

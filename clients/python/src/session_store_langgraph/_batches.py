@@ -18,6 +18,7 @@ from ._http import Http
 _MAX_BYTES = 16 * 1024 * 1024
 _MAX_OPERATIONS = 500
 _MAX_REQUESTS = 4
+_TURNS = 8
 
 # Writes the operation into a frame; the flag says that all values are to be sent whole.
 Operation = Callable[[Writer, bool], dict[str, Any]]
@@ -78,8 +79,13 @@ class Batches:
     def _schedule(self) -> None:
         if not self._is_scheduled:
             self._is_scheduled = True
-            # Not at once: what is ready to be asked for in this turn of the loop goes along.
-            asyncio.get_running_loop().call_soon(self._start)
+            self._wait(_TURNS)
+
+    def _wait(self, turns: int) -> None:
+        # Not at once: what is ready to be asked for goes along, as does the next change of those who were just told that
+        # theirs is committed. They need some turns of the loop to come back here.
+        again = (self._start,) if turns == 0 else (self._wait, turns - 1)
+        asyncio.get_running_loop().call_soon(*again)
 
     def _start(self) -> None:
         self._is_scheduled = False
