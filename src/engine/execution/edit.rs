@@ -49,6 +49,7 @@ impl Execution {
             return Err(EngineError::value("No supersteps provided"));
         }
         let (mut execution, is_head) = Execution::load(spec, loaded, options, false, new_id)?;
+        execution.is_editing = true;
         execution.put_migrated(new_id, effects);
         execution.note_branch();
         for (index, edits) in supersteps.iter().enumerate() {

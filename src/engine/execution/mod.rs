@@ -273,6 +273,8 @@ pub struct Execution {
     /// Answers that tasks of a fork take over from the tasks they repeat.
     answers_by_path: BTreeMap<String, Vec<Json>>,
     deltas: Deltas,
+    /// State is changed from outside a run: what its checkpoints updated is not kept, so that all that waits is planned.
+    is_editing: bool,
     /// The next checkpoint is a copy of the one before it.
     is_copying: bool,
     interrupted: bool,
@@ -828,7 +830,7 @@ impl Execution {
         self.origin = origin;
         self.step += 1;
         if self.options.has_storage {
-            let is_superstep = matches!(source, CheckpointSource::Input | CheckpointSource::Loop);
+            let plans_all = self.is_editing || source == CheckpointSource::Fork;
             effects.push(Effect::Checkpoint(Box::new(Draft {
                 ns: self.options.ns.clone(),
                 id,
@@ -842,7 +844,7 @@ impl Execution {
                 spec: Arc::clone(&self.spec),
                 channels: Arc::clone(&self.channels),
                 progress: Arc::clone(&self.progress),
-                updated: self.updated.clone().filter(|_| is_superstep),
+                updated: self.updated.clone().filter(|_| !plans_all),
                 next: next_names(&self.spec, &self.channels, &self.progress),
                 origin: self.origin.clone(),
                 at_exit: self.at_exit(),

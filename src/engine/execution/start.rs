@@ -117,6 +117,7 @@ impl Execution {
             answers_by_id,
             answers_by_path: BTreeMap::new(),
             deltas: Deltas::default(),
+            is_editing: false,
             is_copying: false,
             interrupted: false,
             resuming: false,

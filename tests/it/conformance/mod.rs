@@ -119,6 +119,16 @@ async fn random_scenarios_are_as_in_langgraph_on_postgres() {
     on_postgres("random.jsonl.gz").await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn state_scenarios_are_as_in_langgraph_on_sqlite() {
+    on_sqlite("state.jsonl.gz").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn state_scenarios_are_as_in_langgraph_on_postgres() {
+    on_postgres("state.jsonl.gz").await;
+}
+
 /// The check can fail: a transcript that says something else is reported, with its name and place.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transcript_that_was_tampered_with_is_reported() {
