@@ -22,6 +22,7 @@ use super::host::{Exchange, TaskHost};
 use super::messages;
 use super::persist::Reader;
 use super::questions;
+use super::said;
 use super::shared::{Shared, View, lock};
 use super::turns::{Siblings, rounds};
 use super::usage::{Ledger, Report};
@@ -143,8 +144,9 @@ pub(crate) async fn run_root(shared: &Arc<Shared>, mut run: GraphRun, root: Root
     };
     *lock(&shared.plain_answer) = lock(&site.core).execution.null_resume();
     let end = site.drive().await;
+    let is_kept = matches!(end, GraphEnd::Stopped) && site.keep_said();
     let values = site.last_values(&end);
-    if shared.durability == Durability::Exit && !matches!(end, GraphEnd::Stopped) {
+    if shared.durability == Durability::Exit && (is_kept || !matches!(end, GraphEnd::Stopped)) {
         shared.store_held("");
     }
     if let (Some(chain), GraphEnd::Done(_) | GraphEnd::Interrupted(_)) = (&chain, &end) {
@@ -318,6 +320,34 @@ impl Site {
         self.run.inside.is_none()
     }
 
+    /// Keeps what tasks had said when somebody stopped the run: a state of its own. False: there is nothing to keep.
+    fn keep_said(&self) -> bool {
+        let Some(marks) = said::marks(&self.shared) else { return false };
+        let mut effects = Vec::new();
+        let mut new_id = |step| self.shared.new_checkpoint_id(step);
+        let mut core = lock(&self.core);
+        let said = self.shared.said.take(self.run.graph.spec());
+        match core.execution.keep_said(&said, &mut new_id, &mut effects) {
+            Ok(true) => {}
+            Ok(false) => return false,
+            Err(error) => {
+                let run = self.shared.run_id;
+                tracing::warn!(run.id = %run, error = %error.message, "what a stopped run had said is not kept");
+                return false;
+            }
+        }
+        core.open.clear();
+        for effect in &mut effects {
+            if let Effect::Checkpoint(draft) = effect {
+                Arc::make_mut(&mut draft.extra).extend(marks.clone());
+            }
+        }
+        self.shared.take(&self.run.ns, &mut effects);
+        let (values, is_pending) = core.execution.view();
+        *lock(&self.shared.view) = View { values: Some(values), is_pending, ..View::default() };
+        true
+    }
+
     /// The last `values` payload of a run that ended here.
     fn last_values(&self, end: &GraphEnd) -> Json {
         let mut core = lock(&self.core);
@@ -364,11 +394,19 @@ impl Site {
             if !jobs.iter().all(|job| job.task.is_hidden()) {
                 // Not urgent: quick supersteps share a commit, and what a slow node waits on is durable soon.
                 self.shared.push(false);
-                match self.shared.durability {
-                    // A lost lease stops the run by itself.
-                    Durability::Sync => drop(self.shared.turns.hold(self.shared.committer.flush()).await),
-                    Durability::Async => self.shared.turns.hold(self.shared.committer.keep_up()).await,
-                    Durability::Exit => {}
+                let committer = &self.shared.committer;
+                let durable = async {
+                    match self.shared.durability {
+                        Durability::Sync => drop(self.shared.turns.hold(committer.flush()).await),
+                        Durability::Async => self.shared.turns.hold(committer.keep_up()).await,
+                        Durability::Exit => {}
+                    }
+                };
+                tokio::select! {
+                    biased;
+                    // A database that does not answer must not hold up the stop.
+                    () = self.shared.stop.cancelled() => return GraphEnd::Stopped,
+                    () = durable => {}
                 }
             }
             if let Err(end) = self.superstep(jobs).await {
@@ -612,6 +650,9 @@ impl Site {
         let mut core = lock(&self.core);
         // Absent: given up meanwhile.
         let (_, job) = core.open.remove(&ended.task_id)?;
+        if self.is_root() {
+            self.shared.said.forget(&job.task);
+        }
         if let End::Task(TaskEnd::Output(output)) = &ended.end
             && messages::wanted(&self.shared, &self.run.ns)
         {

@@ -13,6 +13,7 @@ use super::executor::{GraphEnd, GraphRun, Root, RootEnd, run_root};
 use super::live::LiveRun;
 use super::persist::Reader;
 use super::runs::merged;
+use super::said::Said;
 use super::shared::{MovedHead, Outgoing, Replay, Shared, View, lock};
 use super::turns::Turns;
 use super::worker::{Active, StopReason};
@@ -239,6 +240,8 @@ impl Runtime {
             seen_messages: Mutex::default(),
             counted_messages: Mutex::default(),
             partial_messages: Mutex::default(),
+            said: Said::default(),
+            stopped_by: Arc::clone(&active.reason),
             view: Mutex::new(View { before: claimed.thread.view.clone(), ..View::default() }),
             outgoing: Mutex::new(outgoing),
             newest: Mutex::new(newest),

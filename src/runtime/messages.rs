@@ -47,6 +47,7 @@ pub(crate) fn tell_chunk(shared: &Shared, around: &Around, task: &Task, message:
     if let Some(id) = message_id(message) {
         lock(&shared.seen_messages).insert(id.to_owned());
     }
+    shared.said.note(around, task, message, complete);
     let form = if complete { Form::Whole } else { Form::Chunk };
     tell(shared, &around.ns, message, &metadata(shared, around, task, true), form);
 }

@@ -29,6 +29,7 @@ mod questions;
 pub mod request;
 pub mod retention;
 mod runs;
+mod said;
 mod schedule;
 mod sessions;
 mod settle;

@@ -13,7 +13,9 @@ use super::events::Events;
 use super::log::{self, Known};
 use super::persist::{Stored, Writer};
 use super::questions;
+use super::said::Said;
 use super::turns::Turns;
+use super::worker::StopReason;
 use crate::engine::chunk::{Chunk, Wanted};
 use crate::engine::execution::{Draft, Effect, Snapshot};
 use crate::engine::record::TaskRecord;
@@ -71,6 +73,10 @@ pub(crate) struct Shared {
     pub(crate) counted_messages: Mutex<HashSet<String>>,
     /// Messages being generated, as far as they have got.
     pub(crate) partial_messages: Mutex<HashMap<String, Json>>,
+    /// What tasks have said and not returned yet.
+    pub(crate) said: Said,
+    /// Why the run was stopped, if it was.
+    pub(crate) stopped_by: Arc<Mutex<Option<StopReason>>>,
     /// What the thread's document will show: the last state planned from, and the questions asked since.
     pub(crate) view: Mutex<View>,
     pub(crate) outgoing: Mutex<Outgoing>,

@@ -8,6 +8,7 @@
 mod delta;
 mod edit;
 mod start;
+mod stop;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;

@@ -21,6 +21,7 @@ mod sessions;
 mod sockets;
 mod state;
 mod store;
+mod stopping;
 mod streams;
 mod system;
 mod thread_streams;
