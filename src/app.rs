@@ -24,7 +24,8 @@ use crate::config::{
 };
 use crate::graph::Graph;
 use crate::http::{ApiKey, HttpSettings, router};
-use crate::model::Ttl;
+use crate::model::{Scope, Ttl};
+use crate::runtime::doctor::{Expectations, Finding, Verdict, examine};
 use crate::runtime::embed::{Embedder, LocalEmbedder, OpenAiEmbedder, OpenAiSettings};
 use crate::runtime::items::Reembedded;
 use crate::runtime::usage::{Price, Prices};
@@ -33,7 +34,7 @@ use crate::runtime::{
     CronSettings, ItemSettings, Runtime, Settings, Unresumable, WebhookPolicy, WebhookSettings, unresumable_threads,
 };
 use crate::storage::connect::{ConnectOptions, connect};
-use crate::storage::{Description, SharedStorage};
+use crate::storage::{Description, Page, Release, SharedStorage};
 
 /// A server that has not been started.
 #[derive(Debug)]
@@ -250,6 +251,81 @@ pub(crate) async fn check_graphs(config: &Config, graphs: Vec<Graph>, json: bool
     Ok(())
 }
 
+/// `doctor`: looks at the database and says how it is, a line per finding as soon as it is known. An error when something
+/// failed.
+pub(crate) async fn doctor(config: &Config, json: bool) -> anyhow::Result<()> {
+    let expected = Expectations {
+        stuck_after: seconds(config.runtime.stuck_after_secs),
+        connections: config.database.max_connections.saturating_add(1),
+        signs_webhooks: config.webhooks.secret.reveal().is_some(),
+        has_key: config.auth.api_key.reveal().is_some(),
+    };
+    let mut totals = [0_usize; 3];
+    let mut tell = |finding: Finding| {
+        totals[finding.verdict as usize] += 1;
+        let Finding { check, verdict, text } = finding;
+        say(&match json {
+            true => serde_json::json!({"check": check, "verdict": verdict.as_str(), "text": text}).to_string(),
+            false => format!("{:<5} {check}: {text}", verdict.as_str()),
+        });
+    };
+    let failed = |text: String| Finding { check: "database", verdict: Verdict::Fail, text };
+    match open_storage(&config.database).await {
+        Ok(storage) => {
+            let examined = examine(&storage, &Clock::default(), &expected, &mut tell).await;
+            storage.close().await;
+            if let Err(error) = examined {
+                tell(failed(error.to_string()));
+            }
+        }
+        Err(error) => tell(failed(format!("{error:#}"))),
+    }
+    let [well, warnings, failures] = totals;
+    if failures > 0 {
+        bail!("{failures} of {} checks failed", well + warnings + failures);
+    }
+    if !json {
+        say(&format!("{well} checks are well, {warnings} with a warning"));
+    }
+    Ok(())
+}
+
+/// `quarantine`: lists the runs that were set aside, or releases those named.
+pub(crate) async fn quarantine(config: &Config, release: &[uuid::Uuid]) -> anyhow::Result<()> {
+    let storage = open_storage(&config.database).await?;
+    let done = async {
+        storage.migrate().await.with_context(|| format!("preparing the database {}", config.database.url))?;
+        let mut refused = 0;
+        for run_id in release {
+            match storage.release_run_from_quarantine(&Scope::Server, *run_id).await? {
+                Release::Released => say(&format!("{run_id}\treleased")),
+                Release::NotQuarantined | Release::Superseded => {
+                    refused += 1;
+                    say(&format!("{run_id}\tnot released: not in quarantine, or its thread has gone on"));
+                }
+            }
+        }
+        let mut page = Page { limit: 100, offset: 0 };
+        while release.is_empty() {
+            let runs = storage.list_quarantined(&Scope::Server, page).await?;
+            for run in &runs {
+                let reason = run.error.as_ref().map(|error| error.message.as_str()).unwrap_or_default();
+                let at = run.quarantined_at.to_iso();
+                say(&format!("{}\t{}\t{}\t{at}\t{reason}", run.run_id, run.thread_id, run.graph_id));
+            }
+            if (runs.len() as i64) < page.limit {
+                break;
+            }
+            page.offset += page.limit;
+        }
+        anyhow::ensure!(refused == 0, "{refused} of {} runs were not released", release.len());
+        Ok(())
+    }
+    .await;
+    storage.close().await;
+    done
+}
+
 /// Prints to stdout; a reader that went away is no reason to stop.
 pub(crate) fn say(text: &str) {
     let mut out = io::stdout().lock();
@@ -263,6 +339,7 @@ async fn open_storage(config: &DatabaseConfig) -> anyhow::Result<SharedStorage> 
     let options = ConnectOptions {
         max_connections: config.max_connections,
         pgbouncer: config.pgbouncer,
+        distributed: config.distributed,
         acquire_timeout: seconds(config.acquire_timeout_secs),
         statement_timeout: seconds(config.statement_timeout_secs),
         sqlite_synchronous_full: config.sqlite_synchronous == SqliteSynchronous::Full,
@@ -340,6 +417,7 @@ fn runtime_settings(config: &Config) -> anyhow::Result<Settings> {
         renew_every: seconds(runtime.renew_secs),
         poll_every: seconds(runtime.poll_secs),
         max_attempts: runtime.max_attempts,
+        stuck_after: seconds(runtime.stuck_after_secs),
         run_timeout: seconds(runtime.run_timeout_secs),
         recursion_limit: runtime.recursion_limit,
         durability: runtime.durability,
@@ -375,10 +453,10 @@ fn worker_name() -> String {
 
 /// The routes of a process that only executes runs.
 async fn health_only(request: Request, next: Next) -> Response {
-    if matches!(request.uri().path(), "/ok" | "/info") {
+    if matches!(request.uri().path(), "/ok" | "/ready" | "/info") {
         return next.run(request).await;
     }
-    let body = r#"{"detail":"this process has runtime.role = worker: it answers /ok and /info only"}"#;
+    let body = r#"{"detail":"this process has runtime.role = worker: it answers /ok, /ready and /info only"}"#;
     (StatusCode::NOT_FOUND, [(http::header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 

@@ -68,6 +68,18 @@ enum Command {
     },
     /// Embed the items that the configured model has not embedded as they are: after it was changed or set.
     Reembed,
+    /// Check a deployment: versions, clocks, migrations, settings, leases, stuck runs; exit with 1 if something failed.
+    Doctor {
+        /// One JSON object per finding, a line each.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the runs that were attempted too often without progress, or let some of them try again.
+    Quarantine {
+        /// Runs to release: they are pending again, and the next free worker takes them.
+        #[arg(long, value_name = "RUN_ID", num_args = 1..)]
+        release: Vec<uuid::Uuid>,
+    },
     /// Ask the server at the configured address whether it is well; exit with 0 or 1.
     Healthcheck(ServeArgs),
 }
@@ -129,6 +141,16 @@ impl Cli {
                 let config = valid(ServeArgs::default())?;
                 telemetry::init(&config.log)?;
                 block_on(app::reembed(&config))
+            }
+            Command::Doctor { json } => {
+                let config = valid(ServeArgs::default())?;
+                telemetry::init(&config.log)?;
+                block_on(app::doctor(&config, json))
+            }
+            Command::Quarantine { release } => {
+                let config = valid(ServeArgs::default())?;
+                telemetry::init(&config.log)?;
+                block_on(app::quarantine(&config, &release))
             }
             Command::Healthcheck(args) => {
                 let config = valid(args)?;

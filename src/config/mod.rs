@@ -64,6 +64,7 @@ pub struct DatabaseConfig {
     pub acquire_timeout_secs: f64,
     pub statement_timeout_secs: f64,
     pub pgbouncer: bool,
+    pub distributed: bool,
     #[serde(deserialize_with = "word")]
     pub sqlite_synchronous: SqliteSynchronous,
 }
@@ -82,6 +83,7 @@ pub struct RuntimeConfig {
     pub renew_secs: f64,
     pub poll_secs: f64,
     pub max_attempts: i32,
+    pub stuck_after_secs: f64,
     pub run_timeout_secs: f64,
     pub recursion_limit: i64,
     pub cache_bytes: u64,
@@ -477,6 +479,7 @@ impl Config {
             "must be less than half of runtime.lease_secs, so that one lost renewal costs nothing",
         );
         rule("runtime.poll_secs", &runtime.poll_secs, duration(runtime.poll_secs), DURATION);
+        rule("runtime.stuck_after_secs", &runtime.stuck_after_secs, duration(runtime.stuck_after_secs), DURATION);
         rule("runtime.max_attempts", &runtime.max_attempts, runtime.max_attempts >= 1, "must be at least 1");
         rule("runtime.run_timeout_secs", &runtime.run_timeout_secs, duration(runtime.run_timeout_secs), DURATION);
         rule("runtime.recursion_limit", &runtime.recursion_limit, runtime.recursion_limit >= 1, "must be at least 1");

@@ -22,7 +22,7 @@ const X_ACTOR: &str = "x-actor";
 const MAX_ACTOR: usize = 256;
 
 /// Paths that answer without credentials (contract section 1.4).
-pub(super) const OPEN: [&str; 6] = ["/", "/ok", "/info", "/metrics", "/docs", "/openapi.json"];
+pub(super) const OPEN: [&str; 7] = ["/", "/ok", "/ready", "/info", "/metrics", "/docs", "/openapi.json"];
 
 /// A secret that clients present. Kept as a hash; never printed.
 #[derive(Clone, PartialEq, Eq)]

@@ -44,7 +44,7 @@ impl EventFilter {
         Ok(EventFilter { modes: None, namespaces: (!paths.is_empty()).then_some(paths) })
     }
 
-    /// Compares by the mode before `|` (a subgraph) and `/` (a kind of message); errors always pass. The run's own
+    /// Compares by the mode before `|` (a subgraph) and `/` (a kind of message); errors and gaps always pass. The run's own
     /// `metadata` is of no namespace.
     fn passes(&self, event: &Event) -> bool {
         let (name, path) = event.name.split_once('|').unwrap_or((&event.name, ""));

@@ -100,7 +100,8 @@ pub const RUN_ENDED: &str = "@ended";
 /// Tells a change of state from outside a run: `{checkpoint_id, checkpoint_ns}` in the log, the state itself on streams.
 pub const STATE_UPDATE: &str = "state_update";
 
-/// Stands in a replay for events whose values are gone: `{from, to, events, reason}`.
+/// Stands in a replay for events that are gone: `{from, to, events, reason}`; without `events` where the log ends before
+/// the id from which a client wants to go on.
 pub const RESUME_GAP: &str = "resume_gap";
 
 /// Whether an event of this name is a record of the log itself.

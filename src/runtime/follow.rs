@@ -89,12 +89,13 @@ impl Runtime {
                         }
                     }
                     Heard::Lagged => {
-                        let Some(after) = last else {
+                        let is_stored = follow.run.kwargs.get("resumable").is_some_and(|stored| stored.value() == true);
+                        let Some(after) = last.or(is_stored.then_some(EventId(0))) else {
                             // Nothing to catch up from: said aloud, so that nobody takes the cut for the end.
                             let _ = sender.send(lagged(run_id)).await;
                             return Ok(Pumped::Ended);
                         };
-                        follow.receiver = follow.live.subscribe();
+                        follow.receiver = follow.live.subscribe(true);
                         if self.replay(&follow, after, &mut last, sender).await? {
                             return Ok(Pumped::Left);
                         }
@@ -108,7 +109,7 @@ impl Runtime {
                         }
                         // Handed over to another worker: listen on.
                         follow.live = self.inner.hub.run(follow.run.run_id);
-                        follow.receiver = follow.live.subscribe();
+                        follow.receiver = follow.live.subscribe(resumable);
                     }
                 },
                 () = sender.closed() => return Ok(Pumped::Left),
@@ -178,7 +179,7 @@ impl Runtime {
         run_id: RunId,
     ) -> Result<Option<Json>, RuntimeError> {
         let live = self.inner.hub.run(run_id);
-        let receiver = live.subscribe();
+        let receiver = live.subscribe(false);
         let Some(run) = self.storage().find_run(scope, thread, run_id).await? else {
             drop(live);
             self.inner.hub.release(run_id);

@@ -23,8 +23,8 @@ use crate::engine::execution::{Input, Loaded};
 use crate::engine::{EngineError, ids};
 use crate::graph::Graph;
 use crate::model::{
-    CancelAction, CheckpointId, ErrorInfo, Fields, Json, RunKwargs, RunStatus, Scope, StreamMode, Thread, ThreadStatus,
-    special,
+    CancelAction, CheckpointId, ErrorInfo, Fields, Json, RunId, RunKwargs, RunStatus, Scope, StreamMode, Thread,
+    ThreadStatus, special,
 };
 use crate::storage::{ClaimedRun, RunEnd, StorageError, WebhookEnd, Which};
 
@@ -61,6 +61,10 @@ struct Position {
     /// The checkpoints of inner graphs that go with the one the caller named.
     parents: BTreeMap<String, CheckpointId>,
     replay: Option<Replay>,
+}
+
+fn stopped_here(run_id: RunId) {
+    tracing::warn!(run.id = %run_id, "lease lost; the run was stopped here");
 }
 
 impl Runtime {
@@ -136,6 +140,8 @@ impl Runtime {
                     self.inner.hub.set_result(run_id, &result);
                     let _ = live.result.set(result);
                     tracing::debug!(run.id = %run_id, status = status.as_str(), "run ended");
+                } else {
+                    stopped_here(run_id);
                 }
             }
             Outcome::RolledBack(thread_status) => {
@@ -143,13 +149,15 @@ impl Runtime {
                     self.wake_webhooks();
                     let _ = live.result.set(Json::object());
                     tracing::debug!(run.id = %run_id, "run rolled back");
+                } else {
+                    stopped_here(run_id);
                 }
             }
             Outcome::HandedOver => {
                 committer.release().await;
                 tracing::info!(run.id = %run_id, "run handed over");
             }
-            Outcome::LeaseLost => tracing::warn!(run.id = %run_id, "lease lost; the run was stopped here"),
+            Outcome::LeaseLost => stopped_here(run_id),
         }
         self.inner.hub.end(run_id);
     }

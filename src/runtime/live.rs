@@ -11,8 +11,12 @@ use tokio::sync::{broadcast, mpsc};
 use crate::model::{Event, Json, RunId, ThreadKey};
 use crate::storage::StoredEvent;
 
-/// Events a slow listener may be behind before it is cut off and has to catch up from storage.
-const BACKLOG: usize = 16_384;
+/// Events a slow listener may be behind before it is cut off: one that can catch up from storage, and one that cannot.
+const BACKLOG: usize = 1024;
+const LONG_BACKLOG: usize = 16_384;
+/// The same in bytes of what is queued. One larger event is let through.
+const BACKLOG_BYTES: usize = 4 * 1024 * 1024;
+const LONG_BACKLOG_BYTES: usize = 64 * 1024 * 1024;
 
 /// Unstored events a slow listener of a thread may be behind; it misses those beyond.
 const UNSTORED: usize = 1024;
@@ -46,6 +50,13 @@ pub(crate) struct LiveRun {
 struct Queue {
     sender: mpsc::Sender<Event>,
     lagged: Arc<AtomicBool>,
+    /// Bytes of data that the listener has not taken, and how many these may be.
+    bytes: Arc<AtomicUsize>,
+    most: usize,
+}
+
+fn size(event: &Event) -> usize {
+    event.data.as_raw().get().len()
 }
 
 /// The receiving end of a run's channel.
@@ -53,6 +64,7 @@ struct Queue {
 pub(crate) struct Listener {
     receiver: mpsc::Receiver<Event>,
     lagged: Arc<AtomicBool>,
+    bytes: Arc<AtomicUsize>,
 }
 
 /// What a listener hears.
@@ -67,7 +79,10 @@ impl Listener {
     /// The next event. Cancel-safe.
     pub(crate) async fn hear(&mut self) -> Heard {
         match self.receiver.recv().await {
-            Some(event) => Heard::Event(event),
+            Some(event) => {
+                self.bytes.fetch_sub(size(&event), Ordering::Relaxed);
+                Heard::Event(event)
+            }
             None if self.lagged.load(Ordering::Acquire) => Heard::Lagged,
             None => Heard::Closed,
         }
@@ -75,7 +90,9 @@ impl Listener {
 
     /// An event that has arrived already.
     pub(crate) fn try_hear(&mut self) -> Option<Event> {
-        self.receiver.try_recv().ok()
+        let event = self.receiver.try_recv().ok()?;
+        self.bytes.fetch_sub(size(&event), Ordering::Relaxed);
+        Some(event)
     }
 }
 
@@ -88,24 +105,36 @@ impl LiveRun {
     pub(crate) fn send(&self, event: Event) {
         let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(listeners) = &mut *listeners else { return };
-        listeners.retain(|queue| match queue.sender.try_send(event.clone()) {
-            Ok(()) => true,
-            Err(TrySendError::Full(_)) => {
+        if listeners.is_empty() {
+            return;
+        }
+        let size = size(&event);
+        listeners.retain(|queue| {
+            let waiting = queue.bytes.fetch_add(size, Ordering::Relaxed);
+            let sent = match waiting > 0 && waiting + size > queue.most {
+                true => Err(TrySendError::Full(())),
+                false => queue.sender.try_send(event.clone()).map_err(|error| match error {
+                    TrySendError::Full(_) => TrySendError::Full(()),
+                    TrySendError::Closed(_) => TrySendError::Closed(()),
+                }),
+            };
+            if matches!(sent, Err(TrySendError::Full(()))) {
                 queue.lagged.store(true, Ordering::Release);
-                false
             }
-            Err(TrySendError::Closed(_)) => false,
+            sent.is_ok()
         });
     }
 
     /// Events from now on; already closed when the run has ended here.
-    pub(crate) fn subscribe(&self) -> Listener {
-        let (sender, receiver) = mpsc::channel(BACKLOG);
-        let lagged = Arc::new(AtomicBool::new(false));
+    /// `can_catch_up`: what it misses is stored, so little needs to be kept for it.
+    pub(crate) fn subscribe(&self, can_catch_up: bool) -> Listener {
+        let (events, most) = if can_catch_up { (BACKLOG, BACKLOG_BYTES) } else { (LONG_BACKLOG, LONG_BACKLOG_BYTES) };
+        let (sender, receiver) = mpsc::channel(events);
+        let (lagged, bytes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         if let Some(listeners) = &mut *self.listeners.lock().unwrap_or_else(PoisonError::into_inner) {
-            listeners.push(Queue { sender, lagged: Arc::clone(&lagged) });
+            listeners.push(Queue { sender, lagged: Arc::clone(&lagged), bytes: Arc::clone(&bytes), most });
         }
-        Listener { receiver, lagged }
+        Listener { receiver, lagged, bytes }
     }
 
     pub(crate) fn close(&self) {
@@ -137,7 +166,7 @@ impl Hub {
         if !is_kept(self.kept.lock().unwrap_or_else(PoisonError::into_inner).get(&run_id)) {
             return None;
         }
-        Some(self.runs.lock().unwrap_or_else(PoisonError::into_inner).get(&run_id)?.subscribe())
+        Some(self.runs.lock().unwrap_or_else(PoisonError::into_inner).get(&run_id)?.subscribe(false))
     }
 
     /// Takes the kept result, once.

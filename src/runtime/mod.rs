@@ -8,6 +8,7 @@ mod chain_events;
 mod commit;
 mod crons;
 mod diff;
+pub mod doctor;
 mod effects;
 pub mod embed;
 pub mod error;
@@ -41,6 +42,7 @@ mod turns;
 mod upkeep;
 pub mod usage;
 mod versions;
+mod watch;
 pub mod webhooks;
 mod worker;
 
@@ -87,6 +89,8 @@ pub struct Settings {
     pub poll_every: Duration,
     /// Claims without progress before a run is quarantined.
     pub max_attempts: i32,
+    /// A run that nothing moves for this long, while there is room for it, is reported as stuck.
+    pub stuck_after: Duration,
     /// A run that takes longer ends as `timeout`.
     pub run_timeout: Duration,
     pub recursion_limit: i64,
@@ -131,6 +135,7 @@ pub(crate) struct Inner {
     pub(crate) nodes: nodes::NodeThreads,
     /// The runs executed here.
     pub(crate) active: Mutex<HashMap<RunId, worker::Active>>,
+    pub(crate) watch: Mutex<watch::Watch>,
     /// Something may be claimable.
     pub(crate) wake: Notify,
     /// Runs may be waiting only because this process is at its limit: the next one that ends here makes room.
@@ -161,6 +166,7 @@ impl Runtime {
                 assistants: assistants::Remembered::default(),
                 nodes,
                 active: Mutex::default(),
+                watch: Mutex::default(),
                 wake: Notify::new(),
                 at_limit: AtomicBool::new(false),
                 crons: Notify::new(),

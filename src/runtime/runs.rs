@@ -13,8 +13,10 @@ use super::follow::Follow;
 use super::live::Heard;
 use super::{AssistantName, EventStream, RunRequest, Runtime, RuntimeError, Submitted};
 use crate::graph::Graph;
+use crate::model::event::RESUME_GAP;
 use crate::model::{
-    CancelAction, Durability, EventId, Fields, Json, OnCompletion, Run, RunId, RunStatus, Scope, ThreadId, special,
+    CancelAction, Durability, Event, EventId, Fields, Json, OnCompletion, Run, RunId, RunStatus, Scope, ThreadId,
+    special,
 };
 use crate::storage::idempotency;
 use crate::storage::{CancelRequest, CancelTarget, ClaimedRun, NewRun, RunCreated, StorageError};
@@ -31,7 +33,7 @@ impl Runtime {
         let resumable = request.kwargs.resumable;
         // Listening begins before the run can: no event is missed.
         let live = self.inner.hub.run(run_id);
-        let receiver = live.subscribe();
+        let receiver = live.subscribe(resumable);
         if !request.start_here {
             self.inner.hub.keep_result(run_id);
         }
@@ -257,7 +259,7 @@ impl Runtime {
         cancel_on_disconnect: bool,
     ) -> Result<EventStream, RuntimeError> {
         let live = self.inner.hub.run(run_id);
-        let receiver = live.subscribe();
+        let receiver = live.subscribe(after.is_some());
         let found = self.find_run(scope, thread, run_id).await;
         let run = match found {
             Ok(run) => run,
@@ -278,7 +280,38 @@ impl Runtime {
             self.inner.hub.release(run_id);
             return Ok(futures_util::stream::empty().boxed());
         }
-        Ok(self.follow(Follow { scope: *scope, run, live, receiver, after, cancel_on_disconnect }))
+        let gap = match after {
+            Some(after) => self.gap(scope, thread, after, run_id).await?,
+            None => None,
+        };
+        let after = gap.as_ref().and_then(|gap| gap.id).or(after);
+        let events = self.follow(Follow { scope: *scope, run, live, receiver, after, cancel_on_disconnect });
+        Ok(futures_util::stream::iter(gap).chain(events).boxed())
+    }
+
+    /// What a listener is told whose cursor lies beyond the log: an older backup of the database was restored, and what it
+    /// has heard since is gone. Its id is where the log ends.
+    pub(super) async fn gap(
+        &self,
+        scope: &Scope,
+        thread: &ThreadId,
+        after: EventId,
+        run_id: RunId,
+    ) -> Result<Option<Event>, RuntimeError> {
+        if after.0 <= 0 {
+            return Ok(None);
+        }
+        let Some(thread) = self.storage().find_thread(scope, thread).await? else { return Ok(None) };
+        if after.0 <= thread.last_event {
+            return Ok(None);
+        }
+        let last = EventId(thread.last_event);
+        let data = json!({
+            "from": last.to_string(),
+            "to": after.to_string(),
+            "reason": "the log ends before this id, as after the restore of a backup: read the state of the thread anew",
+        });
+        Ok(Some(Event { id: Some(last), run_id, name: RESUME_GAP.to_owned(), data: Json::from(data) }))
     }
 
     /// Events that cancel their run when they are dropped before their end, if asked to.

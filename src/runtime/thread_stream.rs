@@ -131,9 +131,14 @@ impl Runtime {
         let mut tail = Tail::new(self, scope, key, None, EventId(0)).with_unstored();
         let thread = self.storage().find_thread(scope, thread_id).await?;
         let thread = thread.ok_or_else(|| RuntimeError::ThreadNotFound(thread_id.to_string()))?;
+        let gap = match after {
+            Some(after) => self.gap(scope, thread_id, after, RunId::nil()).await?,
+            None => None,
+        };
+        let after = gap.as_ref().and_then(|gap| gap.id).or(after);
         tail.start_after(after.unwrap_or(EventId(thread.last_event)));
         let legacy = Legacy::new(self, scope, thread_id, thread.key);
-        Ok(unfold(Some((tail, legacy)), |state| async move {
+        let events = unfold(Some((tail, legacy)), |state| async move {
             let (mut tail, mut legacy) = state?;
             let page = async {
                 let mut out = Vec::new();
@@ -147,8 +152,8 @@ impl Runtime {
                 Err(error) => Some((vec![Err(error)], None)),
             }
         })
-        .flat_map(futures_util::stream::iter)
-        .boxed())
+        .flat_map(futures_util::stream::iter);
+        Ok(futures_util::stream::iter(gap.map(Ok)).chain(events).boxed())
     }
 
     /// The events of one run of protocol v2, wrapped, until it has ended: those after `after`, without it those that come

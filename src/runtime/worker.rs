@@ -70,6 +70,7 @@ impl Runtime {
             tokio::spawn(self.clone().webhook_loop());
             tokio::spawn(self.clone().upkeep_loop());
         }
+        tokio::spawn(self.clone().watch_loop());
         tokio::spawn(self.clone().cache_loop());
         tokio::spawn(self.clone().lease_loop());
         tokio::spawn(self.clone().notice_loop());

@@ -13,9 +13,11 @@ use super::{Result, SharedStorage, StorageError};
 pub struct ConnectOptions {
     /// Connections of the pool (on SQLite: readers, at most 8).
     pub max_connections: u32,
-    /// A PgBouncer in transaction mode stands between: no statement cache, and no LISTEN, so notices of other replicas
-    /// are found by looking only.
+    /// A PgBouncer in transaction mode, with `max_prepared_statements = 0`, stands between: no statement cache, and no
+    /// LISTEN, so notices of other replicas are found by looking only.
     pub pgbouncer: bool,
+    /// The tables are distributed by thread (Postgres): no statement of a run touches two threads.
+    pub distributed: bool,
     /// A statement that takes longer is cancelled (Postgres).
     pub statement_timeout: Duration,
     /// How long to wait for a free connection.
@@ -29,6 +31,7 @@ impl Default for ConnectOptions {
         ConnectOptions {
             max_connections: 16,
             pgbouncer: false,
+            distributed: false,
             statement_timeout: Duration::from_secs(30),
             acquire_timeout: Duration::from_secs(10),
             sqlite_synchronous_full: false,

@@ -1,7 +1,7 @@
 //! The schema's history: which migrations exist and which of them a database still needs. Each backend runs them under
 //! its own lock.
 
-use super::{Result, StorageError};
+use super::{AppliedMigration, Result, StorageError};
 
 /// One migration, embedded in the binary.
 #[derive(Debug, Clone, Copy)]
@@ -18,10 +18,23 @@ impl Migration {
     }
 }
 
-/// The migrations that are missing, given the (version, checksum) of those applied.
-pub(crate) fn missing(all: &'static [Migration], applied: &[(i64, String)]) -> Result<Vec<&'static Migration>> {
-    for (version, checksum) in applied {
+/// The migration that made `schema_migrations` say whether a migration only adds.
+pub(crate) const SAYS_WHAT_EXPANDS: i64 = 16;
+
+/// Names of the migrations that are missing.
+pub(crate) fn names_missing(all: &[Migration], applied: &[AppliedMigration]) -> Vec<String> {
+    let is_applied = |version: i64| applied.iter().any(|migration| migration.version == version);
+    all.iter().filter(|migration| !is_applied(migration.version)).map(|migration| migration.name.to_owned()).collect()
+}
+
+/// The migrations that are missing, given the (version, checksum, expands) of those applied. One that this build does not
+/// know is a newer build's: if it only adds (`expands`), this build goes on working beside it, as in a rolling deployment.
+pub(crate) fn missing(all: &'static [Migration], applied: &[(i64, String, bool)]) -> Result<Vec<&'static Migration>> {
+    for (version, checksum, expands) in applied {
         match all.iter().find(|migration| migration.version == *version) {
+            None if *expands => {
+                tracing::warn!(version, "the database has a migration of a newer build; it only adds to the schema");
+            }
             None => {
                 return Err(StorageError::Schema(format!(
                     "the database has migration {version}, which this build does not know: it belongs to a newer build"
@@ -36,5 +49,5 @@ pub(crate) fn missing(all: &'static [Migration], applied: &[(i64, String)]) -> R
             Some(_) => {}
         }
     }
-    Ok(all.iter().filter(|migration| applied.iter().all(|(version, _)| *version != migration.version)).collect())
+    Ok(all.iter().filter(|migration| applied.iter().all(|(version, _, _)| *version != migration.version)).collect())
 }

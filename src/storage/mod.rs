@@ -13,6 +13,7 @@
 //! * A missing row is `Ok(None)` or an outcome, never an error.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::broadcast;
@@ -27,6 +28,7 @@ pub mod connect;
 pub mod crons;
 pub mod effects;
 pub mod foreign;
+pub mod health;
 pub mod idempotency;
 pub mod interrupts;
 pub mod items;
@@ -40,6 +42,7 @@ mod cron_rows;
 mod deflate;
 mod encoding;
 mod foreign_rows;
+mod health_rows;
 mod matching;
 mod migrations;
 mod payloads;
@@ -63,6 +66,7 @@ pub use foreign::{
     Foreign, ForeignBatch, ForeignCheckpoint, ForeignCopied, ForeignFilter, ForeignKept, ForeignOutcome,
     ForeignPayload, ForeignWrites, StoredBytes, StoredForeign,
 };
+pub use health::{AppliedMigration, Counts, Health, Inspection, QuarantinedRun, Release, StuckReason, StuckRun};
 pub use idempotency::{IdempotencyKey, IdempotencyKeys, KeyRow};
 pub use interrupts::{InterruptChange, InterruptCursor, InterruptFilter, InterruptRow, Interrupts};
 pub use items::{
@@ -159,6 +163,7 @@ pub trait Storage:
     + Crons
     + Webhooks
     + IdempotencyKeys
+    + Health
     + std::fmt::Debug
     + Send
     + Sync
@@ -195,10 +200,18 @@ fn rolled_back() -> ErrorInfo {
     ErrorInfo { error: "UserRollback".to_owned(), message: "the run was rolled back".to_owned() }
 }
 
-/// How a run ends that was attempted too often: on every backend the same words.
-fn quarantined(attempts: i32) -> ErrorInfo {
+/// A worker makes one last attempt at a time: of runs that twice died with their process, one kills it, and the others
+/// must not be set aside with it. A run that has lived this long on its last attempt makes room for the next.
+const SUSPECT_FOR: Duration = Duration::from_secs(300);
+
+/// How a run ends that was attempted too often: on every backend the same words. `worker`: who had it last.
+fn quarantined(attempts: i32, worker: Option<&str>) -> ErrorInfo {
+    let by = worker.map(|worker| format!(", last by {worker}")).unwrap_or_default();
     ErrorInfo {
         error: "RunQuarantined".into(),
-        message: format!("the run was attempted {attempts} times without progress; it is not tried again"),
+        message: format!(
+            "the run was attempted {attempts} times without progress{by}: each time its process died or lost it before \
+             a superstep was committed; it is not tried again until it is released"
+        ),
     }
 }

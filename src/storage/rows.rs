@@ -10,6 +10,8 @@ pub(crate) fn driver_error(error: sqlx::Error) -> StorageError {
         Error::Io(_) | Error::Tls(_) | Error::PoolTimedOut | Error::PoolClosed | Error::WorkerCrashed => {
             StorageError::Unavailable(error.to_string())
         }
+        // A connection that ends while it is being made.
+        Error::Protocol(text) if text.contains("SSLRequest") => StorageError::Unavailable(error.to_string()),
         Error::Database(inner) => {
             let code = inner.code().unwrap_or_default();
             // Connection exceptions, too many connections, shutdown and start-up, serialization and deadlock victims,

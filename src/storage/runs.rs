@@ -26,7 +26,7 @@ pub struct Lease {
 /// Who claims, and for how long without renewal.
 #[derive(Debug, Clone)]
 pub struct Claim {
-    /// A name for humans; nothing is decided by it.
+    /// A name for humans; nothing is decided by it but which last attempts are made together.
     pub worker: String,
     pub lease: Duration,
 }
@@ -292,6 +292,7 @@ pub trait Runs {
     /// older pending one that is due, and running ones whose lease has run out. Raises epoch and attempts. A run that
     /// would exceed `max_attempts` is not returned: it ends as `error` with the class `RunQuarantined`, its thread at
     /// `error` without a view. Runs whose cancel flag is set are returned with it.
+    /// Last attempts are made one at a time per worker for five minutes, unless they are cancelled.
     async fn claim_runs(&self, scope: &Scope, claim: &Claim, max_attempts: i32, limit: i64) -> Result<Vec<ClaimedRun>>;
 
     /// Renews the leases that are still held and reports on each, in the order given.

@@ -99,3 +99,45 @@ fn graphs_are_listed_and_drawn() {
     let reason = refused(binary().args(["graphs", "--mermaid", "cuonter"]));
     assert!(reason.contains("no graph is named cuonter; there are counter, count"), "{reason}");
 }
+
+#[test]
+fn a_doctor_says_how_a_deployment_is() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let url = sqlite_url(&dir);
+    let doctor = |flags: &[&str]| run(binary().args(["--database-url", &url, "doctor"]).args(flags));
+    // Nothing there yet: said, and not made.
+    let (code, out, err) = doctor(&[]);
+    assert_eq!(code, Some(1), "{out}");
+    assert!(out.lines().any(|line| line.starts_with("fail  migrations: missing: 0001_init")), "{out}");
+    assert!(err.contains("error: 1 of "), "{err}");
+    assert_eq!(run(binary().args(["--database-url", &url, "migrate"])).0, Some(0));
+    let (code, out, err) = doctor(&[]);
+    assert_eq!(code, Some(0), "{out}{err}");
+    for check in
+        ["database", "clocks", "migrations", "settings", "runs", "leases", "quarantine", "orphans", "stuck runs"]
+    {
+        assert!(out.lines().any(|line| line[6..].starts_with(&format!("{check}: "))), "no {check}: {out}");
+    }
+    assert!(out.lines().any(|line| line.starts_with("warn  settings: webhooks.secret is not set")), "{out}");
+    let (code, out, _) = doctor(&["--json"]);
+    assert_eq!(code, Some(0));
+    for line in out.lines() {
+        let finding: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        assert!(["ok", "warn"].contains(&finding["verdict"].as_str().expect("a verdict")), "{finding}");
+    }
+    let (code, out, _) = run(binary().args(["--database-url", "postgres://u:hush@127.0.0.1:1/d", "doctor"]));
+    assert_eq!(code, Some(1));
+    assert!(out.starts_with("fail  database: ") && !out.contains("hush"), "{out}");
+}
+
+#[test]
+fn quarantine_lists_and_refuses_what_is_not_in_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let url = sqlite_url(&dir);
+    let (code, out, err) = run(binary().args(["--database-url", &url, "quarantine"]));
+    assert_eq!((code, out.as_str()), (Some(0), ""), "{err}");
+    let unknown = "01a21913-68b6-73b3-a441-912b8003bf29";
+    let (code, out, err) = run(binary().args(["--database-url", &url, "quarantine", "--release", unknown]));
+    assert_eq!(code, Some(1), "{out}");
+    assert!(out.contains("not released") && err.contains("1 of 1"), "{out}{err}");
+}

@@ -22,6 +22,7 @@ async fn server(url: &str) -> Running {
     config.runtime.renew_secs = 60.0;
     config.crons.poll_secs = 3600.0;
     config.threads.sweep_secs = 3600.0;
+    config.runtime.stuck_after_secs = 3600.0;
     Server::new(config, graphs()).start().await.expect("the server starts")
 }
 

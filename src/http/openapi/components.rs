@@ -52,6 +52,7 @@ fn schemas() -> Map<String, Value> {
         ("GraphSchemas", schemas_of_a_graph().required("graph_id", string()).schema()),
         ("StateUpdated", state_updated().schema()),
         ("Webhook", webhook().schema()),
+        ("QuarantinedRun", quarantined_run().schema()),
         ("CommandAnswer", command_answer()),
         ("RunBody", run_body::run(shape()).schema()),
         ("CronBody", crons::body().schema()),
@@ -337,6 +338,18 @@ fn webhook() -> Shape {
         .required("next_attempt_at", time().nullable())
         .required("last_error", string().nullable())
         .required("created_at", time())
+}
+
+fn quarantined_run() -> Shape {
+    shape()
+        .required("run_id", uuid())
+        .required("thread_id", component("ThreadId"))
+        .required("graph_id", string())
+        .required("attempts", whole())
+        .required("last_worker", string().nullable())
+        .required("error", component("Failure").nullable())
+        .required("created_at", time())
+        .required("quarantined_at", time())
 }
 
 /// The envelopes of protocol v2 (contract section 5.1).

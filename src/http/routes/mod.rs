@@ -8,6 +8,7 @@ mod effects;
 mod explain;
 pub(super) mod foreign;
 pub(super) mod interrupts;
+pub(super) mod quarantine;
 pub(super) mod retention;
 pub(super) mod runs;
 mod session;
@@ -41,10 +42,13 @@ pub(super) fn table() -> Vec<Route> {
     let mut routes = vec![
         get("/", system::ok, says::system::root()),
         get("/ok", system::ok, says::system::ok()),
+        get("/ready", system::ready, says::system::ready()),
         get("/info", system::info, says::system::info()),
         get("/graphs", system::graphs, says::system::graphs()),
         get("/docs", openapi::docs, says::system::docs()),
         get("/openapi.json", openapi::serve, says::system::openapi()),
+        get("/quarantine", quarantine::list, says::quarantine::list_quarantine()),
+        post("/quarantine/release", quarantine::release, says::quarantine::release()),
         get("/webhooks", webhooks::list, says::webhooks::list_webhooks()),
         post("/webhooks/redrive", webhooks::redrive, says::webhooks::redrive()),
     ];

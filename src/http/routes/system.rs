@@ -16,17 +16,46 @@ const LANGGRAPH_PY_VERSION: &str = "1.2.22";
 
 /// `GET /ok`: 200 while the server serves; with `check_db=1` only if the database answers.
 pub(super) async fn ok(State(state): State<AppState>, query: Query) -> ApiResult {
+    let checks = query.bool("check_db")?.unwrap_or(false);
+    health(&state, checks).await
+}
+
+/// `GET /ready`: 200 while new requests should come here; otherwise `sick` names what is in the way.
+pub(super) async fn ready(State(state): State<AppState>) -> ApiResult {
+    health(&state, true).await
+}
+
+async fn health(state: &AppState, checks: bool) -> ApiResult {
     let mut services = serde_json::Map::new();
-    let mut healthy = !state.settings.shutdown.is_cancelled();
-    if query.bool("check_db")?.unwrap_or(false) {
-        let ping = state.runtime.storage().ping(&Scope::Server);
-        let answer = tokio::time::timeout(state.settings.check_timeout, ping).await;
-        let alive = matches!(answer, Ok(Ok(())));
-        services.insert("database".to_owned(), json!(if alive { "healthy" } else { "unhealthy" }));
-        healthy &= alive;
+    let mut sick: Vec<String> = Vec::new();
+    if state.settings.shutdown.is_cancelled() {
+        sick.push("server: shutting down".to_owned());
     }
+    if checks {
+        let limit = state.settings.check_timeout;
+        let ping = state.runtime.storage().ping(&Scope::Server);
+        let why = match tokio::time::timeout(limit, ping).await {
+            Ok(Ok(())) => None,
+            // What exactly is logged; who asks here may be anybody.
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the database is not well");
+                Some("database: cannot be reached".to_owned())
+            }
+            Err(_) => Some(format!("database: does not answer within {}s", limit.as_secs_f64())),
+        };
+        services.insert("database".to_owned(), json!(if why.is_none() { "healthy" } else { "unhealthy" }));
+        sick.extend(why);
+    }
+    let healthy = sick.is_empty();
     let database = state.runtime.storage().describe();
     let mut body = json!({"ok": healthy, "services": services});
+    if !healthy {
+        body["sick"] = json!(sick);
+    }
+    if checks {
+        // The detector's: nothing a balancer should act on, since other replicas see the same.
+        body["stuck_runs"] = json!(state.runtime.stuck_runs().len());
+    }
     if database.volatile {
         body["volatile"] = json!(true);
     }

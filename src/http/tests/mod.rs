@@ -38,6 +38,7 @@ fn runtime_over(storage: SharedStorage, graphs: Vec<Graph>) -> Runtime {
         renew_every: Duration::from_secs(1),
         poll_every: Duration::from_secs(1),
         max_attempts: 3,
+        stuck_after: Duration::from_secs(30),
         run_timeout: Duration::from_secs(60),
         recursion_limit: 25,
         durability: Durability::Sync,

@@ -448,3 +448,19 @@ impl IdempotencyKeys for Nowhere {
         gone()
     }
 }
+
+#[async_trait]
+impl Health for Nowhere {
+    async fn find_stuck(&self, _: &Scope, _: Duration, _: i64) -> Result<Vec<StuckRun>> {
+        gone()
+    }
+    async fn list_quarantined(&self, _: &Scope, _: Page) -> Result<Vec<QuarantinedRun>> {
+        gone()
+    }
+    async fn release_run_from_quarantine(&self, _: &Scope, _: RunId) -> Result<Release> {
+        gone()
+    }
+    async fn inspect(&self) -> Result<Inspection> {
+        gone()
+    }
+}

@@ -206,8 +206,7 @@ impl PostgresStorage {
             return latest(session.conn(), scope, filter, None, page).await;
         };
         // One snapshot for all statements: an item that is written meanwhile is neither missed nor found twice.
-        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-        let mut transaction = self.pool.begin_with(begin).await.map_err(driver_error)?;
+        let mut transaction = self.open_snapshot().await?;
         let (found, rest) = nearest(&mut transaction, scope, filter, near, page).await?.page(page);
         let mut items = if found.is_empty() { Vec::new() } else { fetch(&mut transaction, &found).await? };
         if rest.limit > 0 {

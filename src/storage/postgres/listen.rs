@@ -45,16 +45,25 @@ async fn open(pool: &PgPool) -> Result<PgListener, sqlx::Error> {
     Ok(listener)
 }
 
-/// Starts listening. Tries to be connected when it returns; if that fails it goes on trying in the background.
-pub(super) async fn start(pool: &PgPool, notices: broadcast::Sender<Notice>) -> JoinHandle<()> {
-    // A pool of its own, so that listening takes no connection from the operations.
-    let own = PgPoolOptions::new()
+/// A pool of its own, so that listening takes no connection from the operations.
+fn own_pool(pool: &PgPool) -> PgPool {
+    PgPoolOptions::new()
         .max_connections(1)
         .max_lifetime(None)
         .idle_timeout(None)
-        .connect_lazy_with((*pool.connect_options()).clone());
+        .connect_lazy_with((*pool.connect_options()).clone())
+}
+
+/// Starts listening. Tries to be connected when it returns; if that fails it goes on trying in the background.
+pub(super) async fn start(pool: &PgPool, notices: broadcast::Sender<Notice>) -> JoinHandle<()> {
+    let own = own_pool(pool);
     let first = open(&own).await.ok();
     tokio::spawn(listen(own, first, notices))
+}
+
+/// Starts anew with other connections.
+pub(super) fn restart(pool: &PgPool, notices: broadcast::Sender<Notice>) -> JoinHandle<()> {
+    tokio::spawn(listen(own_pool(pool), None, notices))
 }
 
 async fn listen(pool: PgPool, mut first: Option<PgListener>, notices: broadcast::Sender<Notice>) {

@@ -13,15 +13,16 @@
 
 use std::str::FromStr as _;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _, Postgres, Transaction};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::connect::ConnectOptions;
 use super::migrations::{self, Migration};
@@ -36,6 +37,7 @@ mod checkpoints;
 mod crons;
 mod effects;
 mod foreign;
+mod health;
 mod idempotency;
 mod interrupts;
 mod items;
@@ -94,6 +96,7 @@ const MIGRATIONS: &[Migration] = &[
     },
     Migration { version: 14, name: "0014_cache", sql: include_str!("../../../migrations/postgres/0014_cache.sql") },
     Migration { version: 15, name: "0015_foreign", sql: include_str!("../../../migrations/postgres/0015_foreign.sql") },
+    Migration { version: 16, name: "0016_health", sql: include_str!("../../../migrations/postgres/0016_health.sql") },
 ];
 
 /// The advisory lock of migrations: `sessstor` in bytes.
@@ -110,16 +113,48 @@ macro_rules! now {
 }
 use now;
 
-/// Runs a read, and once more if its connection turned out to be broken: reads change nothing.
+/// Runs a read, and again while its connections turn out to be broken, for [`READ_BUDGET`]: reads change nothing, and a
+/// database that restarts is back soon.
 macro_rules! read {
-    ($attempt:expr) => {
-        match $attempt.await {
-            Err(error) if crate::storage::postgres::worth_repeating(&error) => $attempt.await,
-            outcome => outcome,
+    ($attempt:expr) => {{
+        let mut patience = crate::storage::postgres::Patience::default();
+        loop {
+            match $attempt.await {
+                Err(error) if patience.is_left_for(&error) => patience.pause().await,
+                outcome => break outcome,
+            }
         }
-    };
+    }};
 }
 use read;
+
+/// How long a read is repeated while the database is away; then its caller is told to try again later.
+const READ_BUDGET: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+
+/// What is left of the budget of a read.
+struct Patience {
+    until: Instant,
+    pause: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        // The first repetition comes at once: usually one connection was broken, and the next is well.
+        Patience { until: Instant::now() + READ_BUDGET, pause: Duration::ZERO }
+    }
+}
+
+impl Patience {
+    fn is_left_for(&self, error: &StorageError) -> bool {
+        worth_repeating(error) && Instant::now() + self.pause < self.until
+    }
+
+    async fn pause(&mut self) {
+        tokio::time::sleep(self.pause).await;
+        self.pause = (self.pause * 2).clamp(Duration::from_millis(25), LONGEST_PAUSE);
+    }
+}
 
 /// A broken connection, not an overloaded database.
 fn worth_repeating(error: &StorageError) -> bool {
@@ -156,13 +191,25 @@ impl Session {
 
 /// The Postgres backend.
 pub(super) struct PostgresStorage {
-    pool: PgPool,
+    pool: RwLock<Pool>,
+    /// The number of those connections.
+    current: watch::Sender<u64>,
+    /// No operation takes longer, unless its connection is dead without anybody having said so; zero: no bound.
+    answers_within: Duration,
     group: runs::Group,
     pgbouncer: bool,
+    /// One thread per statement.
+    distributed: bool,
     notices: broadcast::Sender<Notice>,
     commits: AtomicU64,
     location: String,
     listener: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// The connections in use. The number tells one set from the next.
+struct Pool {
+    pool: PgPool,
+    number: u64,
 }
 
 impl std::fmt::Debug for PostgresStorage {
@@ -185,6 +232,11 @@ impl PostgresStorage {
             connect = connect.options([
                 ("statement_timeout", timeout.as_str()),
                 ("default_transaction_isolation", "read committed"),
+                // What a process holds that has vanished is let go within seconds, not hours.
+                ("idle_in_transaction_session_timeout", "10000"),
+                ("tcp_keepalives_idle", "10"),
+                ("tcp_keepalives_interval", "3"),
+                ("tcp_keepalives_count", "3"),
             ]);
         }
         let location = format!("{}/{}", connect.get_host(), connect.get_database().unwrap_or(connect.get_username()));
@@ -213,10 +265,17 @@ impl PostgresStorage {
             true => None,
             false => Some(listen::start(&pool, notices.clone()).await),
         };
+        let answers_within = match options.statement_timeout {
+            Duration::ZERO => Duration::ZERO,
+            timeout => timeout + options.acquire_timeout + Duration::from_secs(1),
+        };
         Ok(PostgresStorage {
-            pool,
+            pool: RwLock::new(Pool { pool, number: 0 }),
+            current: watch::Sender::new(0),
+            answers_within,
             group: runs::Group::default(),
             pgbouncer: options.pgbouncer,
+            distributed: options.distributed,
             notices,
             commits: AtomicU64::new(0),
             location,
@@ -227,14 +286,82 @@ impl PostgresStorage {
     async fn session(&self) -> Result<Session> {
         // Under a key the statement shares a transaction with the key's row: see `wrote`.
         if self.pgbouncer || super::idempotency::unused().is_some() {
-            return Ok(Session::Pinned(self.pool.begin().await.map_err(driver_error)?));
+            return Ok(Session::Pinned(self.open().await?));
         }
-        Ok(Session::Plain(self.pool.acquire().await.map_err(driver_error)?))
+        Ok(Session::Plain(self.pool().acquire().await.map_err(driver_error)?))
+    }
+
+    /// Begins a transaction. Behind PgBouncer the connection may have been another client's, whose statements have the
+    /// same names as ours.
+    async fn open(&self) -> Result<Transaction<'static, Postgres>> {
+        let begin = if self.pgbouncer { "BEGIN; DEALLOCATE ALL" } else { "BEGIN" };
+        self.pool().begin_with(begin).await.map_err(driver_error)
+    }
+
+    /// Begins a transaction whose statements all see the same rows, and change none.
+    async fn open_snapshot(&self) -> Result<Transaction<'static, Postgres>> {
+        let begin = match self.pgbouncer {
+            true => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; DEALLOCATE ALL",
+            false => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+        };
+        self.pool().begin_with(begin).await.map_err(driver_error)
+    }
+
+    fn pool(&self) -> PgPool {
+        self.pool.read().unwrap_or_else(PoisonError::into_inner).pool.clone()
+    }
+
+    /// Gives up an operation that gets no answer. A network that swallows packets, or a peer that vanished, leaves
+    /// connections that look alive for a quarter of an hour: then all of them are left behind, and new ones made. What was
+    /// given up may have been done or not; every write of a run is fenced by its lease.
+    async fn answered<T>(&self, limit: Duration, operation: impl Future<Output = Result<T>>) -> Result<T> {
+        if limit.is_zero() {
+            return operation.await;
+        }
+        let mut current = self.current.subscribe();
+        let number = *current.borrow_and_update();
+        tokio::select! {
+            biased;
+            answered = tokio::time::timeout(limit, operation) => match answered {
+                Ok(outcome) => outcome,
+                Err(_) => {
+                    self.connect_anew(number);
+                    Err(StorageError::Unavailable(format!("no answer within {limit:?}")))
+                }
+            },
+            // Somebody else got no answer: what is under way gets none either.
+            _ = current.changed() => Err(StorageError::Unavailable("its connection was left behind".to_owned())),
+        }
+    }
+
+    /// [`PostgresStorage::answered`] within the time that any operation may take.
+    async fn bounded<T>(&self, operation: impl Future<Output = Result<T>>) -> Result<T> {
+        self.answered(self.answers_within, operation).await
+    }
+
+    /// Replaces the connections that had this number, unless somebody has.
+    fn connect_anew(&self, number: u64) {
+        let mut current = self.pool.write().unwrap_or_else(PoisonError::into_inner);
+        if current.number != number || current.pool.is_closed() {
+            return;
+        }
+        tracing::warn!("the database does not answer: its connections are left behind and made anew");
+        let new = current.pool.options().clone().connect_lazy_with((*current.pool.connect_options()).clone());
+        let old = std::mem::replace(&mut *current, Pool { pool: new.clone(), number: number + 1 }).pool;
+        drop(current);
+        self.current.send_replace(number + 1);
+        // Waits for connections that may never come back.
+        tokio::spawn(async move { old.close().await });
+        let mut listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(listener) = listener.as_mut() {
+            listener.abort();
+            *listener = listen::restart(&new, self.notices.clone());
+        }
     }
 
     /// Begins a writing transaction; under a key the key's row is its first.
     async fn begin(&self) -> Result<Transaction<'static, Postgres>> {
-        let mut transaction = self.pool.begin().await.map_err(driver_error)?;
+        let mut transaction = self.open().await?;
         if let Some(keyed) = super::idempotency::unused() {
             idempotency::take(&mut transaction, &keyed).await?;
         }
@@ -274,6 +401,23 @@ impl PostgresStorage {
     }
 }
 
+/// Version, checksum and `expands` of the migrations that were applied.
+async fn applied(conn: &mut PgConnection) -> Result<Vec<(i64, String, bool)>> {
+    // The column is younger than the table.
+    let (says_more,): (bool,) = sqlx::query_as("SELECT EXISTS (SELECT 1 FROM schema_migrations WHERE version = $1)")
+        .bind(migrations::SAYS_WHAT_EXPANDS)
+        .fetch_one(&mut *conn)
+        .await
+        .map_err(driver_error)?;
+    sqlx::query_as(match says_more {
+        true => "SELECT version, checksum, expands FROM schema_migrations",
+        false => "SELECT version, checksum, FALSE FROM schema_migrations",
+    })
+    .fetch_all(conn)
+    .await
+    .map_err(driver_error)
+}
+
 /// Tells the other processes, when the transaction commits.
 async fn notify(conn: &mut PgConnection, notices: &[Notice]) -> Result<()> {
     let payloads: Vec<String> = notices.iter().filter_map(listen::payload).collect();
@@ -300,13 +444,7 @@ impl Storage for PostgresStorage {
             .fetch_one(&mut *transaction)
             .await
             .map_err(driver_error)?;
-        let mut applied: Vec<(i64, String)> = Vec::new();
-        if is_there {
-            applied = sqlx::query_as("SELECT version, checksum FROM schema_migrations")
-                .fetch_all(&mut *transaction)
-                .await
-                .map_err(driver_error)?;
-        }
+        let applied = if is_there { applied(&mut transaction).await? } else { Vec::new() };
         let missing = migrations::missing(MIGRATIONS, &applied)?.len();
         Ok(SchemaState { applied: applied.len(), missing })
     }
@@ -333,11 +471,7 @@ impl Storage for PostgresStorage {
         .execute(&mut *transaction)
         .await
         .map_err(driver_error)?;
-        let applied: Vec<(i64, String)> = sqlx::query_as("SELECT version, checksum FROM schema_migrations")
-            .fetch_all(&mut *transaction)
-            .await
-            .map_err(driver_error)?;
-        let missing = migrations::missing(MIGRATIONS, &applied)?;
+        let missing = migrations::missing(MIGRATIONS, &applied(&mut transaction).await?)?;
         for migration in &missing {
             sqlx::raw_sql(migration.sql)
                 .execute(&mut *transaction)
@@ -355,16 +489,28 @@ impl Storage for PostgresStorage {
             .await
             .map_err(driver_error)?;
         }
+        if !missing.is_empty() {
+            // All of them do: `storage::schema::migrations_only_add`.
+            let known: Vec<i64> = MIGRATIONS.iter().map(|migration| migration.version).collect();
+            sqlx::query("UPDATE schema_migrations SET expands = TRUE WHERE version = ANY ($1)")
+                .bind(known)
+                .execute(&mut *transaction)
+                .await
+                .map_err(driver_error)?;
+        }
         self.commit(transaction).await?;
         Ok(missing.len())
     }
 
     async fn ping(&self, _scope: &Scope) -> Result<()> {
-        read!(async {
-            let mut session = self.session().await?;
-            sqlx::query("SELECT 1").execute(session.conn()).await.map_err(driver_error)?;
-            Ok(())
+        self.bounded(async {
+            read!(async {
+                let mut session = self.session().await?;
+                sqlx::query("SELECT 1").execute(session.conn()).await.map_err(driver_error)?;
+                Ok(())
+            })
         })
+        .await
     }
 
     fn notices(&self) -> broadcast::Receiver<Notice> {
@@ -380,6 +526,6 @@ impl Storage for PostgresStorage {
         if let Some(listener) = listener {
             listener.abort();
         }
-        self.pool.close().await;
+        self.pool().close().await;
     }
 }

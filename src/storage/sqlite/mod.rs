@@ -34,6 +34,7 @@ mod checkpoints;
 mod crons;
 mod effects;
 mod foreign;
+mod health;
 mod idempotency;
 mod interrupts;
 mod items;
@@ -83,6 +84,7 @@ const MIGRATIONS: &[Migration] = &[
     },
     Migration { version: 14, name: "0014_cache", sql: include_str!("../../../migrations/sqlite/0014_cache.sql") },
     Migration { version: 15, name: "0015_foreign", sql: include_str!("../../../migrations/sqlite/0015_foreign.sql") },
+    Migration { version: 16, name: "0016_health", sql: include_str!("../../../migrations/sqlite/0016_health.sql") },
 ];
 
 /// Operations that may share a transaction. A bound, so that the first caller does not wait for a crowd.
@@ -439,15 +441,26 @@ async fn schema(conn: &mut SqliteConnection) -> Result<SchemaState> {
     .fetch_one(&mut *conn)
     .await
     .map_err(driver_error)?;
-    let mut applied: Vec<(i64, String)> = Vec::new();
-    if is_there {
-        applied = sqlx::query_as("SELECT version, checksum FROM schema_migrations")
-            .fetch_all(conn)
-            .await
-            .map_err(driver_error)?;
-    }
+    let applied = if is_there { applied(conn).await? } else { Vec::new() };
     let missing = migrations::missing(MIGRATIONS, &applied)?.len();
     Ok(SchemaState { applied: applied.len(), missing })
+}
+
+/// Version, checksum and `expands` of the migrations that were applied.
+async fn applied(conn: &mut SqliteConnection) -> Result<Vec<(i64, String, bool)>> {
+    // The column is younger than the table.
+    let (says_more,): (bool,) = sqlx::query_as("SELECT EXISTS (SELECT 1 FROM schema_migrations WHERE version = $1)")
+        .bind(migrations::SAYS_WHAT_EXPANDS)
+        .fetch_one(&mut *conn)
+        .await
+        .map_err(driver_error)?;
+    sqlx::query_as(match says_more {
+        true => "SELECT version, checksum, expands <> 0 FROM schema_migrations",
+        false => "SELECT version, checksum, FALSE FROM schema_migrations",
+    })
+    .fetch_all(conn)
+    .await
+    .map_err(driver_error)
 }
 
 async fn migrate(write: &mut Write) -> Result<usize> {
@@ -463,11 +476,7 @@ async fn migrate(write: &mut Write) -> Result<usize> {
     .execute(&mut write.conn)
     .await
     .map_err(driver_error)?;
-    let applied: Vec<(i64, String)> = sqlx::query_as("SELECT version, checksum FROM schema_migrations")
-        .fetch_all(&mut write.conn)
-        .await
-        .map_err(driver_error)?;
-    let missing = migrations::missing(MIGRATIONS, &applied)?;
+    let missing = migrations::missing(MIGRATIONS, &applied(&mut write.conn).await?)?;
     for migration in &missing {
         sqlx::raw_sql(migration.sql)
             .execute(&mut write.conn)
@@ -481,6 +490,14 @@ async fn migrate(write: &mut Write) -> Result<usize> {
             .execute(&mut write.conn)
             .await
             .map_err(driver_error)?;
+        // It does: `storage::schema::migrations_only_add`.
+        if migration.version >= migrations::SAYS_WHAT_EXPANDS {
+            sqlx::query("UPDATE schema_migrations SET expands = 1 WHERE version <= $1")
+                .bind(migration.version)
+                .execute(&mut write.conn)
+                .await
+                .map_err(driver_error)?;
+        }
     }
     Ok(missing.len())
 }

@@ -44,6 +44,38 @@ pub(super) async fn expect(write: &mut Write, tenant: Uuid, new: &NewRun) -> Res
     Ok(())
 }
 
+/// Expects the end of a run once more, which has ended before and was made pending again.
+pub(super) async fn expect_again(write: &mut Write, thread: ThreadKey, run_id: RunId) -> Result<()> {
+    let row = sqlx::query(
+        "SELECT r.tenant, r.codec, r.kwargs, t.name FROM runs r JOIN threads t ON t.thread_key = r.thread_key
+         WHERE r.thread_key = $1 AND r.run_id = $2",
+    )
+    .bind(thread.0)
+    .bind(run_id)
+    .fetch_one(&mut write.conn)
+    .await
+    .map_err(driver_error)?;
+    let at = Place { table: "runs", column: "kwargs", id: &run_id };
+    let kwargs = encoding::json(get(&row, "codec")?, get(&row, "kwargs")?, at)?;
+    let Some(url) = kwargs.get("webhook").and_then(|url| url.as_str().map(str::to_owned)) else { return Ok(()) };
+    sqlx::query(
+        "INSERT INTO webhooks (thread_key, run_id, tenant, thread_name, url, state, attempts, next_attempt_at, codec,
+                               created_at)
+         VALUES ($1, $2, $3, $4, $5, 'waiting', 0, 0, 0, $6)
+         ON CONFLICT (thread_key, run_id) DO UPDATE SET state = 'waiting', attempts = 0, next_attempt_at = 0",
+    )
+    .bind(thread.0)
+    .bind(run_id)
+    .bind(get::<Uuid>(&row, "tenant")?)
+    .bind(get::<String>(&row, "name")?)
+    .bind(hide_nul(&url).into_owned())
+    .bind(write.now)
+    .execute(&mut write.conn)
+    .await
+    .map_err(driver_error)?;
+    Ok(())
+}
+
 /// Makes the webhook of a run due, if it has one, before the run's row changes.
 pub(super) async fn ended(
     write: &mut Write,

@@ -75,3 +75,26 @@ async fn joining_an_unknown_run_is_an_error_event() {
         assert_eq!(frames[0].data["message"], "404: Run not found");
     }
 }
+
+#[tokio::test]
+async fn a_cursor_beyond_the_log_is_told_so() {
+    let server = TestServer::start().await;
+    let id = server.thread().await;
+    let live = server.frames("POST", &format!("/threads/{id}/runs/stream"), &[], body(json!("values"), true)).await;
+    let run = live[0].data["run_id"].as_str().expect("an id");
+    let place = format!("/threads/{id}/runs/{run}/stream?stream_mode=values");
+    let last = live.last().and_then(|frame| frame.id.clone()).expect("an id");
+    // All was heard, and all of it is there.
+    let rest = server.frames("GET", &place, &[("last-event-id", &last)], json!({})).await;
+    assert_eq!(names(&rest), [""; 0]);
+    // As a client would ask that heard more than a restored backup knows.
+    let beyond = "4000000000000-7";
+    for place in [place, format!("/threads/{id}/stream")] {
+        let mut listener = server.listen("GET", &place, &[("last-event-id", beyond)], json!({})).await;
+        let gap = listener.next().await.expect("an event");
+        assert_eq!((gap.event.as_str(), &gap.data["to"]), ("resume_gap", &json!(beyond)), "{gap:?}");
+        // From where the log ends one can go on.
+        let end = gap.id.expect("where the log ends");
+        assert!(end >= last && gap.data["from"] == json!(end), "{end} {last}");
+    }
+}

@@ -2,13 +2,14 @@
 
 use super::*;
 
-for_each_backend!(
+for_each_backend_and_pgbouncer!(
     runs_are_claimed_oldest_first_one_per_thread,
     a_delayed_run_waits_and_blocks_nobody,
     an_expired_lease_is_taken_over,
     renewing_tells_who_lost,
     releasing_is_no_attempt,
     attempts_without_progress_end_in_quarantine,
+    last_attempts_are_made_one_at_a_time,
     twenty_claimers_share_without_doubles,
 );
 
@@ -106,8 +107,9 @@ async fn attempts_without_progress_end_in_quarantine(lab: Lab) {
     start_for(storage, "t", 1, Duration::ZERO).await;
     created(storage.create_run(&TENANT, run("t", 2)).await.unwrap());
     for attempt in 2..=3 {
-        let claimed = claim_all(storage, Duration::ZERO).await;
-        let mine = claimed.iter().find(|claimed| claimed.run.run_id == id(1)).unwrap();
+        let mine = async || claim_all(storage, Duration::ZERO).await.into_iter().find(|c| c.run.run_id == id(1));
+        // The last attempt of the other one may come first, alone.
+        let mine = eventually("its turn", mine).await;
         assert_eq!(mine.run.attempts, attempt);
     }
     // Progress starts the count anew.
@@ -144,6 +146,38 @@ async fn attempts_without_progress_end_in_quarantine(lab: Lab) {
     assert_eq!(thread.status, ThreadStatus::Error);
     assert_eq!(thread.error.unwrap().message, "nul \0 inside");
     assert_eq!(find_run(storage, "t", 2).await.unwrap().error.unwrap().error, "Boom");
+}
+
+async fn last_attempts_are_made_one_at_a_time(lab: Lab) {
+    let storage = &lab.storage;
+    for (name, n) in [("a", 1), ("b", 2), ("c", 3), ("e", 5), ("f", 6)] {
+        created(storage.create_run(&TENANT, run(name, n)).await.unwrap());
+    }
+    for _ in 0..2 {
+        assert_eq!(claim_all(storage, Duration::ZERO).await.len(), 5);
+    }
+    // One of them may be what killed the process twice.
+    let first = claim_all(storage, MINUTE).await;
+    assert_eq!(ids(&first), [id(1)]);
+    assert!(claim_all(storage, MINUTE).await.is_empty());
+    assert_eq!(storage.find_stuck(&Scope::Server, Duration::ZERO, 10).await.unwrap(), [], "they wait for it");
+    created(storage.create_run(&TENANT, run("d", 4)).await.unwrap());
+    let one = storage.claim_runs(&Scope::Server, &claim(MINUTE), 3, 1).await.unwrap();
+    assert_eq!(ids(&one), [id(4)], "others do not wait");
+    // Another process dies for itself; and what is only to be told that it was cancelled kills nobody.
+    let elsewhere = Claim { worker: "worker-2".into(), lease: MINUTE };
+    let second = storage.claim_runs(&Scope::Server, &elsewhere, 3, 100).await.unwrap();
+    assert_eq!(ids(&second), [id(2)]);
+    let target = CancelTarget::Runs { thread_id: tid("f"), run_ids: vec![id(6)] };
+    let request = CancelRequest { action: CancelAction::Interrupt, actor: None, reason: None };
+    storage.cancel_runs(&TENANT, &target, &request).await.unwrap();
+    assert_eq!(ids(&claim_all(storage, MINUTE).await), [id(6)]);
+    // Progress tells that it is not this one; so does its end.
+    assert_eq!(commit(storage, head_step(first[0].lease, "c1", None)).await, CommitOutcome::Committed);
+    let third = claim_all(storage, MINUTE).await;
+    assert_eq!(ids(&third), [id(3)]);
+    finish(storage, third[0].lease).await;
+    assert_eq!(ids(&claim_all(storage, MINUTE).await), [id(5)]);
 }
 
 async fn twenty_claimers_share_without_doubles(lab: Lab) {

@@ -2,7 +2,7 @@
 
 use super::*;
 
-for_each_backend!(
+for_each_backend_and_pgbouncer!(
     a_step_commits_everything_at_once,
     a_stale_member_fails_alone,
     a_repeated_commit_changes_nothing,

@@ -6,7 +6,7 @@ use session_store::storage::idempotency::{Keyed, leads_to, part, under};
 
 use super::*;
 
-for_each_backend!(
+for_each_backend_and_pgbouncer!(
     a_key_is_committed_with_the_operation_or_not_at_all,
     a_used_key_undoes_the_operation,
     every_kind_of_write_takes_the_key,

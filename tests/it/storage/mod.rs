@@ -9,6 +9,7 @@ use session_store::storage::*;
 use sqlx::{AssertSqlSafe, Connection as _};
 use uuid::Uuid;
 
+use crate::support::pgbouncer::PgBouncer;
 use crate::support::postgres::Database;
 
 mod assistants;
@@ -20,6 +21,7 @@ mod commits;
 mod crons;
 mod effects;
 mod foreign;
+mod health;
 mod idempotency;
 mod interrupts;
 mod item_vectors;
@@ -61,7 +63,7 @@ impl Lab {
     }
 }
 
-/// Runs a test body on an SQLite file, in memory, or on Postgres, and cleans up whatever comes of it.
+/// Runs a test body on an SQLite file, in memory, or on Postgres, directly or behind PgBouncer, and cleans up whatever comes of it.
 async fn on<F, Fut>(backend: &str, body: F)
 where
     F: FnOnce(Lab) -> Fut,
@@ -78,7 +80,15 @@ where
             database.url()
         }
     };
-    let storage = connect(&url, &options()).await.unwrap();
+    let bouncer = if backend == "pgbouncer" { PgBouncer::before(&url) } else { None };
+    let storage = match (&bouncer, backend) {
+        (None, "pgbouncer") => return,
+        (Some(bouncer), _) => {
+            let options = ConnectOptions { pgbouncer: true, ..options() };
+            connect(&bouncer.url(&url), &options).await.unwrap()
+        }
+        (None, _) => connect(&url, &options()).await.unwrap(),
+    };
     storage.migrate().await.unwrap();
     let outcome = tokio::spawn(body(Lab { storage: storage.clone(), url })).await;
     storage.close().await;
@@ -113,6 +123,15 @@ macro_rules! for_each_backend {
     };
 }
 use for_each_backend;
+
+/// [`for_each_backend`], and on Postgres behind PgBouncer in transaction mode.
+macro_rules! for_each_backend_and_pgbouncer {
+    ($($name:ident),* $(,)?) => {
+        crate::storage::for_each_backend!($($name),*);
+        crate::storage::for_each_backend!(@ pgbouncer, $($name),*);
+    };
+}
+use for_each_backend_and_pgbouncer;
 
 const TENANT: Scope = Scope::Tenant(DEFAULT);
 const DEFAULT: Uuid = Uuid::nil();

@@ -2,7 +2,7 @@
 
 use super::*;
 
-for_each_backend!(
+for_each_backend_and_pgbouncer!(
     a_run_is_inserted_and_found,
     a_run_needs_its_thread_unless_it_may_make_it,
     a_run_id_is_taken_once,

@@ -181,6 +181,47 @@ fn tables(text: &str) -> Vec<(String, Vec<String>)> {
     tables
 }
 
+/// The rule of expand and contract: what a migration does to tables that are there already must not disturb the release
+/// before it, which goes on reading and writing them.
+#[test]
+fn migrations_only_add() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
+    for backend in ["postgres", "sqlite"] {
+        let mut names: Vec<_> = std::fs::read_dir(folder.join(backend)).unwrap().map(|e| e.unwrap().path()).collect();
+        names.sort();
+        assert!(names.len() >= 8);
+        for path in names {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let code =
+                text.lines().map(|line| line.split("--").next().unwrap_or_default()).collect::<Vec<_>>().join("\n");
+            let own: BTreeSet<String> = tables(&text).into_iter().map(|(table, _)| table).collect();
+            for statement in code.split(';').map(str::trim).filter(|statement| !statement.is_empty()) {
+                let words: Vec<&str> = statement.split_whitespace().collect();
+                let at = |n: usize| words.get(n).copied().unwrap_or_default();
+                let allowed = match (at(0), at(1)) {
+                    ("CREATE", "TABLE" | "INDEX" | "VIEW") => true,
+                    // Old writers know nothing of a new rule: only on tables they do not know.
+                    ("CREATE", "UNIQUE") => own.contains(at(5)),
+                    ("ALTER", "TABLE") if own.contains(at(2)) => true,
+                    // A column that old writers leave out.
+                    ("ALTER", "TABLE") => {
+                        (at(3), at(4)) == ("ADD", "COLUMN")
+                            && (!statement.contains("NOT NULL") || statement.contains("DEFAULT"))
+                            && !statement.contains(" PRIMARY ")
+                            && !statement.contains(" UNIQUE")
+                    }
+                    _ => false,
+                };
+                assert!(
+                    allowed,
+                    "{}: not an addition that the release before can live with: {statement}",
+                    path.display()
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn migrations_are_twins() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");

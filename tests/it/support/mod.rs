@@ -1,6 +1,7 @@
 //! What tests share.
 
 pub(crate) mod described;
+pub(crate) mod pgbouncer;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod receiver;

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::future::Future;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
@@ -64,7 +64,13 @@ impl Server {
     }
 
     /// Any command that serves; returns once it has said where.
-    pub(crate) fn spawn(mut command: Command) -> Server {
+    pub(crate) fn spawn(command: Command) -> Server {
+        Server::try_spawn(command).unwrap_or_else(|why| panic!("no start line: {why}"))
+    }
+
+    /// [`Server::spawn`] of one that may die before it has said anything.
+    pub(crate) fn try_spawn(mut command: Command) -> Result<Server, String> {
+        command.env("SESSION_STORE__RUNTIME__STUCK_AFTER_SECS", "10");
         let dir = tempfile::tempdir().expect("a directory for the log");
         let log = dir.path().join("stderr.log");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(File::create(&log).expect("a log file"));
@@ -83,18 +89,52 @@ impl Server {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let Ok(line) = received.recv_timeout(left) else {
-                panic!("no start line; stdout: {seen:?}, {:?}", server.child.try_wait());
+                // Reaped, and its port is unknown: there is nothing to ask it at the end.
+                let why = format!("stdout: {seen:?}, {:?}", server.child.try_wait());
+                return Err(why);
             };
             if let Some((_, url)) = line.split_once("listening on ") {
                 server.url = url.trim().replace("0.0.0.0", "127.0.0.1");
-                return server;
+                return Ok(server);
             }
             seen.push(line);
         }
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn port(&self) -> u16 {
         self.url.rsplit(':').next().and_then(|port| port.parse().ok()).expect("the start line ends with the port")
+    }
+
+    /// Fails if the server, as long as it answers, knows of a run that nothing moves. At the end of every test.
+    fn has_nothing_stuck(&self) {
+        let Ok(mut stream) = std::net::TcpStream::connect(("127.0.0.1", self.port())) else { return };
+        let mut answer = String::new();
+        let asked = stream
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .and_then(|()| stream.write_all(b"GET /ready HTTP/1.1\r\nhost: it\r\nconnection: close\r\n\r\n"))
+            .and_then(|()| stream.read_to_string(&mut answer));
+        let Some((_, rest)) = answer.split_once("\"stuck_runs\":").filter(|_| asked.is_ok()) else { return };
+        assert!(rest.starts_with('0'), "runs that nothing moves: {answer}");
+    }
+
+    /// Whether its log has a line with this text so far.
+    pub(crate) fn logged(&self, text: &str) -> bool {
+        std::fs::read_to_string(&self.log).unwrap_or_default().lines().any(|line| line.contains(text))
+    }
+
+    /// Sends a signal by name, such as STOP.
+    pub(crate) fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
+        assert!(sent.expect("kill runs").success(), "SIG{name} was sent");
+    }
+
+    /// How it ended, once it has by itself.
+    pub(crate) fn has_ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("a status")
     }
 
     /// `kill -9`, and wait until it is gone.
@@ -104,9 +144,14 @@ impl Server {
     }
 
     /// SIGTERM, and wait for the process to end by itself.
-    pub(crate) fn terminate(mut self) -> ExitStatus {
-        let sent = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().expect("kill runs");
-        assert!(sent.success(), "SIGTERM was sent");
+    pub(crate) fn terminate(self) -> ExitStatus {
+        self.has_nothing_stuck();
+        self.signal("TERM");
+        self.ends()
+    }
+
+    /// Waits for the process to end by itself, as after SIGTERM.
+    pub(crate) fn ends(mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
             if let Some(status) = self.child.try_wait().expect("a status") {
@@ -120,6 +165,12 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // Asked before it is killed; a failure is told after.
+        let stuck = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            if !self.url.is_empty() && !std::thread::panicking() && matches!(self.child.try_wait(), Ok(None)) {
+                self.has_nothing_stuck();
+            }
+        }));
         // Both fail when the process is gone already: nothing is left to do then.
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -128,6 +179,11 @@ impl Drop for Server {
             let tail: Vec<&str> = log.lines().rev().take(60).collect();
             eprintln!("--- stderr of {} ---", self.url);
             tail.iter().rev().for_each(|line| eprintln!("{line}"));
+        }
+        if let Err(panic) = stuck
+            && !std::thread::panicking()
+        {
+            std::panic::resume_unwind(panic);
         }
     }
 }

@@ -34,6 +34,15 @@ pub(crate) struct TestServer {
     _stop: DropGuard,
 }
 
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        // At the end of every test: what the detector saw last.
+        if !std::thread::panicking() && self.runtime.settings().claims {
+            assert_eq!(self.runtime.stuck_runs(), [], "runs that nothing moves");
+        }
+    }
+}
+
 /// A response, read whole.
 #[derive(Debug)]
 pub(crate) struct Answer {
@@ -308,6 +317,7 @@ pub(crate) fn runtime_settings() -> Settings {
         renew_every: Duration::from_secs(1),
         poll_every: Duration::from_millis(200),
         max_attempts: 3,
+        stuck_after: Duration::from_secs(10),
         run_timeout: Duration::from_secs(60),
         recursion_limit: 10_007,
         durability: Durability::Async,

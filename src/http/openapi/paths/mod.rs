@@ -10,6 +10,7 @@ pub(in crate::http) mod events;
 pub(in crate::http) mod foreign;
 pub(in crate::http) mod interrupts;
 pub(in crate::http) mod mcp;
+pub(in crate::http) mod quarantine;
 pub(super) mod run_body;
 pub(in crate::http) mod runs;
 pub(in crate::http) mod session;
@@ -21,7 +22,7 @@ pub(in crate::http) mod threads;
 pub(in crate::http) mod webhooks;
 
 /// The nouns by which operations are grouped.
-pub(super) const TAGS: [(&str, &str); 14] = [
+pub(super) const TAGS: [(&str, &str); 15] = [
     ("assistants", "Named configurations of graphs, in versions"),
     ("threads", "Conversations or tasks, with everything that belongs to them"),
     ("state", "The state of a thread: now, earlier, and edited"),
@@ -34,6 +35,7 @@ pub(super) const TAGS: [(&str, &str); 14] = [
     ("crons", "Runs that start on a schedule"),
     ("store", "Items: the memory that threads share"),
     ("webhooks", "Webhooks that are under way or given up"),
+    ("quarantine", "Runs that were set aside, for they killed their processes"),
     ("agents", "Assistants as tools (MCP) and as agents (A2A)"),
     ("system", "The server about itself"),
 ];

@@ -1,26 +1,37 @@
 //! The server about itself (section 3.10).
 
 use crate::http::openapi::operation::{Operation, operation};
-use crate::http::openapi::schema::{array, boolean, component, map, record, shape, string, word};
+use crate::http::openapi::schema::{array, boolean, component, map, record, shape, string, whole, word};
 
-fn health(id: &'static str, summary: &'static str) -> Operation {
+fn health(operation: Operation) -> Operation {
     let health = shape()
         .required("ok", boolean())
         .required("services", map(word(&["healthy", "unhealthy"])))
+        .sometimes("sick", array(string()).about("What is in the way"))
+        .sometimes("stuck_runs", whole().about("Runs that nothing moves, as the detector found them; 100 at most"))
         .sometimes("volatile", boolean().about("True: what is stored ends with the process"))
         .schema();
-    operation(id, summary)
-        .query("check_db", boolean().default(false), "Ask the database, too")
-        .ok(health.clone(), "The server serves")
-        .json(503, health, "It does not: it stops, or the database does not answer")
+    operation.ok(health.clone(), "The server serves").json(
+        503,
+        health,
+        "It does not: it stops, or the database does not answer",
+    )
+}
+
+fn alive(id: &'static str, summary: &'static str) -> Operation {
+    health(operation(id, summary).query("check_db", boolean().default(false), "Ask the database, too"))
 }
 
 pub(in crate::http) fn root() -> Operation {
-    health("system.root", "Health, at the root")
+    alive("system.root", "Health, at the root")
 }
 
 pub(in crate::http) fn ok() -> Operation {
-    health("system.ok", "Health")
+    alive("system.ok", "Health")
+}
+
+pub(in crate::http) fn ready() -> Operation {
+    health(operation("system.ready", "Whether requests should come here"))
 }
 
 pub(in crate::http) fn info() -> Operation {

@@ -6,22 +6,49 @@ use uuid::Uuid;
 
 use super::super::rows::{cancel_from, get, run_from};
 use super::super::threads::{delete_thread_rows, lock_thread, threads_by_key};
-use super::super::{PostgresStorage, micros, notify, now, webhooks};
+use super::super::{PostgresStorage, Session, micros, notify, now, webhooks};
 use super::run_columns;
 use crate::model::{Scope, ThreadKey};
 use crate::storage::encoding::{error_bytes, hide_nul};
 use crate::storage::rows::driver_error;
-use crate::storage::{Claim, ClaimedRun, Lease, Notice, Result, quarantined};
+use crate::storage::{Claim, ClaimedRun, Lease, Notice, Result, SUSPECT_FOR, quarantined};
 
-const CLAIM: &str = concat!(
-    "WITH clock AS MATERIALIZED (SELECT ",
-    now!(),
-    " AS now),
+/// Runs that a worker executes on their last attempt; see [`SUSPECT_FOR`].
+macro_rules! suspects {
+    ($worker:literal, $max_attempts:literal, $for:literal) => {
+        concat!(
+            "SELECT 1 FROM runs s WHERE s.status = 'running' AND s.worker = ",
+            $worker,
+            " AND s.attempts > 1 AND s.attempts = ",
+            $max_attempts,
+            " AND s.cancel_action IS NULL AND s.lease_until > ",
+            now!(),
+            " AND s.updated_at > ",
+            now!(),
+            " - ",
+            $for
+        )
+    };
+}
+
+/// A claim, of runs for which `$only` holds, too, knowing the worker's `$suspects`.
+macro_rules! claim {
+    ($only:literal, $suspects:expr) => {
+        concat!(
+            "WITH clock AS MATERIALIZED (SELECT ",
+            now!(),
+            " AS now),
+    suspects AS MATERIALIZED (",
+            $suspects,
+            "),
     waiting AS MATERIALIZED (
-        SELECT r.thread_key, r.run_id, r.created_at, r.attempts
+        SELECT r.thread_key, r.run_id, r.created_at, r.attempts,
+               (r.attempts > 0 AND r.attempts = $3 - 1 AND r.cancel_action IS NULL) AS is_last
         FROM runs r
         WHERE ($1::uuid IS NULL OR r.tenant = $1)
-          AND r.status = 'pending' AND r.run_at <= (SELECT now FROM clock)
+          AND r.status = 'pending' AND r.run_at <= (SELECT now FROM clock)",
+            $only,
+            "
           -- One run at a time per thread, oldest first: wait for the running one and for older ones due. Should a run
           -- start on the thread after this snapshot, the index runs_one_running has the last word.
           AND NOT EXISTS (SELECT 1 FROM runs o
@@ -29,23 +56,31 @@ const CLAIM: &str = concat!(
                             AND (o.status = 'running'
                               OR (o.run_at <= (SELECT now FROM clock)
                                   AND (o.created_at, o.run_id) < (r.created_at, r.run_id))))
+          AND (r.attempts = 0 OR r.attempts <> $3 - 1 OR r.cancel_action IS NOT NULL
+               OR NOT EXISTS (SELECT 1 FROM suspects))
         ORDER BY r.created_at, r.run_id LIMIT $2
         -- A run another worker is claiming is not worth waiting for.
         FOR UPDATE OF r SKIP LOCKED
     ),
     abandoned AS MATERIALIZED (
-        SELECT r.thread_key, r.run_id, r.created_at, r.attempts
+        SELECT r.thread_key, r.run_id, r.created_at, r.attempts,
+               (r.attempts > 0 AND r.attempts = $3 - 1 AND r.cancel_action IS NULL) AS is_last
         FROM runs r
         WHERE ($1::uuid IS NULL OR r.tenant = $1)
-          AND r.status = 'running' AND r.lease_until <= (SELECT now FROM clock)
+          AND r.status = 'running' AND r.lease_until <= (SELECT now FROM clock)",
+            $only,
+            "
+          AND (r.attempts = 0 OR r.attempts <> $3 - 1 OR r.cancel_action IS NOT NULL
+               OR NOT EXISTS (SELECT 1 FROM suspects))
         ORDER BY r.created_at, r.run_id LIMIT $2
         FOR UPDATE OF r SKIP LOCKED
     ),
     picked AS MATERIALIZED (
         SELECT thread_key, run_id, created_at, attempts
-        FROM (SELECT thread_key, run_id, created_at, attempts FROM waiting
-              UNION ALL
-              SELECT thread_key, run_id, created_at, attempts FROM abandoned) AS both_kinds
+        FROM (SELECT thread_key, run_id, created_at, attempts, is_last,
+                     ROW_NUMBER() OVER (PARTITION BY is_last ORDER BY created_at, run_id) AS turn
+              FROM (SELECT * FROM waiting UNION ALL SELECT * FROM abandoned) AS both_kinds) AS in_turn
+        WHERE NOT is_last OR turn = 1
         ORDER BY created_at, run_id LIMIT $2
     ),
     claimed AS (
@@ -59,11 +94,36 @@ const CLAIM: &str = concat!(
                   r.cancel_reason, r.lease_epoch, r.created_at, r.updated_at, r.actor
     )
     SELECT picked.thread_key AS picked_thread, picked.run_id AS picked_run, (r.run_id IS NOT NULL) AS is_claimed, ",
-    run_columns!(),
-    ", NULL::text AS run_usage FROM picked
+            run_columns!(),
+            ", NULL::text AS run_usage FROM picked
       LEFT JOIN claimed r ON r.thread_key = picked.thread_key AND r.run_id = picked.run_id
       LEFT JOIN threads t ON t.thread_key = picked.thread_key
       ORDER BY picked.created_at, picked.run_id"
+        )
+    };
+}
+
+const CLAIM: &str = claim!("", suspects!("$5", "$3", "$6"));
+
+/// The same of one thread, `$6`: where tables are distributed by thread, locks on several are not to be had at once.
+/// Whether there are suspects was asked before (`$7`).
+const CLAIM_OF_THREAD: &str = claim!(" AND r.thread_key = $6", "SELECT 1 WHERE $7::boolean");
+
+const HAS_SUSPECT: &str = concat!("SELECT EXISTS (", suspects!("$1", "$2", "$3"), ") AS it");
+
+/// Threads on which a claim may find something, the longest waiting first. Reads only.
+const CANDIDATES: &str = concat!(
+    "WITH clock AS MATERIALIZED (SELECT ",
+    now!(),
+    " AS now)
+    SELECT r.thread_key FROM runs r
+    WHERE ($1::uuid IS NULL OR r.tenant = $1)
+      AND ((r.status = 'pending' AND r.run_at <= (SELECT now FROM clock))
+        OR (r.status = 'running' AND r.lease_until <= (SELECT now FROM clock)))
+      AND NOT EXISTS (SELECT 1 FROM runs o
+                      WHERE o.thread_key = r.thread_key AND o.status = 'running'
+                        AND o.lease_until > (SELECT now FROM clock))
+    GROUP BY r.thread_key ORDER BY MIN(r.created_at) LIMIT $2"
 );
 
 /// Whether a claim would find anything: asked first, so that an idle server polls without writing.
@@ -90,14 +150,65 @@ impl PostgresStorage {
             session.finish().await?;
             return Ok(Vec::new());
         }
-        let rows = sqlx::query(CLAIM)
+        if !self.distributed {
+            return self.claim_of(scope, claim, max_attempts, limit, session, None).await;
+        }
+        let keys: Vec<(Uuid,)> = sqlx::query_as(CANDIDATES)
+            .bind(scope.filter())
+            .bind(limit)
+            .fetch_all(session.conn())
+            .await
+            .map_err(driver_error)?;
+        let row = sqlx::query(HAS_SUSPECT)
+            .bind(hide_nul(&claim.worker).into_owned())
+            .bind(max_attempts)
+            .bind(micros(SUSPECT_FOR))
+            .fetch_one(session.conn())
+            .await
+            .map_err(driver_error)?;
+        let mut has_suspect: bool = get(&row, "it")?;
+        session.finish().await?;
+        let mut runs: Vec<ClaimedRun> = Vec::new();
+        for (key,) in keys {
+            let session = self.session().await;
+            let claimed = match session {
+                Ok(session) => self.claim_of(scope, claim, max_attempts, 1, session, Some((key, has_suspect))).await,
+                Err(error) => Err(error),
+            };
+            match claimed {
+                Ok(claimed) => {
+                    has_suspect |= claimed.iter().any(|claimed| claimed.run.attempts == max_attempts);
+                    runs.extend(claimed);
+                }
+                // What was claimed is this process's, whatever comes after.
+                Err(_) if !runs.is_empty() => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(runs)
+    }
+
+    /// Claims runs of all threads, or of one, told whether the worker has suspects.
+    async fn claim_of(
+        &self,
+        scope: &Scope,
+        claim: &Claim,
+        max_attempts: i32,
+        limit: i64,
+        mut session: Session,
+        only: Option<(Uuid, bool)>,
+    ) -> Result<Vec<ClaimedRun>> {
+        let query = sqlx::query(if only.is_some() { CLAIM_OF_THREAD } else { CLAIM })
             .bind(scope.filter())
             .bind(limit)
             .bind(max_attempts)
             .bind(micros(claim.lease))
-            .bind(hide_nul(&claim.worker).into_owned())
-            .fetch_all(session.conn())
-            .await;
+            .bind(hide_nul(&claim.worker).into_owned());
+        let query = match only {
+            Some((key, has_suspect)) => query.bind(key).bind(has_suspect),
+            None => query.bind(micros(SUSPECT_FOR)),
+        };
+        let rows = query.fetch_all(session.conn()).await;
         let rows = match rows {
             Ok(rows) => rows,
             // Another run started on a thread since the snapshot; the next look finds what is left.
@@ -155,7 +266,7 @@ impl PostgresStorage {
         }
         // Asked again under the lock: another worker may have been here, or the run may have made progress.
         let row = sqlx::query(concat!(
-            "SELECT attempts, temporary FROM runs
+            "SELECT attempts, temporary, worker FROM runs
              WHERE thread_key = $1 AND run_id = $2 AND attempts >= $3
                AND (status = 'pending' OR (status = 'running' AND lease_until <= ",
             now!(),
@@ -168,15 +279,19 @@ impl PostgresStorage {
         .await
         .map_err(driver_error)?;
         let Some(row) = row else { return Ok(()) };
-        let error = error_bytes(&quarantined(get(&row, "attempts")?));
+        let (attempts, worker): (i32, Option<String>) = (get(&row, "attempts")?, get(&row, "worker")?);
+        let error = error_bytes(&quarantined(attempts, worker.as_deref()));
+        tracing::error!(run.id = %run_id, attempts, worker, "a run is set aside: every attempt ended without progress");
         webhooks::ended(&mut transaction, key, run_id, "error", Some(&error)).await?;
         if get(&row, "temporary")? {
             delete_thread_rows(&mut transaction, key).await?;
         } else {
             sqlx::query(concat!(
-                "UPDATE runs SET status = 'error', error = $3, lease_until = 0, updated_at = ",
+                "UPDATE runs SET status = 'error', error = $3, lease_until = 0, updated_at = clock.now,
+                                 quarantined_at = clock.now
+                 FROM (SELECT ",
                 now!(),
-                " WHERE thread_key = $1 AND run_id = $2"
+                " AS now) AS clock WHERE thread_key = $1 AND run_id = $2"
             ))
             .bind(key.0)
             .bind(run_id)

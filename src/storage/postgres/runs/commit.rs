@@ -317,9 +317,11 @@ impl PostgresStorage {
         let mut left: Vec<usize> = (0..batch.len()).collect();
         // One statement touches a thread once; a second member of the same thread goes into the next one.
         while !left.is_empty() {
+            // Of one only where tables are distributed by thread.
             let mut threads = HashSet::new();
+            let most = if self.distributed { 1 } else { usize::MAX };
             let (now, later): (Vec<usize>, Vec<usize>) =
-                left.into_iter().partition(|index| threads.insert(batch[*index].lease.thread));
+                left.into_iter().partition(|index| threads.len() < most && threads.insert(batch[*index].lease.thread));
             self.commit_members(scope, batch, &now, &mut outcomes).await?;
             left = later;
         }

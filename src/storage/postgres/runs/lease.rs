@@ -44,6 +44,17 @@ impl PostgresStorage {
         if leases.is_empty() {
             return Ok(Vec::new());
         }
+        if !self.distributed {
+            return self.renew_together(scope, leases, duration).await;
+        }
+        let mut states = Vec::with_capacity(leases.len());
+        for lease in leases {
+            states.extend(self.renew_together(scope, std::slice::from_ref(lease), duration).await?);
+        }
+        Ok(states)
+    }
+
+    async fn renew_together(&self, scope: &Scope, leases: &[Lease], duration: Duration) -> Result<Vec<LeaseState>> {
         let mut session = self.session().await?;
         let rows = sqlx::query(RENEW)
             .bind(leases.iter().map(|lease| lease.thread.0).collect::<Vec<Uuid>>())

@@ -83,37 +83,42 @@ const LIST: &str = concat!(
       ORDER BY r.created_at DESC, r.run_id DESC"
 );
 
+/// Shorter leases are for tests: they say nothing about how long an answer may take.
+const MIN_BOUNDED_LEASE: Duration = Duration::from_secs(2);
+
 #[async_trait]
 impl Runs for PostgresStorage {
     async fn create_run(&self, scope: &Scope, new: NewRun) -> Result<RunCreated> {
-        self.insert_run(scope, new).await
+        self.bounded(self.insert_run(scope, new)).await
     }
 
     async fn claim_runs(&self, scope: &Scope, claim: &Claim, max_attempts: i32, limit: i64) -> Result<Vec<ClaimedRun>> {
-        self.claim(scope, claim, max_attempts, limit).await
+        self.bounded(self.claim(scope, claim, max_attempts, limit)).await
     }
 
     async fn renew_leases(&self, scope: &Scope, leases: &[Lease], lease: Duration) -> Result<Vec<LeaseState>> {
-        self.renew(scope, leases, lease).await
+        // Soon enough for another try over other connections before the leases are gone.
+        let limit = if lease >= MIN_BOUNDED_LEASE { lease / 2 } else { Duration::ZERO };
+        self.answered(limit, self.renew(scope, leases, lease)).await
     }
 
     async fn release_run(&self, scope: &Scope, lease: &Lease) -> Result<bool> {
-        self.release(scope, lease).await
+        self.bounded(self.release(scope, lease)).await
     }
 
     async fn commit_steps(&self, scope: &Scope, batch: &[StepCommit]) -> Result<Vec<CommitOutcome>> {
         match batch {
-            [step] if *scope == Scope::Server => Ok(vec![self.commit_in_group(step.clone()).await?]),
-            batch => self.commit_batch(scope, batch).await,
+            [step] if *scope == Scope::Server => Ok(vec![self.bounded(self.commit_in_group(step.clone())).await?]),
+            batch => self.bounded(self.commit_batch(scope, batch)).await,
         }
     }
 
     async fn rollback_run(&self, scope: &Scope, lease: &Lease, thread_status: ThreadStatus) -> Result<CommitOutcome> {
-        self.roll_back(scope, lease, thread_status).await
+        self.bounded(self.roll_back(scope, lease, thread_status)).await
     }
 
     async fn commit_state(&self, scope: &Scope, change: StateCommit) -> Result<StateOutcome> {
-        self.change_state(scope, &change).await
+        self.bounded(self.change_state(scope, &change)).await
     }
 
     async fn cancel_runs(
@@ -122,21 +127,24 @@ impl Runs for PostgresStorage {
         target: &CancelTarget,
         request: &CancelRequest,
     ) -> Result<Vec<Cancelled>> {
-        self.cancel(scope, target, request).await
+        self.bounded(self.cancel(scope, target, request)).await
     }
 
     async fn find_run(&self, scope: &Scope, thread_id: &ThreadId, run_id: RunId) -> Result<Option<Run>> {
-        read!(async {
-            let mut session = self.session().await?;
-            let row = sqlx::query(FIND)
-                .bind(thread_id.key(scope.tenant()).0)
-                .bind(run_id)
-                .bind(scope.filter())
-                .fetch_optional(session.conn())
-                .await
-                .map_err(driver_error)?;
-            row.as_ref().map(run_from).transpose()
+        self.bounded(async {
+            read!(async {
+                let mut session = self.session().await?;
+                let row = sqlx::query(FIND)
+                    .bind(thread_id.key(scope.tenant()).0)
+                    .bind(run_id)
+                    .bind(scope.filter())
+                    .fetch_optional(session.conn())
+                    .await
+                    .map_err(driver_error)?;
+                row.as_ref().map(run_from).transpose()
+            })
         })
+        .await
     }
 
     async fn locate_run(&self, scope: &Scope, run_id: RunId) -> Result<Option<Run>> {
@@ -184,11 +192,11 @@ impl Runs for PostgresStorage {
     }
 
     async fn delete_run(&self, scope: &Scope, thread_id: &ThreadId, run_id: RunId) -> Result<Option<bool>> {
-        self.delete_ended_run(scope, thread_id, run_id).await
+        self.bounded(self.delete_ended_run(scope, thread_id, run_id)).await
     }
 
     async fn append_events(&self, scope: &Scope, lease: &Lease, events: &[StoredEvent]) -> Result<CommitOutcome> {
-        self.append(scope, lease, events).await
+        self.bounded(self.append(scope, lease, events)).await
     }
 
     async fn read_events(

@@ -10,7 +10,7 @@ use super::run_columns;
 use crate::model::{Scope, ThreadKey};
 use crate::storage::encoding::{error_bytes, hide_nul};
 use crate::storage::rows::driver_error;
-use crate::storage::{Claim, ClaimedRun, Lease, Notice, Result, StorageError, quarantined};
+use crate::storage::{Claim, ClaimedRun, Lease, Notice, Result, SUSPECT_FOR, StorageError, quarantined};
 
 /// Runs that may be claimed at the time `$2`.
 macro_rules! claimable {
@@ -46,14 +46,18 @@ pub(super) async fn claim_runs(
     max_attempts: i32,
     limit: i64,
 ) -> Result<Vec<ClaimedRun>> {
+    let mut has_suspect = has_suspect(write, &claim.worker, max_attempts).await?;
     let picked = sqlx::query(concat!(
-        "SELECT r.thread_key, r.run_id, r.attempts, r.temporary ",
+        "SELECT r.thread_key, r.run_id, r.attempts, r.temporary, r.worker,
+                (r.attempts > 0 AND r.attempts = $4 - 1 AND r.cancel_action IS NULL) AS is_last ",
         claimable!(),
-        " ORDER BY r.created_at, r.run_id LIMIT $3"
+        " AND NOT ($5 AND is_last) ORDER BY r.created_at, r.run_id LIMIT $3"
     ))
     .bind(scope.filter())
     .bind(write.now)
     .bind(limit)
+    .bind(max_attempts)
+    .bind(has_suspect)
     .fetch_all(&mut write.conn)
     .await
     .map_err(driver_error)?;
@@ -62,12 +66,36 @@ pub(super) async fn claim_runs(
         let (key, run_id): (Uuid, Uuid) = (get(&row, "thread_key")?, get(&row, "run_id")?);
         let attempts: i32 = get(&row, "attempts")?;
         if attempts >= max_attempts {
-            quarantine(write, ThreadKey(key), run_id, attempts, get(&row, "temporary")?).await?;
+            let error = error_bytes(&quarantined(attempts, get::<Option<String>>(&row, "worker")?.as_deref()));
+            tracing::error!(run.id = %run_id, attempts, "a run is set aside: every attempt ended without progress");
+            quarantine(write, ThreadKey(key), run_id, &error, get(&row, "temporary")?).await?;
         } else {
+            let is_last: bool = get(&row, "is_last")?;
+            if is_last && has_suspect {
+                continue;
+            }
+            has_suspect |= is_last;
             claimed.push(claim_one(write, scope, &claim, ThreadKey(key), run_id).await?);
         }
     }
     Ok(claimed)
+}
+
+/// Whether this worker executes a run on its last attempt; see [`SUSPECT_FOR`].
+async fn has_suspect(write: &mut Write, worker: &str, max_attempts: i32) -> Result<bool> {
+    let row = sqlx::query(
+        "SELECT EXISTS (SELECT 1 FROM runs
+                        WHERE status = 'running' AND worker = $1 AND attempts > 1 AND attempts = $2
+                          AND cancel_action IS NULL AND lease_until > $3 AND updated_at > $3 - $4) AS it",
+    )
+    .bind(hide_nul(worker).into_owned())
+    .bind(max_attempts)
+    .bind(write.now)
+    .bind(micros(SUSPECT_FOR))
+    .fetch_one(&mut write.conn)
+    .await
+    .map_err(driver_error)?;
+    get(&row, "it")
 }
 
 async fn claim_one(write: &mut Write, scope: Scope, claim: &Claim, key: ThreadKey, run_id: Uuid) -> Result<ClaimedRun> {
@@ -108,19 +136,18 @@ async fn claim_one(write: &mut Write, scope: Scope, claim: &Claim, key: ThreadKe
 }
 
 /// Ends a run that was attempted too often without progress.
-async fn quarantine(write: &mut Write, key: ThreadKey, run_id: Uuid, attempts: i32, temporary: bool) -> Result<()> {
-    let error = error_bytes(&quarantined(attempts));
-    webhooks::ended(write, key, run_id, "error", Some(&error)).await?;
+async fn quarantine(write: &mut Write, key: ThreadKey, run_id: Uuid, error: &[u8], temporary: bool) -> Result<()> {
+    webhooks::ended(write, key, run_id, "error", Some(error)).await?;
     if temporary {
         delete_thread_rows(&mut write.conn, key).await?;
     } else {
         sqlx::query(
-            "UPDATE runs SET status = 'error', error = $3, lease_until = 0, updated_at = $4
+            "UPDATE runs SET status = 'error', error = $3, lease_until = 0, updated_at = $4, quarantined_at = $4
              WHERE thread_key = $1 AND run_id = $2",
         )
         .bind(key.0)
         .bind(run_id)
-        .bind(&error)
+        .bind(error)
         .bind(write.now)
         .execute(&mut write.conn)
         .await
@@ -131,7 +158,7 @@ async fn quarantine(write: &mut Write, key: ThreadKey, run_id: Uuid, attempts: i
              WHERE thread_key = $1",
         )
         .bind(key.0)
-        .bind(&error)
+        .bind(error)
         .bind(write.now)
         .execute(&mut write.conn)
         .await
