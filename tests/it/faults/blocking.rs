@@ -1,0 +1,47 @@
+//! Nodes that hold their threads: what keeps leases, requests and stops going is not on those threads.
+
+use super::*;
+use crate::support::process::{Database, number};
+
+#[tokio::test]
+async fn leases_are_renewed_while_nodes_block_every_node_thread() {
+    let Some(database) = Database::create("blocking").await else { return };
+    let traces = tempfile::tempdir().expect("a directory");
+    // Long leases, renewed often: what is waited for comes soon, and a busy machine takes nothing over.
+    let settings = [("RUNTIME__LEASE_SECS", "60"), ("RUNTIME__RENEW_SECS", "0.5")];
+    let owner = server(&database.url, traces.path(), &settings);
+    // As many as the server has threads for nodes (`runtime::nodes`).
+    let threads = std::thread::available_parallelism().map_or(4, |n| (n.get() * 2).max(4));
+    let mut runs = Vec::new();
+    for n in 0..threads {
+        let name = format!("block{n}");
+        runs.push(start(&owner, &name, "fault", json!({"how": "block", "name": name})).await);
+    }
+    let all_block = async || {
+        let blocked = (0..threads).filter(|n| started(traces.path(), &format!("block{n}")) == 1).count();
+        Some(()).filter(|()| blocked == threads)
+    };
+    eventually("every thread is blocked", PATIENCE, all_block).await;
+    // Somebody who would take over what is not kept.
+    let heir = server(&database.url, traces.path(), &settings);
+    // Three times, as nothing that was under way before could have done it.
+    for _ in 0..3 {
+        let sql = "SELECT MAX(lease_until)::bigint FROM runs WHERE status = 'running'";
+        let before = number(&database.url, sql).await;
+        let renewed = async || {
+            let sql = "SELECT COALESCE(MIN(lease_until), 0)::bigint FROM runs WHERE status = 'running'";
+            Some(number(&database.url, sql).await).filter(|until| *until > before)
+        };
+        eventually("all leases are renewed", PATIENCE, renewed).await;
+    }
+    // A stop does not wait for the node: its thread is still blocked when the run has ended.
+    post(&format!("{}/cancel?wait=true", runs[0]), json!({})).await;
+    assert_eq!(ended(&owner, &runs[0]).await, "interrupted");
+    std::fs::write(traces.path().join("go on"), "").expect("written");
+    for run in &runs[1..] {
+        assert_eq!(ended(&heir, run).await, "success");
+    }
+    for n in 0..threads {
+        assert_eq!(started(traces.path(), &format!("block{n}")), 1, "nobody took it over");
+    }
+}
