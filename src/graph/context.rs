@@ -237,6 +237,10 @@ impl Context {
     }
 
     /// Runs another graph inside this node, with the node's thread and checkpoints.
+    ///
+    /// # Errors
+    /// The graph's failure; or control flow, to be passed on with `?`: a question of the graph, a stop of the run, or a
+    /// Command the graph gave for the graph around it, which becomes this node's output.
     pub async fn call(&self, graph: &Graph, input: Json) -> Result<Json, NodeError> {
         let index = self.calls.fetch_add(1, Ordering::Relaxed);
         self.host.call(index, graph, input).await

@@ -39,7 +39,8 @@ pub enum NodeError {
     Failed(EngineError),
     /// Control flow, not a failure: an [`Context::interrupt`] without an answer. Pass it on with `?`.
     Interrupted,
-    /// Control flow: a Command for the graph that hosts this one.
+    /// Control flow: a Command for the graph that hosts this one, or one that has come out of a graph this node called
+    /// (no longer marked [`Command::parent`]) and ends the node as its output. Pass it on with `?`.
     Parent(Box<Command>),
     /// The run was cancelled while the node waited. Pass it on with `?`.
     Cancelled,

@@ -440,6 +440,10 @@ impl Site {
         let tasks = if core.usage.is_idle() { HashSet::new() } else { core.execution.task_ids() };
         let stopped = core.execution.after_tick(&mut new_id, &mut effects);
         core.usage.apply(&tasks, &mut effects, is_exit);
+        if stopped.is_ok() && self.is_root() {
+            // A plain answer is for a question of the checkpoint it was given at, or of a graph in one of its tasks.
+            lock(&self.shared.plain_answer).take();
+        }
         let mut held = std::mem::take(&mut core.held);
         if stopped.is_ok() {
             self.shared.take(&self.run.ns, &mut held);
@@ -886,11 +890,11 @@ async fn run_job(
         let result = one_attempt(&shared, &graph, &job, &around, &host, &policies, attempt).await;
         match result {
             Ok(output) => break End::Task(TaskEnd::Output(output)),
-            Err(NodeError::Parent(command)) if graph.inner.subgraphs.contains_key(name) => {
-                // A Command from the graph that is this node: the node's own output here (section 1.6). The graph did
-                // not end by itself, and neither did the node.
+            Err(NodeError::Parent(command)) if !command.parent => {
+                // A Command from a graph inside: the node's own output here (section 1.6). The graph did not end by
+                // itself, and neither did the node.
                 *lock(&host.chain) = None;
-                break End::Task(TaskEnd::Output(Output::Command(Command { parent: false, ..*command })));
+                break End::Task(TaskEnd::Output(Output::Command(*command)));
             }
             Err(NodeError::Parent(command)) => break End::Parent(command),
             Err(NodeError::Interrupted) => {

@@ -14,6 +14,7 @@ use super::shared::{Shared, lock};
 use super::turns::rounds;
 use super::usage::Report;
 use super::{ItemSearch, PutItem, RuntimeError};
+use crate::engine::command::Command;
 use crate::engine::execution::{Input, Job};
 use crate::engine::ids;
 use crate::engine::step::Task;
@@ -158,7 +159,8 @@ impl TaskHost {
                 Ok(Json::from(&fields))
             }
             GraphEnd::Failed(error) => Err(NodeError::Failed(error)),
-            GraphEnd::Parent(command) => Err(NodeError::Parent(command)),
+            // Has arrived: the graph of this task is the one it is for.
+            GraphEnd::Parent(command) => Err(NodeError::Parent(Box::new(Command { parent: false, ..*command }))),
             GraphEnd::Interrupted(list) => {
                 let mut answers = lock(&self.answers);
                 answers.pending = list;

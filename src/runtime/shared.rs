@@ -61,7 +61,7 @@ pub(crate) struct Shared {
     pub(crate) drain: Mutex<Option<String>>,
     /// The process is going down: stop after this superstep, another worker continues.
     pub(crate) hand_over: CancellationToken,
-    /// The plain answer of the run's Command, until a question takes it.
+    /// The plain answer given at the root graph's checkpoint, until a question takes it or the superstep is over.
     pub(crate) plain_answer: Mutex<Option<Json>>,
     /// A question took it: to be noted with the root graph's records.
     pub(crate) plain_spent: AtomicBool,

@@ -208,13 +208,14 @@ impl Execution {
                 return Err(EngineError::invalid_update(format!("Expected dict, got {value}")));
             }
         }
-        let replaces = command.resume.is_some() && self.null_resume().is_some();
+        let replaces = self.null_resume().is_some();
         if writes.is_empty() && plain.is_none() && !replaces {
             return Ok(());
         }
         let mut null = self.records.remove(special::NULL_TASK).map_or_else(TaskRecord::null, Arc::unwrap_or_clone);
-        // Also answers by id replace a plain one that was refused.
-        null.writes.retain(|(channel, _)| command.resume.is_none() || &**channel != special::RESUME);
+        // A plain answer that no question took is not for what a later Command starts; and answers by id replace one that
+        // was refused.
+        null.remove(special::RESUME);
         null.writes.extend(writes);
         if let Some(plain) = plain {
             null.writes.push((special::RESUME.into(), plain));
