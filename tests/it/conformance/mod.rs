@@ -110,6 +110,16 @@ async fn written_scenarios_are_as_in_langgraph_on_postgres() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn corner_scenarios_are_as_in_langgraph_on_sqlite() {
+    on_sqlite("corners.jsonl.gz").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn corner_scenarios_are_as_in_langgraph_on_postgres() {
+    on_postgres("corners.jsonl.gz").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn random_scenarios_are_as_in_langgraph_on_sqlite() {
     on_sqlite("random.jsonl.gz").await;
 }
