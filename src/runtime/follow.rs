@@ -63,6 +63,8 @@ impl Runtime {
         let mut last = follow.after;
         let resumable = follow.after.is_some();
         let (run_id, thread) = (follow.run.run_id, follow.run.thread_key);
+        // What is told here follows on what this listener has: nobody else executed the run in between.
+        let mut is_gapless = !resumable || self.inner.is_executing(run_id);
         if let Some(after) = follow.after
             && self.replay(&follow, after, &mut last, sender).await?
         {
@@ -77,6 +79,13 @@ impl Runtime {
             tokio::select! {
                 heard = follow.receiver.hear() => match heard {
                     Heard::Event(event) => {
+                        if let Some(after) = last.filter(|_| !is_gapless && event.id.is_some()) {
+                            // The run came here from another process. What that one told is in the log, and so is this.
+                            is_gapless = true;
+                            if self.replay(&follow, after, &mut last, sender).await? {
+                                return Ok(Pumped::Left);
+                            }
+                        }
                         if event.id.is_some_and(|id| last.is_some_and(|last| id <= last)) {
                             continue;
                         }
@@ -108,18 +117,21 @@ impl Runtime {
                             return Ok(Pumped::Ended);
                         }
                         // Handed over to another worker: listen on.
+                        is_gapless = false;
                         follow.live = self.inner.hub.run(follow.run.run_id);
                         follow.receiver = follow.live.subscribe(resumable);
                     }
                 },
                 () = sender.closed() => return Ok(Pumped::Left),
                 () = wait_for_notice(&mut notices, run_id, thread), if !is_here => {
+                    // Asked before the log is read: what an ended run told is all there.
+                    let has_ended = !self.is_active(&follow).await? && !self.inner.is_executing(follow.run.run_id);
                     if let Some(after) = last
                         && self.replay(&follow, after, &mut last, sender).await?
                     {
                         return Ok(Pumped::Left);
                     }
-                    if !self.is_active(&follow).await? && !self.inner.is_executing(follow.run.run_id) {
+                    if has_ended {
                         while let Some(event) = follow.receiver.try_hear() {
                             let is_new = event.id.is_none_or(|id| last.is_none_or(|last| id > last));
                             if is_new && !is_record(&event.name) && sender.send(event).await.is_err() {
