@@ -46,6 +46,7 @@ pub(crate) fn read(
         resumable: body.bool("stream_resumable")?.unwrap_or(false),
         durability: Durability::default(),
         protocol: false,
+        heard_by: None,
     };
     let after = body.number("after_seconds", 0.0..=MAX_AFTER_SECONDS)?.unwrap_or(0.0);
     let strategies = ["enqueue", "reject", "interrupt", "rollback"];

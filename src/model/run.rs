@@ -227,6 +227,9 @@ pub struct RunKwargs {
     /// Started by a command of protocol v2: legacy streams show its events in that form (contract section 5.3).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub protocol: bool,
+    /// The process whose caller hears it, where there are several: others store what it tells. Not shown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heard_by: Option<Uuid>,
 }
 
 /// A run row.

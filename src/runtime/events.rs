@@ -1,4 +1,5 @@
-//! What one run tells: gives events their ids and sends them to listeners, through the log if the run is resumable.
+//! What one run tells: gives events their ids and sends them to listeners, through the log if the run is resumable,
+//! or if somebody in another process listens.
 
 use std::sync::{Arc, Mutex};
 
@@ -47,7 +48,7 @@ impl Events {
 
     /// Tells an event. Stored ones reach listeners once they are committed.
     pub(crate) fn tell(&self, name: String, data: Json) {
-        if self.stored {
+        if self.is_stored() {
             return self.store(name, data, None, false);
         }
         self.tell_thread(&name, &data);
@@ -55,7 +56,7 @@ impl Events {
     }
 
     pub(crate) fn is_stored(&self) -> bool {
-        self.stored
+        self.stored || self.live.is_wanted()
     }
 
     /// Stores an event, in `stored` form if that differs, then sends it. `hold`: it refers to rows that are not queued
@@ -99,16 +100,14 @@ impl Events {
     /// Records in the log that the run began here, and tells `metadata`.
     pub(crate) fn began(&self, graph_id: &str, kwargs: &RunKwargs, attempt: u32) {
         let data = json!({"graph_id": graph_id, "modes": kwargs.stream_mode, "protocol": kwargs.protocol});
-        self.record(RUN_BEGAN, &Json::from(data));
+        self.record(self.is_stored(), RUN_BEGAN, &Json::from(data));
         let metadata = json!({"run_id": self.run_id, "attempt": attempt});
         self.tell("metadata".to_owned(), Json::from(metadata));
     }
 
     /// Records how the run ends: in the log before the commit that ends it (and with it), to others after it.
-    pub(crate) fn ended(&self, is_committed: bool, status: RunStatus, rest: ThreadStatus, error: Option<&ErrorInfo>) {
-        if self.stored == is_committed {
-            return;
-        }
+    pub(crate) fn ended(&self, stored: bool, end: &RunOutcome<'_>) {
+        let RunOutcome { status, rest, error, result } = *end;
         // Nothing that was told stays behind.
         self.push(StepRows::default(), |_| false, true);
         let outcome = Outcome::of(status, rest);
@@ -116,16 +115,30 @@ impl Events {
         if let Some(error) = error.filter(|_| outcome == Outcome::Failed) {
             data["error"] = json!(error.message);
         }
-        self.record(RUN_ENDED, &Json::from(data));
+        if let Some(result) = result.filter(|_| stored) {
+            data["result"] = json!(result);
+        }
+        self.record(stored, RUN_ENDED, &Json::from(data));
     }
 
-    fn record(&self, name: &str, data: &Json) {
-        if self.stored {
+    fn record(&self, stored: bool, name: &str, data: &Json) {
+        if stored {
             self.store(name.to_owned(), data.clone(), None, false);
         } else {
             self.tell_thread(name, data);
         }
     }
+}
+
+/// How a run ends.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RunOutcome<'a> {
+    pub(crate) status: RunStatus,
+    /// What the thread rests at.
+    pub(crate) rest: ThreadStatus,
+    pub(crate) error: Option<&'a ErrorInfo>,
+    /// What `wait` answers, for one who waits in another process.
+    pub(crate) result: Option<&'a Json>,
 }
 
 /// How a run ended, in the words of protocol v2.

@@ -8,11 +8,12 @@ use serde_json::json;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
+use uuid::Uuid;
 
 use super::live::{Heard, Listener, LiveRun};
 use super::log;
 use super::{EventStream, Runtime, RuntimeError};
-use crate::model::event::is_record;
+use crate::model::event::{RUN_ENDED, is_record};
 use crate::model::{CancelAction, Event, EventId, Json, Run, RunId, Scope, ThreadId, ThreadKey};
 use crate::storage::{CancelRequest, Notice};
 
@@ -20,6 +21,8 @@ use crate::storage::{CancelRequest, Notice};
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Stored events read at once.
 const PAGE: i64 = 100;
+/// Looks between two requests to be told what a run elsewhere does.
+const ASK_EVERY: u32 = 10;
 /// Events a listener may be behind before the pump waits for it.
 const BUFFER: usize = 256;
 
@@ -32,6 +35,28 @@ pub(crate) struct Follow {
     /// Stored events after this id come first.
     pub(crate) after: Option<EventId>,
     pub(crate) cancel_on_disconnect: bool,
+    /// The run's temporary thread stays until this listener has read it.
+    pub(crate) is_last_reader: bool,
+}
+
+impl Follow {
+    fn is_resumable(&self) -> bool {
+        self.run.kwargs.get("resumable").is_some_and(|flag| flag.value() == true)
+    }
+
+    /// Whether another process tells what this listener wants only if it is asked to.
+    fn must_ask(&self, process: Uuid) -> bool {
+        let heard_by = self.run.kwargs.get("heard_by").and_then(|by| by.as_str().and_then(|by| by.parse().ok()));
+        !self.is_resumable() && heard_by != Some(process)
+    }
+
+    /// Sends an event; true when the listener has left. Only resumable runs show ids: nothing else can be resumed by them.
+    async fn send(&self, sender: &mpsc::Sender<Event>, mut event: Event) -> bool {
+        if !self.is_resumable() {
+            event.id = None;
+        }
+        sender.send(event).await.is_err()
+    }
 }
 
 impl Runtime {
@@ -41,10 +66,11 @@ impl Runtime {
         let runtime = self.clone();
         tokio::spawn(async move {
             let (scope, thread, run_id) = (follow.scope, follow.run.thread_id.clone(), follow.run.run_id);
-            let cancel = follow.cancel_on_disconnect;
+            let (cancel, is_last_reader) = (follow.cancel_on_disconnect, follow.is_last_reader);
             let outcome = runtime.pump(follow, &sender).await;
             runtime.inner.hub.release(run_id);
             match outcome {
+                Ok(Pumped::Ended) if is_last_reader => runtime.forget_thread(&scope, &thread),
                 Ok(Pumped::Ended) => {}
                 Ok(Pumped::Left) if cancel => {
                     let reason = Some("the client went away".to_owned());
@@ -61,10 +87,14 @@ impl Runtime {
     async fn pump(&self, mut follow: Follow, sender: &mpsc::Sender<Event>) -> Result<Pumped, RuntimeError> {
         let mut notices = self.storage().notices();
         let mut last = follow.after;
-        let resumable = follow.after.is_some();
+        let is_logged = follow.after.is_some();
+        // Something was told that no log has.
+        let mut is_unstored = false;
+        let must_ask = is_logged && self.storage().is_shared() && follow.must_ask(self.inner.process);
+        let mut looks: u32 = 0;
         let (run_id, thread) = (follow.run.run_id, follow.run.thread_key);
         // What is told here follows on what this listener has: nobody else executed the run in between.
-        let mut is_gapless = !resumable || self.inner.is_executing(run_id);
+        let mut is_gapless = !is_logged || self.inner.is_executing(run_id);
         if let Some(after) = follow.after
             && self.replay(&follow, after, &mut last, sender).await?
         {
@@ -76,10 +106,17 @@ impl Runtime {
         }
         loop {
             let is_here = self.inner.is_executing(follow.run.run_id);
+            if must_ask && !is_here && looks.is_multiple_of(ASK_EVERY) {
+                // Whoever executes it may have changed, or not have heard it.
+                if let Err(error) = self.storage().want_run(run_id).await {
+                    tracing::debug!(run.id = %run_id, %error, "could not ask for the events of a run");
+                }
+                looks = 1;
+            }
             tokio::select! {
                 heard = follow.receiver.hear() => match heard {
                     Heard::Event(event) => {
-                        if let Some(after) = last.filter(|_| !is_gapless && event.id.is_some()) {
+                        if let Some(after) = last.filter(|_| !is_gapless) {
                             // The run came here from another process. What that one told is in the log, and so is this.
                             is_gapless = true;
                             if self.replay(&follow, after, &mut last, sender).await? {
@@ -89,17 +126,15 @@ impl Runtime {
                         if event.id.is_some_and(|id| last.is_some_and(|last| id <= last)) {
                             continue;
                         }
+                        is_unstored |= event.id.is_none();
                         last = event.id.or(last);
-                        if is_record(&event.name) {
-                            continue;
-                        }
-                        if sender.send(event).await.is_err() {
+                        if !is_record(&event.name) && follow.send(sender, event).await {
                             return Ok(Pumped::Left);
                         }
                     }
                     Heard::Lagged => {
-                        let is_stored = follow.run.kwargs.get("resumable").is_some_and(|stored| stored.value() == true);
-                        let Some(after) = last.or(is_stored.then_some(EventId(0))) else {
+                        let start = last.or(follow.is_resumable().then_some(EventId(0)));
+                        let Some(after) = start.filter(|_| !is_unstored) else {
                             // Nothing to catch up from: said aloud, so that nobody takes the cut for the end.
                             let _ = sender.send(lagged(run_id)).await;
                             return Ok(Pumped::Ended);
@@ -111,7 +146,7 @@ impl Runtime {
                     }
                     Heard::Closed => {
                         if follow.live.result.get().is_some() || !self.is_active(&follow).await? {
-                            if let Some(after) = last.filter(|_| resumable) {
+                            if let Some(after) = last.filter(|_| is_logged) {
                                 self.replay(&follow, after, &mut last, sender).await?;
                             }
                             return Ok(Pumped::Ended);
@@ -119,11 +154,12 @@ impl Runtime {
                         // Handed over to another worker: listen on.
                         is_gapless = false;
                         follow.live = self.inner.hub.run(follow.run.run_id);
-                        follow.receiver = follow.live.subscribe(resumable);
+                        follow.receiver = follow.live.subscribe(follow.is_resumable());
                     }
                 },
                 () = sender.closed() => return Ok(Pumped::Left),
                 () = wait_for_notice(&mut notices, run_id, thread), if !is_here => {
+                    looks += 1;
                     // Asked before the log is read: what an ended run told is all there.
                     let has_ended = !self.is_active(&follow).await? && !self.inner.is_executing(follow.run.run_id);
                     if let Some(after) = last
@@ -134,7 +170,7 @@ impl Runtime {
                     if has_ended {
                         while let Some(event) = follow.receiver.try_hear() {
                             let is_new = event.id.is_none_or(|id| last.is_none_or(|last| id > last));
-                            if is_new && !is_record(&event.name) && sender.send(event).await.is_err() {
+                            if is_new && !is_record(&event.name) && follow.send(sender, event).await {
                                 return Ok(Pumped::Left);
                             }
                         }
@@ -164,11 +200,17 @@ impl Runtime {
             let page = log::restore(self.storage(), &follow.scope, follow.run.thread_key, page).await?;
             for stored in page {
                 *last = Some(stored.id);
+                if stored.name == RUN_ENDED
+                    && let Some(result) = stored.data.get("result")
+                {
+                    // Who executed it elsewhere says what `wait` answers.
+                    let _ = follow.live.result.set(result);
+                }
                 if is_record(&stored.name) {
                     continue;
                 }
                 let event = Event { id: Some(stored.id), run_id: stored.run_id, name: stored.name, data: stored.data };
-                if sender.send(event).await.is_err() {
+                if follow.send(sender, event).await {
                     return Ok(true);
                 }
             }
@@ -183,12 +225,24 @@ impl Runtime {
         Ok(run.is_some_and(|run| run.status.is_active()))
     }
 
-    /// Returns when the run is no longer active; at once if it is not.
+    /// Where a listener to what comes from now on begins to read the log; `None` if this process executes the run, and
+    /// tells it itself.
+    pub(super) async fn end_of_log(&self, scope: &Scope, run: &Run) -> Result<Option<EventId>, RuntimeError> {
+        if self.inner.is_executing(run.run_id) || !self.storage().is_shared() {
+            return Ok(None);
+        }
+        let thread = self.storage().find_thread(scope, &run.thread_id).await?;
+        Ok(Some(EventId(thread.map_or(0, |thread| thread.last_event))))
+    }
+
+    /// Returns when the run is no longer active; at once if it is not. What `wait` answers, if it is known; with `hear`
+    /// another process that executes the run is asked for it.
     pub(crate) async fn wait_for_end(
         &self,
         scope: &Scope,
         thread: &ThreadId,
         run_id: RunId,
+        hear: bool,
     ) -> Result<Option<Json>, RuntimeError> {
         let live = self.inner.hub.run(run_id);
         let receiver = live.subscribe(false);
@@ -198,13 +252,15 @@ impl Runtime {
             return Ok(None);
         };
         if run.status.is_active() {
+            let after = if hear { self.end_of_log(scope, &run).await? } else { None };
             let follow = Follow {
                 scope: *scope,
                 run,
                 live: Arc::clone(&live),
                 receiver,
-                after: None,
+                after,
                 cancel_on_disconnect: false,
+                is_last_reader: false,
             };
             let mut events = self.follow(follow);
             while events.next().await.is_some() {}

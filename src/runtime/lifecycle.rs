@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::chain_events;
 use super::commit::Committer;
-use super::events::Events;
+use super::events::{Events, RunOutcome};
 use super::executor::{GraphEnd, GraphRun, Root, RootEnd, run_root};
 use super::live::LiveRun;
 use super::persist::Reader;
@@ -71,11 +71,15 @@ impl Runtime {
     /// Executes a claimed run to its end, or until it is handed over or its lease is lost.
     pub(crate) async fn execute_run(&self, claimed: ClaimedRun, active: Active, announce: bool) {
         let run_id = claimed.run.run_id;
-        let live = self.inner.hub.run(run_id);
+        let live = self.inner.hub.begin(run_id);
         let committer = Committer::spawn(self.storage().clone(), Arc::clone(&live), active.clone());
         let attempt = u32::try_from(claimed.run.attempts).unwrap_or(1).max(1);
         tracing::debug!(run.id = %run_id, thread.id = %claimed.run.thread_id, attempt, "run starts");
         let kwargs = claimed.run.kwargs.decode::<RunKwargs>();
+        let heard_by = kwargs.as_ref().ok().and_then(|kwargs| kwargs.heard_by);
+        if heard_by.is_some_and(|process| process != self.inner.process) {
+            live.want();
+        }
         let events = Arc::new(Events::new(
             &claimed,
             kwargs.as_ref().is_ok_and(|kwargs| kwargs.resumable),
@@ -118,13 +122,19 @@ impl Runtime {
             Outcome::Ended(ending) => {
                 let (status, result) = (ending.status, ending.result);
                 let (rest, error) = (ending.thread_status, ending.error.clone());
-                events.ended(false, status, rest, error.as_ref());
+                let is_stored = events.is_stored();
+                let heard = live.is_wanted().then_some(&result);
+                let end = RunOutcome { status, rest, error: error.as_ref(), result: heard };
+                // In the log before the commit that ends it, and with it; to others after it.
+                if is_stored {
+                    events.ended(true, &end);
+                }
                 let has_webhook = claimed.run.kwargs.get("webhook").is_some_and(|url| !url.is_null());
                 let webhook = has_webhook.then(|| WebhookEnd {
                     values: ending.values.map(|values| without_questions(&values)),
                     started_at: claimed.run.updated_at,
                 });
-                let end = RunEnd {
+                let committed = RunEnd {
                     status,
                     error: ending.error,
                     thread_status: ending.thread_status,
@@ -132,8 +142,10 @@ impl Runtime {
                     webhook,
                     announce,
                 };
-                if committer.end(end).await {
-                    events.ended(true, status, rest, error.as_ref());
+                if committer.end(committed).await {
+                    if !is_stored {
+                        events.ended(false, &end);
+                    }
                     if has_webhook {
                         self.wake_webhooks();
                     }

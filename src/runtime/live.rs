@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use indexmap::IndexMap;
+use indexmap::{IndexMap, IndexSet};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{broadcast, mpsc};
 
@@ -23,6 +23,8 @@ const UNSTORED: usize = 1024;
 
 /// Results of background runs kept for their first join.
 const KEPT_RESULTS: usize = 256;
+/// Runs remembered that somebody listens to in another process.
+const KEPT_WANTED: usize = 4096;
 /// Larger results are read from storage instead.
 const KEPT_BYTES: usize = 64 * 1024;
 
@@ -33,6 +35,8 @@ pub(crate) struct Hub {
     kept: Mutex<IndexMap<RunId, Option<Json>>>,
     /// Threads whose streams are read here: what runs tell that is not stored reaches them through this.
     threads: Mutex<HashMap<ThreadKey, broadcast::Sender<StoredEvent>>>,
+    /// Runs that are wanted elsewhere and are not executed here, but may be soon: the last ones asked for.
+    wanted: Mutex<IndexSet<RunId>>,
     /// How many threads are listened to: nobody locks the map for none.
     listened: AtomicUsize,
 }
@@ -44,6 +48,8 @@ pub(crate) struct LiveRun {
     listeners: Mutex<Option<Vec<Queue>>>,
     /// What `wait` answers, set before the channel closes.
     pub(crate) result: OnceLock<Json>,
+    /// Somebody listens in another process: what is told from now on goes through the log.
+    wanted: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -98,7 +104,15 @@ impl Listener {
 
 impl LiveRun {
     fn new() -> LiveRun {
-        LiveRun { listeners: Mutex::new(Some(Vec::new())), result: OnceLock::new() }
+        LiveRun { listeners: Mutex::new(Some(Vec::new())), result: OnceLock::new(), wanted: AtomicBool::new(false) }
+    }
+
+    pub(crate) fn want(&self) {
+        self.wanted.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Acquire)
     }
 
     /// Sends to whoever listens now.
@@ -178,6 +192,32 @@ impl Hub {
     pub(crate) fn run(&self, run_id: RunId) -> Arc<LiveRun> {
         let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(runs.entry(run_id).or_insert_with(|| Arc::new(LiveRun::new())))
+    }
+
+    /// Somebody listens to a run in another process, which asks again now and then.
+    pub(crate) fn want(&self, run_id: RunId) {
+        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(run) = self.runs.lock().unwrap_or_else(PoisonError::into_inner).get(&run_id) {
+            run.want();
+        }
+        while wanted.len() >= KEPT_WANTED {
+            wanted.shift_remove_index(0);
+        }
+        wanted.insert(run_id);
+    }
+
+    pub(crate) fn is_wanted(&self, run_id: RunId) -> bool {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner).get(&run_id).is_some_and(|run| run.is_wanted())
+    }
+
+    /// The channel of a run that begins here.
+    pub(crate) fn begin(&self, run_id: RunId) -> Arc<LiveRun> {
+        let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner).shift_remove(&run_id);
+        let live = self.run(run_id);
+        if wanted {
+            live.want();
+        }
+        live
     }
 
     /// Closes and forgets: the run has ended. Listeners drain what they have and see the end.

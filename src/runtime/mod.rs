@@ -55,6 +55,7 @@ use std::time::Duration;
 use futures_util::stream::BoxStream;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::graph::Graph;
@@ -128,6 +129,8 @@ pub(crate) struct Inner {
     pub(crate) clock: Clock,
     pub(crate) settings: Settings,
     pub(crate) started_at: Timestamp,
+    /// This process among those that work on the database.
+    pub(crate) process: Uuid,
     pub(crate) hub: live::Hub,
     pub(crate) cache: cache::Cache,
     pub(crate) assistants: assistants::Remembered,
@@ -154,6 +157,7 @@ impl Runtime {
     /// Puts the parts together; [`Runtime::start`] sets them going.
     pub fn new(storage: SharedStorage, graphs: Vec<Graph>, clock: Clock, settings: Settings) -> Runtime {
         let (nodes, started_at) = (nodes::NodeThreads::start(), clock.now());
+        let process = clock.new_run_id();
         Runtime {
             inner: Arc::new(Inner {
                 storage,
@@ -161,6 +165,7 @@ impl Runtime {
                 clock,
                 settings,
                 started_at,
+                process,
                 hub: live::Hub::default(),
                 cache: cache::Cache::default(),
                 assistants: assistants::Remembered::default(),

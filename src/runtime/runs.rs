@@ -15,11 +15,18 @@ use super::{AssistantName, EventStream, RunRequest, Runtime, RuntimeError, Submi
 use crate::graph::Graph;
 use crate::model::event::RESUME_GAP;
 use crate::model::{
-    CancelAction, Durability, Event, EventId, Fields, Json, OnCompletion, Run, RunId, RunStatus, Scope, ThreadId,
-    special,
+    CancelAction, Durability, Event, EventId, Fields, Json, OnCompletion, Run, RunId, RunStatus, Scope, ThreadId, Ttl,
+    TtlStrategy, special,
 };
 use crate::storage::idempotency;
 use crate::storage::{CancelRequest, CancelTarget, ClaimedRun, NewRun, RunCreated, StorageError};
+
+/// How long the temporary thread of a run that another process executed stays for those who asked here to read it.
+const READING: Duration = Duration::from_secs(1);
+/// When it is deleted if this process does not come to it.
+const LINGERS: Ttl = Ttl { strategy: TtlStrategy::Delete, micros: 300_000_000 };
+/// Delays up to this are waited for here: the next look at the queue may be later.
+const SHORT: Duration = Duration::from_secs(60);
 
 /// From the commit of a run's end until its result is kept: at most this.
 const MOMENT: Duration = Duration::from_millis(200);
@@ -30,10 +37,9 @@ impl Runtime {
     pub async fn submit(&self, scope: &Scope, request: RunRequest) -> Result<Submitted, RuntimeError> {
         let run_id = self.clock().new_run_id();
         let thread_id = request.thread.clone().unwrap_or_else(|| ThreadId::from_uuid(self.clock().new_thread_id()));
-        let resumable = request.kwargs.resumable;
         // Listening begins before the run can: no event is missed.
         let live = self.inner.hub.run(run_id);
-        let receiver = live.subscribe(resumable);
+        let receiver = live.subscribe(request.kwargs.resumable);
         if !request.start_here {
             self.inner.hub.keep_result(run_id);
         }
@@ -50,16 +56,24 @@ impl Runtime {
             // Who asked for its end is connected here; a background run may be joined anywhere.
             self.execute(*claimed, !request.start_here);
         }
+        if !request.after.is_zero() && request.after <= SHORT {
+            self.wake_after(request.after);
+        }
         // What was accepted is a pending run, whoever is quick to start it.
         run.status = RunStatus::Pending;
+        let is_shared = self.storage().is_shared();
+        let is_logged = request.kwargs.resumable || is_shared;
+        let is_temporary = request.thread.is_none() && request.on_completion == OnCompletion::Delete;
         let events = request.start_here.then(|| {
             self.follow(Follow {
                 scope: *scope,
                 run: run.clone(),
                 live: Arc::clone(&live),
                 receiver,
-                after: (resumable && !starts_here).then_some(EventId(0)),
+                // Another process may execute it: then it is read from the log.
+                after: (is_logged && !starts_here).then_some(EventId(0)),
                 cancel_on_disconnect: request.cancel_on_disconnect,
+                is_last_reader: is_temporary && is_shared && !starts_here,
             })
         });
         Ok(Submitted { run, live, events })
@@ -129,12 +143,18 @@ impl Runtime {
         let is_stateless = request.thread.is_none();
         let mut kwargs = request.kwargs.clone();
         kwargs.temporary = is_stateless && request.on_completion == OnCompletion::Delete;
+        let is_heard = request.start_here && self.storage().is_shared();
+        kwargs.heard_by = is_heard.then_some(self.inner.process);
         kwargs.config = resolved.config(&kwargs.config, thread_id, run_id);
         kwargs.context = resolved.context(&kwargs.context);
         kwargs.durability = self.durability(request.durability, &kwargs.config, &assistant.graph_id);
         let ids = json!({"graph_id": assistant.graph_id, "assistant_id": assistant.assistant_id});
         let given = request.kwargs.config.get("metadata").unwrap_or_default();
         let is_here = self.inner.settings.claims && !self.inner.draining.is_cancelled();
+        let claim = (is_here && self.inner.free_slots() > 0).then(|| self.inner.claim());
+        // Nothing is before the run of a new thread.
+        let is_elsewhere = claim.is_none() || !request.after.is_zero();
+        let lingers = kwargs.temporary && is_heard && is_elsewhere;
         Ok(NewRun {
             run_id,
             create_thread: is_stateless || request.create_thread.unwrap_or(!thread_id.is_uuid()),
@@ -144,13 +164,16 @@ impl Runtime {
             graph_id: assistant.graph_id.clone(),
             metadata: merged([&given, &request.metadata, &Json::from(&ids)]),
             assistant_metadata: assistant.metadata.clone(),
-            thread_ttl: self.inner.settings.default_ttl.filter(|_| !kwargs.temporary),
-            temporary: kwargs.temporary,
+            thread_ttl: match lingers {
+                true => Some(LINGERS),
+                false => self.inner.settings.default_ttl.filter(|_| !kwargs.temporary),
+            },
+            temporary: kwargs.temporary && !lingers,
             kwargs: Json::of(&kwargs).map_err(|error| RuntimeError::Invalid(error.to_string()))?,
             multitask_strategy: request.multitask_strategy,
             after: request.after,
             thread_metadata: Json::from(&ids),
-            claim: (is_here && self.inner.free_slots() > 0).then(|| self.inner.claim()),
+            claim,
             actor: request.actor.clone(),
             webhook: request.kwargs.webhook.clone(),
         })
@@ -208,15 +231,51 @@ impl Runtime {
         if let Some(mut events) = submitted.events {
             while events.next().await.is_some() {}
         }
-        match submitted.live.result.get() {
-            Some(result) => Ok(result.clone()),
-            None => self.join(scope, &submitted.run.thread_id, submitted.run.run_id).await,
+        if let Some(result) = submitted.live.result.get() {
+            return Ok(result.clone());
         }
+        let thread = &submitted.run.thread_id;
+        match self.join(scope, thread, submitted.run.run_id).await {
+            // Rolled back, which is no failure (contract section 3.5): what the thread holds without it.
+            Err(RuntimeError::RunNotFound(_)) => {
+                let Some(found) = self.storage().find_thread(scope, thread).await? else { return Ok(Json::object()) };
+                let view = self.head_views(scope, &[found]).await?.pop().unwrap_or_default();
+                Ok(view.values.unwrap_or_else(Json::object))
+            }
+            joined => joined,
+        }
+    }
+
+    /// Whether this process executes a run to which somebody listens in another one.
+    pub fn is_wanted(&self, run_id: RunId) -> bool {
+        self.inner.is_executing(run_id) && self.inner.hub.is_wanted(run_id)
+    }
+
+    /// Looks at the queue when a delayed run is due.
+    fn wake_after(&self, delay: Duration) {
+        let runtime = self.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = tokio::time::sleep(delay) => runtime.inner.wake.notify_one(),
+                () = runtime.inner.stopped.cancelled() => {}
+            }
+        });
+    }
+
+    /// A temporary thread that was kept for its listeners here goes when they have read it.
+    pub(super) fn forget_thread(&self, scope: &Scope, thread: &ThreadId) {
+        let (runtime, scope, thread) = (self.clone(), *scope, thread.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(READING).await;
+            if let Err(error) = runtime.storage().delete_thread(&scope, &thread).await {
+                tracing::debug!(thread.id = %thread, %error, "left to its time to live");
+            }
+        });
     }
 
     /// [`Runtime::wait`] for a run that was submitted earlier, by anybody.
     pub async fn join(&self, scope: &Scope, thread: &ThreadId, run_id: RunId) -> Result<Json, RuntimeError> {
-        let live = self.wait_for_end(scope, thread, run_id).await?;
+        let live = self.wait_for_end(scope, thread, run_id, true).await?;
         if let Some(mut ending) = self.inner.hub.ending(run_id) {
             // The end is committed a moment before the result is kept.
             let closed = async { while matches!(ending.hear().await, Heard::Event(_)) {} };
@@ -284,8 +343,13 @@ impl Runtime {
             Some(after) => self.gap(scope, thread, after, run_id).await?,
             None => None,
         };
-        let after = gap.as_ref().and_then(|gap| gap.id).or(after);
-        let events = self.follow(Follow { scope: *scope, run, live, receiver, after, cancel_on_disconnect });
+        let after = match gap.as_ref().and_then(|gap| gap.id).or(after) {
+            None => self.end_of_log(scope, &run).await?,
+            after => after,
+        };
+        let is_last_reader = false;
+        let follow = Follow { scope: *scope, run, live, receiver, after, cancel_on_disconnect, is_last_reader };
+        let events = self.follow(follow);
         Ok(futures_util::stream::iter(gap).chain(events).boxed())
     }
 
@@ -357,7 +421,7 @@ impl Runtime {
         let cancelled = self.storage().cancel_runs(scope, &target, request).await?;
         let Some(cancelled) = cancelled.first() else { return Err(RuntimeError::RunNotFound(run_id)) };
         if cancelled.running && wait {
-            self.wait_for_end(scope, thread, run_id).await?;
+            self.wait_for_end(scope, thread, run_id, false).await?;
         }
         Ok(())
     }
@@ -375,7 +439,7 @@ impl Runtime {
             return Err(RuntimeError::ThreadNotFound(thread.to_string()));
         }
         for run in cancelled.iter().filter(|run| run.running && wait) {
-            match self.wait_for_end(scope, thread, run.run_id).await {
+            match self.wait_for_end(scope, thread, run.run_id, false).await {
                 // It ended, or was rolled back, between the two.
                 Ok(_) | Err(RuntimeError::RunNotFound(_)) => {}
                 Err(error) => return Err(error),

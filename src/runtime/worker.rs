@@ -235,6 +235,7 @@ impl Runtime {
                     }
                 }
                 Ok(Notice::Events(_)) => {}
+                Ok(Notice::RunWanted(run_id)) => self.inner.hub.want(run_id),
                 Ok(Notice::Missed) | Err(RecvError::Lagged(_)) => {
                     self.inner.wake.notify_one();
                     let active: Vec<Active> = lock(&self.inner.active).values().cloned().collect();

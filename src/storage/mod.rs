@@ -121,6 +121,8 @@ pub enum Notice {
     RunEnded(RunId),
     /// Stored events of the thread grew.
     Events(ThreadKey),
+    /// Somebody listens to a run whose events may not be stored: who executes it stores them from now on.
+    RunWanted(RunId),
     /// The listener reconnected: anything may have been missed.
     Missed,
 }
@@ -179,6 +181,12 @@ pub trait Storage:
 
     /// One round trip to the database: `Ok` when it answers.
     async fn ping(&self, scope: &Scope) -> Result<()>;
+
+    /// Whether other processes may work on this database: what a run tells may have to be stored to be heard.
+    fn is_shared(&self) -> bool;
+
+    /// Sends [`Notice::RunWanted`] to the other processes. One round trip; nothing is stored.
+    async fn want_run(&self, run_id: RunId) -> Result<()>;
 
     /// Notices from now on.
     fn notices(&self) -> broadcast::Receiver<Notice>;

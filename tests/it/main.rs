@@ -24,6 +24,7 @@ mod panics;
 mod policies;
 mod queue;
 mod readme;
+mod replicas;
 mod saver;
 mod sdk;
 mod serve;

@@ -29,6 +29,12 @@ impl Storage for Nowhere {
     async fn ping(&self, _: &Scope) -> Result<()> {
         gone()
     }
+    fn is_shared(&self) -> bool {
+        false
+    }
+    async fn want_run(&self, _: crate::model::RunId) -> Result<()> {
+        gone()
+    }
     fn notices(&self) -> broadcast::Receiver<Notice> {
         broadcast::channel(1).1
     }

@@ -20,6 +20,7 @@ pub(super) fn payload(notice: &Notice) -> Option<String> {
         Notice::CancelRequested(run_id) => Some(format!("c:{run_id}")),
         Notice::RunEnded(run_id) => Some(format!("e:{run_id}")),
         Notice::Events(thread) => Some(format!("v:{}", thread.0)),
+        Notice::RunWanted(run_id) => Some(format!("w:{run_id}")),
         Notice::Missed => None,
     }
 }
@@ -34,6 +35,7 @@ fn parse(payload: &str) -> Option<Notice> {
         "c" => Some(Notice::CancelRequested(id)),
         "e" => Some(Notice::RunEnded(id)),
         "v" => Some(Notice::Events(ThreadKey(id))),
+        "w" => Some(Notice::RunWanted(id)),
         // A newer replica may say more than this one understands.
         _ => None,
     }
@@ -106,9 +108,13 @@ mod tests {
     #[test]
     fn notices_survive_the_wire() {
         let id = Uuid::from_u128(7);
-        for notice in
-            [Notice::RunPending, Notice::CancelRequested(id), Notice::RunEnded(id), Notice::Events(ThreadKey(id))]
-        {
+        for notice in [
+            Notice::RunPending,
+            Notice::CancelRequested(id),
+            Notice::RunEnded(id),
+            Notice::Events(ThreadKey(id)),
+            Notice::RunWanted(id),
+        ] {
             assert_eq!(payload(&notice).as_deref().and_then(parse), Some(notice));
         }
         for strange in ["", "x:1", "z:00000000-0000-0000-0000-000000000007"] {

@@ -28,7 +28,7 @@ use super::connect::ConnectOptions;
 use super::migrations::{self, Migration};
 use super::rows::driver_error;
 use super::{Description, Notice, Result, SchemaState, Storage, StorageError};
-use crate::model::Scope;
+use crate::model::{RunId, Scope};
 
 mod assistants;
 mod branches;
@@ -511,6 +511,15 @@ impl Storage for PostgresStorage {
             })
         })
         .await
+    }
+
+    fn is_shared(&self) -> bool {
+        true
+    }
+
+    async fn want_run(&self, run_id: RunId) -> Result<()> {
+        let mut session = self.session().await?;
+        notify(session.conn(), &[Notice::RunWanted(run_id)]).await
     }
 
     fn notices(&self) -> broadcast::Receiver<Notice> {

@@ -25,7 +25,7 @@ use super::connect::ConnectOptions;
 use super::migrations::{self, Migration};
 use super::rows::driver_error;
 use super::{Description, Notice, Result, SchemaState, Storage, StorageError};
-use crate::model::Scope;
+use crate::model::{RunId, Scope};
 
 mod assistants;
 mod branches;
@@ -410,6 +410,15 @@ impl Storage for SqliteStorage {
             })
         })
         .await
+    }
+
+    fn is_shared(&self) -> bool {
+        false
+    }
+
+    async fn want_run(&self, _run_id: RunId) -> Result<()> {
+        // There are no others.
+        Ok(())
     }
 
     fn notices(&self) -> broadcast::Receiver<Notice> {
