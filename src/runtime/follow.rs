@@ -246,10 +246,11 @@ impl Runtime {
     ) -> Result<Option<Json>, RuntimeError> {
         let live = self.inner.hub.run(run_id);
         let receiver = live.subscribe(false);
-        let Some(run) = self.storage().find_run(scope, thread, run_id).await? else {
+        let found = self.storage().find_run(scope, thread, run_id).await;
+        let Ok(Some(run)) = found else {
             drop(live);
             self.inner.hub.release(run_id);
-            return Ok(None);
+            return Ok(found.map(|_| None)?);
         };
         if run.status.is_active() {
             let after = if hear { self.end_of_log(scope, &run).await? } else { None };
