@@ -207,25 +207,28 @@ fn push_conditions(query: &mut QueryBuilder<Postgres>, scope: &Scope, filter: &A
 #[async_trait]
 impl Assistants for PostgresStorage {
     async fn create_assistant(&self, scope: &Scope, new: NewAssistant) -> Result<AssistantCreated> {
-        // Twice, since an assistant that is in the way may be deleted before it is read.
-        for _ in 0..2 {
-            let mut session = self.session().await?;
-            if let Some(assistant) = insert(session.conn(), scope.tenant(), &new).await? {
-                self.wrote(session).await?;
-                return Ok(AssistantCreated::New(assistant));
+        self.bounded(async {
+            // Twice, since an assistant that is in the way may be deleted before it is read.
+            for _ in 0..2 {
+                let mut session = self.session().await?;
+                if let Some(assistant) = insert(session.conn(), scope.tenant(), &new).await? {
+                    self.wrote(session).await?;
+                    return Ok(AssistantCreated::New(assistant));
+                }
+                let scope = Scope::Tenant(scope.tenant());
+                let found = find(session.conn(), &scope, &[new.assistant_id]).await?.pop();
+                session.finish().await?;
+                if let Some(assistant) = found {
+                    return Ok(AssistantCreated::Existing(assistant));
+                }
             }
-            let scope = Scope::Tenant(scope.tenant());
-            let found = find(session.conn(), &scope, &[new.assistant_id]).await?.pop();
-            session.finish().await?;
-            if let Some(assistant) = found {
-                return Ok(AssistantCreated::Existing(assistant));
-            }
-        }
-        Err(StorageError::Unavailable(format!("assistant {} is being created and deleted", new.assistant_id)))
+            Err(StorageError::Unavailable(format!("assistant {} is being created and deleted", new.assistant_id)))
+        })
+        .await
     }
 
     async fn find_assistants(&self, scope: &Scope, ids: &[Uuid]) -> Result<Vec<Assistant>> {
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             find(session.conn(), scope, ids).await
         })
@@ -239,7 +242,7 @@ impl Assistants for PostgresStorage {
         ascending: bool,
         page: Page,
     ) -> Result<Vec<Assistant>> {
-        read!(async {
+        read!(self, async {
             let mut query = QueryBuilder::new(concat!("SELECT ", assistant_columns!(), " FROM assistants a"));
             push_conditions(&mut query, scope, filter);
             let direction = if ascending { " ASC" } else { " DESC" };
@@ -259,7 +262,7 @@ impl Assistants for PostgresStorage {
     }
 
     async fn count_assistants(&self, scope: &Scope, filter: &AssistantFilter) -> Result<i64> {
-        read!(async {
+        read!(self, async {
             let mut query = QueryBuilder::new("SELECT COUNT(*) AS n FROM assistants a");
             push_conditions(&mut query, scope, filter);
             let mut session = self.session().await?;
@@ -274,21 +277,27 @@ impl Assistants for PostgresStorage {
         patch: AssistantPatch,
         base: Option<NewAssistant>,
     ) -> Result<Option<Assistant>> {
-        let mut transaction = self.begin().await?;
-        let updated = update(&mut transaction, scope.tenant(), id, patch, base).await?;
-        if updated.is_some() {
-            self.commit(transaction).await?;
-        }
-        Ok(updated)
+        self.bounded(async {
+            let mut transaction = self.begin().await?;
+            let updated = update(&mut transaction, scope.tenant(), id, patch, base).await?;
+            if updated.is_some() {
+                self.commit(transaction).await?;
+            }
+            Ok(updated)
+        })
+        .await
     }
 
     async fn set_assistant_version(&self, scope: &Scope, id: Uuid, version: i64) -> Result<Option<Assistant>> {
-        let mut transaction = self.begin().await?;
-        let updated = set_version(&mut transaction, scope.tenant(), id, version).await?;
-        if updated.is_some() {
-            self.commit(transaction).await?;
-        }
-        Ok(updated)
+        self.bounded(async {
+            let mut transaction = self.begin().await?;
+            let updated = set_version(&mut transaction, scope.tenant(), id, version).await?;
+            if updated.is_some() {
+                self.commit(transaction).await?;
+            }
+            Ok(updated)
+        })
+        .await
     }
 
     async fn list_assistant_versions(
@@ -298,7 +307,7 @@ impl Assistants for PostgresStorage {
         metadata: Option<&Json>,
         page: Page,
     ) -> Result<Vec<Assistant>> {
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             let rows = sqlx::query(
                 "SELECT assistant_id, graph_id, name, description, metadata::text AS metadata, codec, config, context,
@@ -321,21 +330,24 @@ impl Assistants for PostgresStorage {
     }
 
     async fn delete_assistant(&self, scope: &Scope, id: Uuid) -> Result<bool> {
-        let mut session = self.session().await?;
-        let row = sqlx::query(
-            "WITH gone AS (DELETE FROM assistants WHERE tenant = $1 AND assistant_id = $2 RETURNING 1),
+        self.bounded(async {
+            let mut session = self.session().await?;
+            let row = sqlx::query(
+                "WITH gone AS (DELETE FROM assistants WHERE tenant = $1 AND assistant_id = $2 RETURNING 1),
              versions AS (DELETE FROM assistant_versions WHERE tenant = $1 AND assistant_id = $2),
              ticks AS (DELETE FROM cron_ticks WHERE cron_id IN (SELECT cron_id FROM crons
                                                                 WHERE tenant = $1 AND assistant_id = $2)),
              drop_crons AS (DELETE FROM crons WHERE tenant = $1 AND assistant_id = $2)
              SELECT EXISTS (SELECT 1 FROM gone) AS gone",
-        )
-        .bind(scope.tenant())
-        .bind(id)
-        .fetch_one(session.conn())
+            )
+            .bind(scope.tenant())
+            .bind(id)
+            .fetch_one(session.conn())
+            .await
+            .map_err(driver_error)?;
+            self.wrote(session).await?;
+            get(&row, "gone")
+        })
         .await
-        .map_err(driver_error)?;
-        self.wrote(session).await?;
-        get(&row, "gone")
     }
 }

@@ -166,7 +166,7 @@ impl Branches for PostgresStorage {
         before: Option<&CheckpointId>,
         limit: i64,
     ) -> Result<Vec<Tip>> {
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             let rows = sqlx::query(TIPS)
                 .bind(thread.0)
@@ -181,7 +181,7 @@ impl Branches for PostgresStorage {
     }
 
     async fn list_branches(&self, scope: &Scope, thread: ThreadKey, name: Option<&str>) -> Result<Vec<Branch>> {
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             names(session.conn(), scope, thread, name).await
         })
@@ -195,38 +195,44 @@ impl Branches for PostgresStorage {
         checkpoint: Option<&CheckpointId>,
         actor: Option<&str>,
     ) -> Result<BranchPut> {
-        let mut transaction = self.begin().await?;
-        let outcome = put(&mut transaction, scope, id.key(scope.tenant()), name, checkpoint, actor).await?;
-        if matches!(outcome, BranchPut::Put(_)) {
-            self.commit(transaction).await?;
-        }
-        Ok(outcome)
+        self.bounded(async {
+            let mut transaction = self.begin().await?;
+            let outcome = put(&mut transaction, scope, id.key(scope.tenant()), name, checkpoint, actor).await?;
+            if matches!(outcome, BranchPut::Put(_)) {
+                self.commit(transaction).await?;
+            }
+            Ok(outcome)
+        })
+        .await
     }
 
     async fn delete_branch(&self, scope: &Scope, id: &ThreadId, name: &str) -> Result<Option<bool>> {
-        let key = id.key(scope.tenant());
-        let mut transaction = self.begin().await?;
-        if !lock_thread(&mut transaction, key).await? {
-            return Ok(None);
-        }
-        let done = sqlx::query("DELETE FROM branches WHERE thread_key = $1 AND name = $2")
-            .bind(key.0)
-            .bind(name)
-            .execute(&mut *transaction)
-            .await
-            .map_err(driver_error)?;
-        sqlx::query("UPDATE threads SET branch = NULL WHERE thread_key = $1 AND branch = $2")
-            .bind(key.0)
-            .bind(name)
-            .execute(&mut *transaction)
-            .await
-            .map_err(driver_error)?;
-        self.commit(transaction).await?;
-        Ok(Some(done.rows_affected() == 1))
+        self.bounded(async {
+            let key = id.key(scope.tenant());
+            let mut transaction = self.begin().await?;
+            if !lock_thread(&mut transaction, key).await? {
+                return Ok(None);
+            }
+            let done = sqlx::query("DELETE FROM branches WHERE thread_key = $1 AND name = $2")
+                .bind(key.0)
+                .bind(name)
+                .execute(&mut *transaction)
+                .await
+                .map_err(driver_error)?;
+            sqlx::query("UPDATE threads SET branch = NULL WHERE thread_key = $1 AND branch = $2")
+                .bind(key.0)
+                .bind(name)
+                .execute(&mut *transaction)
+                .await
+                .map_err(driver_error)?;
+            self.commit(transaction).await?;
+            Ok(Some(done.rows_affected() == 1))
+        })
+        .await
     }
 
     async fn is_continued(&self, scope: &Scope, thread: ThreadKey, checkpoint: &CheckpointId) -> Result<bool> {
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             let row = sqlx::query(
                 "SELECT EXISTS (SELECT 1 FROM checkpoints WHERE thread_key = $1 AND ns = '' AND parent_id = $2

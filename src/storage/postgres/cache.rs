@@ -59,7 +59,7 @@ const SHRINK: &str = "
 #[async_trait]
 impl Cache for PostgresStorage {
     async fn find_cached(&self, scope: &Scope, keys: &[CacheKey]) -> Result<Vec<CacheEntry>> {
-        read!(async {
+        read!(self, async {
             let wanted: Vec<Vec<u8>> = keys.iter().map(|key| key.to_vec()).collect();
             let mut session = self.session().await?;
             let rows = sqlx::query(FIND)
@@ -78,77 +78,87 @@ impl Cache for PostgresStorage {
     }
 
     async fn put_cached(&self, scope: &Scope, entries: Vec<NewCacheEntry>) -> Result<()> {
-        if entries.is_empty() {
-            return Ok(());
-        }
-        let (mut keys, mut graphs, mut outputs) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut sizes, mut ttls) = (Vec::new(), Vec::new());
-        for (key, graph, output, size, ttl) in cache::rows(entries) {
-            keys.push(key.to_vec());
-            graphs.push(graph);
-            outputs.push(output);
-            sizes.push(size);
-            ttls.push(ttl);
-        }
-        let mut session = self.session().await?;
-        sqlx::query(PUT)
-            .bind(scope.tenant())
-            .bind(PLAIN)
-            .bind(keys)
-            .bind(graphs)
-            .bind(outputs)
-            .bind(sizes)
-            .bind(ttls)
-            .execute(session.conn())
-            .await
-            .map_err(driver_error)?;
-        self.wrote(session).await
+        self.bounded(async {
+            if entries.is_empty() {
+                return Ok(());
+            }
+            let (mut keys, mut graphs, mut outputs) = (Vec::new(), Vec::new(), Vec::new());
+            let (mut sizes, mut ttls) = (Vec::new(), Vec::new());
+            for (key, graph, output, size, ttl) in cache::rows(entries) {
+                keys.push(key.to_vec());
+                graphs.push(graph);
+                outputs.push(output);
+                sizes.push(size);
+                ttls.push(ttl);
+            }
+            let mut session = self.session().await?;
+            sqlx::query(PUT)
+                .bind(scope.tenant())
+                .bind(PLAIN)
+                .bind(keys)
+                .bind(graphs)
+                .bind(outputs)
+                .bind(sizes)
+                .bind(ttls)
+                .execute(session.conn())
+                .await
+                .map_err(driver_error)?;
+            self.wrote(session).await
+        })
+        .await
     }
 
     async fn sweep_cache(&self, scope: &Scope, max_bytes: i64) -> Result<bool> {
-        let mut transaction = self.begin().await?;
-        let expired = sqlx::query(EXPIRE)
-            .bind(scope.filter())
-            .bind(STEP_ROWS)
-            .execute(&mut *transaction)
-            .await
-            .map_err(driver_error)?
-            .rows_affected();
-        let row = sqlx::query(SIZE).bind(scope.filter()).fetch_one(&mut *transaction).await.map_err(driver_error)?;
-        let excess = get::<i64>(&row, "bytes")?.saturating_sub(max_bytes);
-        let mut removed = 0;
-        if excess > 0 {
-            removed = sqlx::query(SHRINK)
+        self.bounded(async {
+            let mut transaction = self.begin().await?;
+            let expired = sqlx::query(EXPIRE)
                 .bind(scope.filter())
                 .bind(STEP_ROWS)
-                .bind(excess)
                 .execute(&mut *transaction)
                 .await
                 .map_err(driver_error)?
                 .rows_affected();
-        }
-        if expired + removed == 0 {
-            return Ok(false);
-        }
-        self.commit(transaction).await?;
-        Ok(expired.max(removed) >= STEP_ROWS as u64)
+            let row =
+                sqlx::query(SIZE).bind(scope.filter()).fetch_one(&mut *transaction).await.map_err(driver_error)?;
+            let excess = get::<i64>(&row, "bytes")?.saturating_sub(max_bytes);
+            let mut removed = 0;
+            if excess > 0 {
+                removed = sqlx::query(SHRINK)
+                    .bind(scope.filter())
+                    .bind(STEP_ROWS)
+                    .bind(excess)
+                    .execute(&mut *transaction)
+                    .await
+                    .map_err(driver_error)?
+                    .rows_affected();
+            }
+            if expired + removed == 0 {
+                return Ok(false);
+            }
+            self.commit(transaction).await?;
+            Ok(expired.max(removed) >= STEP_ROWS as u64)
+        })
+        .await
     }
 
     async fn clear_cache(&self, scope: &Scope, graph_id: &str) -> Result<bool> {
-        let mut session = self.session().await?;
-        let gone = sqlx::query(
-            "DELETE FROM cache_entries WHERE (tenant, key) IN (
+        self.bounded(async {
+            let mut session = self.session().await?;
+            let gone = sqlx::query(
+                "DELETE FROM cache_entries WHERE (tenant, key) IN (
                  SELECT tenant, key FROM cache_entries
                  WHERE ($1::uuid IS NULL OR tenant = $1) AND graph_id = $2
                  ORDER BY tenant, key LIMIT $3 FOR UPDATE)",
-        )
-        .bind(scope.filter())
-        .bind(graph_id)
-        .bind(STEP_ROWS)
-        .execute(session.conn())
+            )
+            .bind(scope.filter())
+            .bind(graph_id)
+            .bind(STEP_ROWS)
+            .execute(session.conn())
+            .await
+            .map_err(driver_error)?;
+            self.wrote(session).await?;
+            Ok(gone.rows_affected() >= STEP_ROWS as u64)
+        })
         .await
-        .map_err(driver_error)?;
-        self.wrote(session).await?;
-        Ok(gone.rows_affected() >= STEP_ROWS as u64)
     }
 }

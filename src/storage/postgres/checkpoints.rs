@@ -155,7 +155,7 @@ impl Checkpoints for PostgresStorage {
             Which::Before(id) => (BEFORE, Some(id)),
             Which::During(id) => (DURING, Some(id)),
         };
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             let query = sqlx::query(statement).bind(thread.0).bind(ns).bind(scope.filter());
             let query = match id {
@@ -174,7 +174,7 @@ impl Checkpoints for PostgresStorage {
         filter: &CheckpointFilter,
         limit: i64,
     ) -> Result<Vec<StoredCheckpoint>> {
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             let rows = sqlx::query(LIST)
                 .bind(thread.0)
@@ -193,7 +193,7 @@ impl Checkpoints for PostgresStorage {
 
     async fn load_heads(&self, scope: &Scope, threads: &[ThreadKey]) -> Result<Vec<(ThreadKey, StoredCheckpoint)>> {
         let keys: Vec<Uuid> = threads.iter().map(|key| key.0).collect();
-        let mut found: HashMap<ThreadKey, StoredCheckpoint> = read!(async {
+        let mut found: HashMap<ThreadKey, StoredCheckpoint> = read!(self, async {
             let mut session = self.session().await?;
             let rows = sqlx::query(HEADS)
                 .bind(&keys)
@@ -211,7 +211,7 @@ impl Checkpoints for PostgresStorage {
             return Ok(Vec::new());
         }
         let wanted: Vec<Vec<u8>> = hashes.iter().map(|hash| hash.to_vec()).collect();
-        let rows = read!(async {
+        let rows = read!(self, async {
             let mut session = self.session().await?;
             sqlx::query(
                 // The array in a subquery: see LOG.
@@ -240,7 +240,7 @@ impl Checkpoints for PostgresStorage {
         if ranges.is_empty() {
             return Ok(Vec::new());
         }
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             let rows = sqlx::query(LOG)
                 .bind(thread.0)
@@ -266,7 +266,7 @@ impl Checkpoints for PostgresStorage {
         if ends.is_empty() {
             return Ok(Vec::new());
         }
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             let rows = sqlx::query(
                 "SELECT r.ns, r.channel, r.branch
@@ -295,7 +295,7 @@ impl Checkpoints for PostgresStorage {
     }
 
     async fn list_namespaces_of(&self, scope: &Scope, thread_id: &ThreadId) -> Result<Vec<String>> {
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             let rows: Vec<(String,)> = sqlx::query_as(
                 "SELECT DISTINCT ns FROM checkpoints

@@ -64,7 +64,7 @@ fn column(sort: CronSort) -> &'static str {
 #[async_trait]
 impl Crons for PostgresStorage {
     async fn database_time(&self, _scope: &Scope) -> Result<Timestamp> {
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             let row = sqlx::query(concat!("SELECT ", now!(), " AS now")).fetch_one(session.conn()).await;
             Ok(Timestamp(get(&row.map_err(driver_error)?, "now")?))
@@ -72,14 +72,15 @@ impl Crons for PostgresStorage {
     }
 
     async fn create_cron(&self, scope: &Scope, new: Cron) -> Result<Option<Cron>> {
-        let tenant = scope.tenant();
-        let mut transaction = self.begin().await?;
-        if let Some(thread) = &new.thread_id
-            && !lock_thread(&mut transaction, thread.key(tenant)).await?
-        {
-            return Ok(None);
-        }
-        let row = sqlx::query(concat!(
+        self.bounded(async {
+            let tenant = scope.tenant();
+            let mut transaction = self.begin().await?;
+            if let Some(thread) = &new.thread_id
+                && !lock_thread(&mut transaction, thread.key(tenant)).await?
+            {
+                return Ok(None);
+            }
+            let row = sqlx::query(concat!(
             "INSERT INTO crons (cron_id, tenant, assistant_id, thread_key, thread_name, schedule, timezone, end_time,
                                 on_run_completed, enabled, metadata, codec, payload, request, next_run_date, revision,
                                 created_at, updated_at)
@@ -89,31 +90,33 @@ impl Crons for PostgresStorage {
             " AS now) AS clock RETURNING ",
             cron_columns!()
         ))
-        .bind(new.cron_id)
-        .bind(tenant)
-        .bind(new.assistant_id)
-        .bind(new.thread_id.as_ref().map(|thread| thread.key(tenant).0))
-        .bind(new.thread_id.as_ref().map(|thread| thread.as_str()))
-        .bind(&new.schedule)
-        .bind(&new.timezone)
-        .bind(new.end_time.map(|at| at.0))
-        .bind(new.on_run_completed.map(OnCompletion::as_str))
-        .bind(new.enabled)
-        .bind(encoding::metadata_text(&new.metadata))
-        .bind(PLAIN)
-        .bind(encoding::bytes(&new.payload))
-        .bind(encoding::bytes(&new.request))
-        .bind(new.next_run_date.map(|at| at.0))
-        .fetch_one(&mut *transaction)
+            .bind(new.cron_id)
+            .bind(tenant)
+            .bind(new.assistant_id)
+            .bind(new.thread_id.as_ref().map(|thread| thread.key(tenant).0))
+            .bind(new.thread_id.as_ref().map(|thread| thread.as_str()))
+            .bind(&new.schedule)
+            .bind(&new.timezone)
+            .bind(new.end_time.map(|at| at.0))
+            .bind(new.on_run_completed.map(OnCompletion::as_str))
+            .bind(new.enabled)
+            .bind(encoding::metadata_text(&new.metadata))
+            .bind(PLAIN)
+            .bind(encoding::bytes(&new.payload))
+            .bind(encoding::bytes(&new.request))
+            .bind(new.next_run_date.map(|at| at.0))
+            .fetch_one(&mut *transaction)
+            .await
+            .map_err(driver_error)?;
+            let cron = cron_from(&row)?;
+            self.commit(transaction).await?;
+            Ok(Some(cron))
+        })
         .await
-        .map_err(driver_error)?;
-        let cron = cron_from(&row)?;
-        self.commit(transaction).await?;
-        Ok(Some(cron))
     }
 
     async fn find_cron(&self, scope: &Scope, cron_id: Uuid) -> Result<Option<Cron>> {
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             let row = sqlx::query(concat!(
                 "SELECT ",
@@ -130,8 +133,9 @@ impl Crons for PostgresStorage {
     }
 
     async fn replace_cron(&self, scope: &Scope, cron: Cron) -> Result<CronReplaced> {
-        let mut session = self.session().await?;
-        let row = sqlx::query(concat!(
+        self.bounded(async {
+            let mut session = self.session().await?;
+            let row = sqlx::query(concat!(
             "UPDATE crons SET assistant_id = $4, schedule = $5, timezone = $6, end_time = $7, on_run_completed = $8,
                               enabled = $9, metadata = $10::jsonb, payload = $11, request = $12, next_run_date = $13,
                               revision = revision + 1, updated_at = ",
@@ -139,46 +143,51 @@ impl Crons for PostgresStorage {
             " WHERE cron_id = $1 AND ($2::uuid IS NULL OR tenant = $2) AND revision = $3 RETURNING ",
             cron_columns!()
         ))
-        .bind(cron.cron_id)
-        .bind(scope.filter())
-        .bind(cron.revision)
-        .bind(cron.assistant_id)
-        .bind(&cron.schedule)
-        .bind(&cron.timezone)
-        .bind(cron.end_time.map(|at| at.0))
-        .bind(cron.on_run_completed.map(OnCompletion::as_str))
-        .bind(cron.enabled)
-        .bind(encoding::metadata_text(&cron.metadata))
-        .bind(encoding::bytes(&cron.payload))
-        .bind(encoding::bytes(&cron.request))
-        .bind(cron.next_run_date.map(|at| at.0))
-        .fetch_optional(session.conn())
+            .bind(cron.cron_id)
+            .bind(scope.filter())
+            .bind(cron.revision)
+            .bind(cron.assistant_id)
+            .bind(&cron.schedule)
+            .bind(&cron.timezone)
+            .bind(cron.end_time.map(|at| at.0))
+            .bind(cron.on_run_completed.map(OnCompletion::as_str))
+            .bind(cron.enabled)
+            .bind(encoding::metadata_text(&cron.metadata))
+            .bind(encoding::bytes(&cron.payload))
+            .bind(encoding::bytes(&cron.request))
+            .bind(cron.next_run_date.map(|at| at.0))
+            .fetch_optional(session.conn())
+            .await
+            .map_err(driver_error)?;
+            self.wrote(session).await?;
+            match row {
+                Some(row) => Ok(CronReplaced::Replaced(cron_from(&row)?)),
+                None if self.find_cron(scope, cron.cron_id).await?.is_some() => Ok(CronReplaced::Moved),
+                None => Ok(CronReplaced::Missing),
+            }
+        })
         .await
-        .map_err(driver_error)?;
-        self.wrote(session).await?;
-        match row {
-            Some(row) => Ok(CronReplaced::Replaced(cron_from(&row)?)),
-            None if self.find_cron(scope, cron.cron_id).await?.is_some() => Ok(CronReplaced::Moved),
-            None => Ok(CronReplaced::Missing),
-        }
     }
 
     async fn delete_cron(&self, scope: &Scope, cron_id: Uuid) -> Result<bool> {
-        let mut session = self.session().await?;
-        let row = sqlx::query(
-            "WITH gone AS (
+        self.bounded(async {
+            let mut session = self.session().await?;
+            let row = sqlx::query(
+                "WITH gone AS (
                  DELETE FROM crons WHERE cron_id = $1 AND ($2::uuid IS NULL OR tenant = $2) RETURNING cron_id
              ),
              drop_ticks AS (DELETE FROM cron_ticks WHERE cron_id IN (SELECT cron_id FROM gone))
              SELECT EXISTS (SELECT 1 FROM gone) AS it",
-        )
-        .bind(cron_id)
-        .bind(scope.filter())
-        .fetch_one(session.conn())
+            )
+            .bind(cron_id)
+            .bind(scope.filter())
+            .fetch_one(session.conn())
+            .await
+            .map_err(driver_error)?;
+            self.wrote(session).await?;
+            get(&row, "it")
+        })
         .await
-        .map_err(driver_error)?;
-        self.wrote(session).await?;
-        get(&row, "it")
     }
 
     async fn search_crons(
@@ -189,7 +198,7 @@ impl Crons for PostgresStorage {
         ascending: bool,
         page: Page,
     ) -> Result<Vec<Cron>> {
-        read!(async {
+        read!(self, async {
             let mut query = QueryBuilder::new(concat!("SELECT ", cron_columns!(), " FROM crons"));
             push_conditions(&mut query, scope, filter);
             let direction = if ascending { " ASC" } else { " DESC" };
@@ -202,7 +211,7 @@ impl Crons for PostgresStorage {
     }
 
     async fn count_crons(&self, scope: &Scope, filter: &CronFilter) -> Result<i64> {
-        read!(async {
+        read!(self, async {
             let mut query = QueryBuilder::new("SELECT COUNT(*) AS n FROM crons");
             push_conditions(&mut query, scope, filter);
             let mut session = self.session().await?;
@@ -211,7 +220,7 @@ impl Crons for PostgresStorage {
     }
 
     async fn due_crons(&self, scope: &Scope, limit: i64) -> Result<DueCrons> {
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             // One more than wanted, due or not: it says when to look again. Two steps down an index.
             let rows = sqlx::query(concat!(
@@ -248,15 +257,18 @@ impl Crons for PostgresStorage {
     }
 
     async fn fire_cron(&self, scope: &Scope, tick: CronTick) -> Result<CronFired> {
-        let mut transaction = self.begin().await?;
-        let fired = fire(&mut transaction, scope, &tick).await?;
-        if !matches!(fired, CronFired::Stale) {
-            self.commit(transaction).await?;
-        }
-        if let CronFired::Fired(created) = &fired {
-            self.tell_created(created);
-        }
-        Ok(fired)
+        self.bounded(async {
+            let mut transaction = self.begin().await?;
+            let fired = fire(&mut transaction, scope, &tick).await?;
+            if !matches!(fired, CronFired::Stale) {
+                self.commit(transaction).await?;
+            }
+            if let CronFired::Fired(created) = &fired {
+                self.tell_created(created);
+            }
+            Ok(fired)
+        })
+        .await
     }
 }
 

@@ -11,7 +11,7 @@ use crate::storage::{EffectFilter, Effects, Page, Result};
 #[async_trait]
 impl Effects for PostgresStorage {
     async fn task_effects(&self, scope: &Scope, thread: ThreadKey, place: &EffectPlace) -> Result<Vec<EffectEntry>> {
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             let rows = sqlx::query(
                 "SELECT key, state, attempt, asked, codec, result, error, task_id FROM effects
@@ -37,7 +37,7 @@ impl Effects for PostgresStorage {
         filter: &EffectFilter,
         page: Page,
     ) -> Result<Vec<Effect>> {
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             let rows = sqlx::query(
                 "SELECT ns, checkpoint_id, task_id, key, run_id, node, state, attempt, asked, started_at, ended_at,

@@ -398,37 +398,40 @@ async fn prune(conn: &mut PgConnection, scope: &Scope, key: ThreadKey, kept: &Fo
 #[async_trait]
 impl Foreign for PostgresStorage {
     async fn put_foreign(&self, scope: &Scope, batch: &ForeignBatch) -> Result<ForeignOutcome> {
-        let tenant = scope.tenant();
-        let batch = settled(batch);
-        let mut session = self.session().await?;
-        if let Tried::Done(ForeignOutcome::Stored) = statement(session.conn(), tenant, &batch).await? {
-            self.wrote(session).await?;
-            return Ok(ForeignOutcome::Stored);
-        }
-        // It is refused for good only behind the lock: what is missing may be on its way.
-        drop(session);
-        for _ in 0..ATTEMPTS {
-            let mut transaction = self.begin().await?;
-            match locked(&mut transaction, tenant, &batch).await? {
-                Tried::Done(ForeignOutcome::Stored) => {
-                    self.commit(transaction).await?;
-                    return Ok(ForeignOutcome::Stored);
-                }
-                Tried::Done(outcome) => return Ok(outcome),
-                Tried::Unclear => {}
-                Tried::Dead if batch.checkpoints.is_empty() => return Ok(ForeignOutcome::ThreadMissing),
-                Tried::Dead => {
-                    drop(transaction);
-                    crate::storage::idempotency::aside(self.reclaim_thread(batch.thread_id.key(tenant))).await?;
+        self.bounded(async {
+            let tenant = scope.tenant();
+            let batch = settled(batch);
+            let mut session = self.session().await?;
+            if let Tried::Done(ForeignOutcome::Stored) = statement(session.conn(), tenant, &batch).await? {
+                self.wrote(session).await?;
+                return Ok(ForeignOutcome::Stored);
+            }
+            // It is refused for good only behind the lock: what is missing may be on its way.
+            drop(session);
+            for _ in 0..ATTEMPTS {
+                let mut transaction = self.begin().await?;
+                match locked(&mut transaction, tenant, &batch).await? {
+                    Tried::Done(ForeignOutcome::Stored) => {
+                        self.commit(transaction).await?;
+                        return Ok(ForeignOutcome::Stored);
+                    }
+                    Tried::Done(outcome) => return Ok(outcome),
+                    Tried::Unclear => {}
+                    Tried::Dead if batch.checkpoints.is_empty() => return Ok(ForeignOutcome::ThreadMissing),
+                    Tried::Dead => {
+                        drop(transaction);
+                        crate::storage::idempotency::aside(self.reclaim_thread(batch.thread_id.key(tenant))).await?;
+                    }
                 }
             }
-        }
-        Err(StorageError::Unavailable(format!("thread {} is being created and deleted", batch.thread_id)))
+            Err(StorageError::Unavailable(format!("thread {} is being created and deleted", batch.thread_id)))
+        })
+        .await
     }
 
     async fn foreign_among(&self, scope: &Scope, threads: &[ThreadKey]) -> Result<Vec<ThreadKey>> {
         let keys: Vec<Uuid> = threads.iter().map(|key| key.0).collect();
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             let rows = sqlx::query(
                 "SELECT thread_key FROM threads
@@ -450,7 +453,7 @@ impl Foreign for PostgresStorage {
         ns: &str,
         id: Option<&str>,
     ) -> Result<Option<StoredForeign>> {
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             let query = sqlx::query(if id.is_some() { BY_ID } else { LATEST });
             let query = query.bind(thread.0).bind(ns).bind(scope.filter());
@@ -470,7 +473,7 @@ impl Foreign for PostgresStorage {
         filter: &ForeignFilter,
         limit: i64,
     ) -> Result<Vec<StoredForeign>> {
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             let rows = sqlx::query(LIST)
                 .bind(thread.0)
@@ -498,7 +501,7 @@ impl Foreign for PostgresStorage {
             return Ok(Vec::new());
         }
         let wanted: Vec<Vec<u8>> = hashes.iter().map(|hash| hash.to_vec()).collect();
-        let found = read!(async {
+        let found = read!(self, async {
             let mut session = self.session().await?;
             let rows = sqlx::query(PAYLOADS)
                 .bind(thread.0)
@@ -515,31 +518,32 @@ impl Foreign for PostgresStorage {
     }
 
     async fn latest_foreign(&self, scope: &Scope, thread: ThreadKey) -> Result<Vec<(String, CheckpointId)>> {
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             latest(session.conn(), scope, thread).await
         })
     }
 
     async fn delete_foreign_runs(&self, scope: &Scope, run_ids: &[String], limit: i64) -> Result<(i64, Vec<ThreadId>)> {
-        let mut transaction = self.begin().await?;
-        // Threads are locked in the order of their keys before anything of theirs goes.
-        let rows = sqlx::query(
-            "SELECT t.thread_key, t.name FROM threads t
+        self.bounded(async {
+            let mut transaction = self.begin().await?;
+            // Threads are locked in the order of their keys before anything of theirs goes.
+            let rows = sqlx::query(
+                "SELECT t.thread_key, t.name FROM threads t
              WHERE t.thread_key IN (SELECT c.thread_key FROM foreign_checkpoints c
                                     WHERE c.tenant = $1 AND c.run_id = ANY ($2)
                                     ORDER BY c.thread_key LIMIT $3)
              ORDER BY t.thread_key FOR UPDATE",
-        )
-        .bind(scope.tenant())
-        .bind(run_ids)
-        .bind(limit)
-        .fetch_all(&mut *transaction)
-        .await
-        .map_err(driver_error)?;
-        let keys = rows.iter().map(|row| get(row, "thread_key")).collect::<Result<Vec<Uuid>>>()?;
-        let gone = sqlx::query(
-            "WITH gone AS (
+            )
+            .bind(scope.tenant())
+            .bind(run_ids)
+            .bind(limit)
+            .fetch_all(&mut *transaction)
+            .await
+            .map_err(driver_error)?;
+            let keys = rows.iter().map(|row| get(row, "thread_key")).collect::<Result<Vec<Uuid>>>()?;
+            let gone = sqlx::query(
+                "WITH gone AS (
                  DELETE FROM foreign_checkpoints WHERE (thread_key, ns, checkpoint_id) IN (
                      SELECT c.thread_key, c.ns, c.checkpoint_id FROM foreign_checkpoints c
                      WHERE c.tenant = $1 AND c.run_id = ANY ($2) AND c.thread_key = ANY ($3) LIMIT $4)
@@ -553,52 +557,60 @@ impl Foreign for PostgresStorage {
                  UPDATE threads SET revision = revision + 1 WHERE thread_key IN (SELECT thread_key FROM gone)
              )
              SELECT COUNT(*) AS n FROM gone",
-        )
-        .bind(scope.tenant())
-        .bind(run_ids)
-        .bind(&keys)
-        .bind(limit)
-        .fetch_one(&mut *transaction)
+            )
+            .bind(scope.tenant())
+            .bind(run_ids)
+            .bind(&keys)
+            .bind(limit)
+            .fetch_one(&mut *transaction)
+            .await
+            .map_err(driver_error)?;
+            self.commit(transaction).await?;
+            let threads = rows.iter().map(|row| {
+                let name: String = get(row, "name")?;
+                ThreadId::parse(&name).map_err(|error| StorageError::Other(error.0))
+            });
+            Ok((get(&gone, "n")?, threads.collect::<Result<_>>()?))
+        })
         .await
-        .map_err(driver_error)?;
-        self.commit(transaction).await?;
-        let threads = rows.iter().map(|row| {
-            let name: String = get(row, "name")?;
-            ThreadId::parse(&name).map_err(|error| StorageError::Other(error.0))
-        });
-        Ok((get(&gone, "n")?, threads.collect::<Result<_>>()?))
     }
 
     async fn prune_foreign(&self, scope: &Scope, id: &ThreadId, kept: &ForeignKept) -> Result<Pruned> {
-        let mut transaction = self.begin().await?;
-        let pruned = prune(&mut transaction, scope, id.key(scope.tenant()), kept).await?;
-        if pruned != Pruned::Changed {
-            self.commit(transaction).await?;
-        }
-        Ok(pruned)
+        self.bounded(async {
+            let mut transaction = self.begin().await?;
+            let pruned = prune(&mut transaction, scope, id.key(scope.tenant()), kept).await?;
+            if pruned != Pruned::Changed {
+                self.commit(transaction).await?;
+            }
+            Ok(pruned)
+        })
+        .await
     }
 
     async fn copy_foreign(&self, scope: &Scope, from: &ThreadId, to: &ThreadId) -> Result<ForeignCopied> {
-        let (source, target) = (from.key(scope.tenant()), to.key(scope.tenant()));
-        if !self.is_foreign(scope, source).await? {
-            return Ok(ForeignCopied::Missing);
-        }
-        self.reclaim_thread(target).await?;
-        let mut transaction = self.begin().await?;
-        let taken = sqlx::query("SELECT 1 FROM threads WHERE thread_key = $1")
-            .bind(target.0)
-            .fetch_optional(&mut *transaction)
-            .await
-            .map_err(driver_error)?;
-        if taken.is_some() {
-            return Ok(ForeignCopied::Taken);
-        }
-        match copy_thread(&mut transaction, scope, from, to).await {
-            Ok(Some(_)) => self.commit(transaction).await.map(|()| ForeignCopied::Copied),
-            Ok(None) => Ok(ForeignCopied::Missing),
-            // Somebody was quicker.
-            Err(StorageError::Other(text)) if text.contains("threads_pkey") => Ok(ForeignCopied::Taken),
-            Err(error) => Err(error),
-        }
+        self.bounded(async {
+            let (source, target) = (from.key(scope.tenant()), to.key(scope.tenant()));
+            if !self.is_foreign(scope, source).await? {
+                return Ok(ForeignCopied::Missing);
+            }
+            self.reclaim_thread(target).await?;
+            let mut transaction = self.begin().await?;
+            let taken = sqlx::query("SELECT 1 FROM threads WHERE thread_key = $1")
+                .bind(target.0)
+                .fetch_optional(&mut *transaction)
+                .await
+                .map_err(driver_error)?;
+            if taken.is_some() {
+                return Ok(ForeignCopied::Taken);
+            }
+            match copy_thread(&mut transaction, scope, from, to).await {
+                Ok(Some(_)) => self.commit(transaction).await.map(|()| ForeignCopied::Copied),
+                Ok(None) => Ok(ForeignCopied::Missing),
+                // Somebody was quicker.
+                Err(StorageError::Other(text)) if text.contains("threads_pkey") => Ok(ForeignCopied::Taken),
+                Err(error) => Err(error),
+            }
+        })
+        .await
     }
 }

@@ -84,24 +84,21 @@ const SETTINGS: [&str; 4] = ["fsync", "synchronous_commit", "full_page_writes", 
 #[async_trait]
 impl Health for PostgresStorage {
     async fn find_stuck(&self, scope: &Scope, grace: Duration, limit: i64) -> Result<Vec<StuckRun>> {
-        self.bounded(async {
-            read!(async {
-                let mut session = self.session().await?;
-                let rows = sqlx::query(STUCK)
-                    .bind(scope.filter())
-                    .bind(micros(grace))
-                    .bind(limit)
-                    .fetch_all(session.conn())
-                    .await
-                    .map_err(driver_error)?;
-                rows.iter().map(stuck_from).collect::<Result<Vec<_>>>()
-            })
+        read!(self, async {
+            let mut session = self.session().await?;
+            let rows = sqlx::query(STUCK)
+                .bind(scope.filter())
+                .bind(micros(grace))
+                .bind(limit)
+                .fetch_all(session.conn())
+                .await
+                .map_err(driver_error)?;
+            rows.iter().map(stuck_from).collect::<Result<Vec<_>>>()
         })
-        .await
     }
 
     async fn list_quarantined(&self, scope: &Scope, page: Page) -> Result<Vec<QuarantinedRun>> {
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             let rows = sqlx::query(QUARANTINED)
                 .bind(scope.filter())
@@ -115,18 +112,21 @@ impl Health for PostgresStorage {
     }
 
     async fn release_run_from_quarantine(&self, scope: &Scope, run_id: RunId) -> Result<Release> {
-        let mut transaction = self.begin().await?;
-        let released = release(&mut transaction, scope, run_id).await?;
-        if released == Release::Released {
-            notify(&mut transaction, &[Notice::RunPending]).await?;
-            self.commit(transaction).await?;
-            self.tell([Notice::RunPending]);
-        }
-        Ok(released)
+        self.bounded(async {
+            let mut transaction = self.begin().await?;
+            let released = release(&mut transaction, scope, run_id).await?;
+            if released == Release::Released {
+                notify(&mut transaction, &[Notice::RunPending]).await?;
+                self.commit(transaction).await?;
+                self.tell([Notice::RunPending]);
+            }
+            Ok(released)
+        })
+        .await
     }
 
     async fn inspect(&self) -> Result<Inspection> {
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             inspect(session.conn()).await
         })

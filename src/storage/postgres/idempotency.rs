@@ -39,7 +39,7 @@ pub(super) async fn take(conn: &mut PgConnection, keyed: &Keyed) -> Result<()> {
 #[async_trait]
 impl IdempotencyKeys for PostgresStorage {
     async fn find_key(&self, scope: &Scope, operation: &str, key: &str) -> Result<Option<KeyRow>> {
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             let row = sqlx::query(concat!(
                 "SELECT fingerprint, location, status, answer FROM idempotency_keys
@@ -66,58 +66,67 @@ impl IdempotencyKeys for PostgresStorage {
     }
 
     async fn answer_key(&self, scope: &Scope, key: &IdempotencyKey, status: u16, answer: Vec<u8>) -> Result<()> {
-        let mut session = self.session().await?;
-        sqlx::query(concat!(
+        self.bounded(async {
+            let mut session = self.session().await?;
+            sqlx::query(concat!(
             "INSERT INTO idempotency_keys (tenant, operation, key, fingerprint, status, answer, created_at, expires_at)
              SELECT $1, $2, $3, $4, $5, $6, clock.now, clock.now + $7 FROM (SELECT ",
             now!(),
             " AS now) AS clock
              ON CONFLICT (tenant, operation, key) DO UPDATE SET status = EXCLUDED.status, answer = EXCLUDED.answer"
         ))
-        .bind(scope.tenant())
-        .bind(&key.operation)
-        .bind(&key.key)
-        .bind(key.fingerprint.to_vec())
-        .bind(i32::from(status))
-        .bind(answer)
-        .bind(REMEMBERED_US)
-        .execute(session.conn())
-        .await
-        .map_err(driver_error)?;
-        self.wrote(session).await
-    }
-
-    async fn forget_key(&self, scope: &Scope, operation: &str, key: &str) -> Result<()> {
-        let mut session = self.session().await?;
-        sqlx::query("DELETE FROM idempotency_keys WHERE tenant = $1 AND operation = $2 AND key = $3")
             .bind(scope.tenant())
-            .bind(operation)
-            .bind(key)
+            .bind(&key.operation)
+            .bind(&key.key)
+            .bind(key.fingerprint.to_vec())
+            .bind(i32::from(status))
+            .bind(answer)
+            .bind(REMEMBERED_US)
             .execute(session.conn())
             .await
             .map_err(driver_error)?;
-        self.wrote(session).await
+            self.wrote(session).await
+        })
+        .await
+    }
+
+    async fn forget_key(&self, scope: &Scope, operation: &str, key: &str) -> Result<()> {
+        self.bounded(async {
+            let mut session = self.session().await?;
+            sqlx::query("DELETE FROM idempotency_keys WHERE tenant = $1 AND operation = $2 AND key = $3")
+                .bind(scope.tenant())
+                .bind(operation)
+                .bind(key)
+                .execute(session.conn())
+                .await
+                .map_err(driver_error)?;
+            self.wrote(session).await
+        })
+        .await
     }
 
     async fn purge_keys(&self, scope: &Scope, limit: i64) -> Result<u64> {
-        let mut session = self.session().await?;
-        let done = sqlx::query(concat!(
-            "DELETE FROM idempotency_keys WHERE (tenant, operation, key) IN (
+        self.bounded(async {
+            let mut session = self.session().await?;
+            let done = sqlx::query(concat!(
+                "DELETE FROM idempotency_keys WHERE (tenant, operation, key) IN (
                  SELECT tenant, operation, key FROM idempotency_keys
                  WHERE expires_at <= ",
-            now!(),
-            " AND ($1::uuid IS NULL OR tenant = $1) ORDER BY expires_at LIMIT $2)"
-        ))
-        .bind(scope.filter())
-        .bind(limit)
-        .execute(session.conn())
+                now!(),
+                " AND ($1::uuid IS NULL OR tenant = $1) ORDER BY expires_at LIMIT $2)"
+            ))
+            .bind(scope.filter())
+            .bind(limit)
+            .execute(session.conn())
+            .await
+            .map_err(driver_error)?
+            .rows_affected();
+            match done {
+                0 => session.finish().await?,
+                _ => self.wrote(session).await?,
+            }
+            Ok(done)
+        })
         .await
-        .map_err(driver_error)?
-        .rows_affected();
-        match done {
-            0 => session.finish().await?,
-            _ => self.wrote(session).await?,
-        }
-        Ok(done)
     }
 }

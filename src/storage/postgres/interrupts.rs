@@ -68,7 +68,7 @@ impl Interrupts for PostgresStorage {
         after: Option<&InterruptCursor>,
         limit: i64,
     ) -> Result<Vec<(ThreadKey, InterruptRecord)>> {
-        read!(async {
+        read!(self, async {
             let mut query = QueryBuilder::new(
                 "SELECT i.thread_key, i.interrupt_id, i.ns, i.checkpoint_id, i.root_checkpoint_id, i.task_id, i.node,
                         i.graph_id, i.assistant_id, i.run_id, i.codec, i.question, i.response_schema, i.checked,

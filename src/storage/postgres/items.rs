@@ -297,23 +297,26 @@ async fn fetch(conn: &mut PgConnection, found: &[(Key, f32)]) -> Result<Vec<Foun
 #[async_trait]
 impl Items for PostgresStorage {
     async fn put_item(&self, scope: &Scope, item: NewItem) -> Result<()> {
-        let (paths, vectors) = columns(item.embedded.as_ref());
-        let mut session = self.session().await?;
-        sqlx::query(PUT)
-            .bind(scope.tenant())
-            .bind(matching::namespace_text(&item.namespace))
-            .bind(hide_nul(&item.key).into_owned())
-            .bind(item.embedded.as_ref().map(|embedded| embedded.model.as_str()))
-            .bind(paths)
-            .bind(vectors)
-            .bind(PLAIN)
-            .bind(encoding::bytes(&item.value))
-            .bind(item.ttl_minutes.map(|minutes| (minutes * MICROS_PER_MINUTE) as i64))
-            .bind(items::indexing_text(&item.indexing))
-            .execute(session.conn())
-            .await
-            .map_err(driver_error)?;
-        self.wrote(session).await
+        self.bounded(async {
+            let (paths, vectors) = columns(item.embedded.as_ref());
+            let mut session = self.session().await?;
+            sqlx::query(PUT)
+                .bind(scope.tenant())
+                .bind(matching::namespace_text(&item.namespace))
+                .bind(hide_nul(&item.key).into_owned())
+                .bind(item.embedded.as_ref().map(|embedded| embedded.model.as_str()))
+                .bind(paths)
+                .bind(vectors)
+                .bind(PLAIN)
+                .bind(encoding::bytes(&item.value))
+                .bind(item.ttl_minutes.map(|minutes| (minutes * MICROS_PER_MINUTE) as i64))
+                .bind(items::indexing_text(&item.indexing))
+                .execute(session.conn())
+                .await
+                .map_err(driver_error)?;
+            self.wrote(session).await
+        })
+        .await
     }
 
     async fn get_item(&self, scope: &Scope, namespace: &[String], key: &str, restart: bool) -> Result<Option<Item>> {
@@ -321,7 +324,7 @@ impl Items for PostgresStorage {
         if restart {
             self.refresh(scope, vec![namespace.clone()], vec![key.clone()]).await?;
         }
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             sqlx::query(FIND)
                 .bind(scope.tenant())
@@ -337,27 +340,30 @@ impl Items for PostgresStorage {
     }
 
     async fn delete_item(&self, scope: &Scope, namespace: &[String], key: &str) -> Result<()> {
-        let (namespace, key) = (matching::namespace_text(namespace), hide_nul(key).into_owned());
-        let mut transaction = self.begin().await?;
-        let gone = sqlx::query("DELETE FROM items WHERE tenant = $1 AND namespace = $2 AND key = $3")
-            .bind(scope.tenant())
-            .bind(&namespace)
-            .bind(&key)
-            .execute(&mut *transaction)
-            .await
-            .map_err(driver_error)?;
-        // Nobody else can write the item until the commit, if there was one; else vectors seen now are those of a writer
-        // that came in between.
-        if gone.rows_affected() > 0 {
-            sqlx::query(DELETE_VECTORS)
-                .bind(vec![scope.tenant()])
-                .bind(vec![namespace])
-                .bind(vec![key])
+        self.bounded(async {
+            let (namespace, key) = (matching::namespace_text(namespace), hide_nul(key).into_owned());
+            let mut transaction = self.begin().await?;
+            let gone = sqlx::query("DELETE FROM items WHERE tenant = $1 AND namespace = $2 AND key = $3")
+                .bind(scope.tenant())
+                .bind(&namespace)
+                .bind(&key)
                 .execute(&mut *transaction)
                 .await
                 .map_err(driver_error)?;
-        }
-        self.commit(transaction).await
+            // Nobody else can write the item until the commit, if there was one; else vectors seen now are those of a writer
+            // that came in between.
+            if gone.rows_affected() > 0 {
+                sqlx::query(DELETE_VECTORS)
+                    .bind(vec![scope.tenant()])
+                    .bind(vec![namespace])
+                    .bind(vec![key])
+                    .execute(&mut *transaction)
+                    .await
+                    .map_err(driver_error)?;
+            }
+            self.commit(transaction).await
+        })
+        .await
     }
 
     async fn search_items(
@@ -367,7 +373,7 @@ impl Items for PostgresStorage {
         page: Page,
         restart: bool,
     ) -> Result<Vec<FoundItem>> {
-        let found = read!(self.search_once(scope, filter, page))?;
+        let found = read!(self, self.search_once(scope, filter, page))?;
         if restart {
             let namespaces = found.iter().map(|found| matching::namespace_text(&found.item.namespace)).collect();
             let keys = found.iter().map(|found| hide_nul(&found.item.key).into_owned()).collect();
@@ -378,7 +384,7 @@ impl Items for PostgresStorage {
 
     async fn list_namespaces(&self, scope: &Scope, filter: &NamespaceFilter, page: Page) -> Result<Vec<Vec<String>>> {
         let (from, to) = matching::namespace_range(matching::plain_prefix(&filter.prefix));
-        let found: Vec<Vec<String>> = read!(async {
+        let found: Vec<Vec<String>> = read!(self, async {
             let mut session = self.session().await?;
             let rows = sqlx::query(NAMESPACES)
                 .bind(scope.filter())
@@ -395,31 +401,34 @@ impl Items for PostgresStorage {
     }
 
     async fn sweep_items(&self, scope: &Scope) -> Result<bool> {
-        let mut transaction = self.begin().await?;
-        let gone = sqlx::query(SWEEP)
-            .bind(scope.filter())
-            .bind(STEP_ROWS)
-            .fetch_all(&mut *transaction)
-            .await
-            .map_err(driver_error)?;
-        if gone.is_empty() {
-            return Ok(false);
-        }
-        let (mut tenants, mut namespaces, mut keys) = (Vec::new(), Vec::new(), Vec::new());
-        for row in &gone {
-            tenants.push(get::<Uuid>(row, "tenant")?);
-            namespaces.push(get::<String>(row, "namespace")?);
-            keys.push(get::<String>(row, "key")?);
-        }
-        sqlx::query(DELETE_VECTORS)
-            .bind(tenants)
-            .bind(namespaces)
-            .bind(keys)
-            .execute(&mut *transaction)
-            .await
-            .map_err(driver_error)?;
-        self.commit(transaction).await?;
-        Ok(gone.len() as i64 >= STEP_ROWS)
+        self.bounded(async {
+            let mut transaction = self.begin().await?;
+            let gone = sqlx::query(SWEEP)
+                .bind(scope.filter())
+                .bind(STEP_ROWS)
+                .fetch_all(&mut *transaction)
+                .await
+                .map_err(driver_error)?;
+            if gone.is_empty() {
+                return Ok(false);
+            }
+            let (mut tenants, mut namespaces, mut keys) = (Vec::new(), Vec::new(), Vec::new());
+            for row in &gone {
+                tenants.push(get::<Uuid>(row, "tenant")?);
+                namespaces.push(get::<String>(row, "namespace")?);
+                keys.push(get::<String>(row, "key")?);
+            }
+            sqlx::query(DELETE_VECTORS)
+                .bind(tenants)
+                .bind(namespaces)
+                .bind(keys)
+                .execute(&mut *transaction)
+                .await
+                .map_err(driver_error)?;
+            self.commit(transaction).await?;
+            Ok(gone.len() as i64 >= STEP_ROWS)
+        })
+        .await
     }
 
     async fn unembedded_items(
@@ -429,7 +438,7 @@ impl Items for PostgresStorage {
         after: Option<&ItemPlace>,
         limit: i64,
     ) -> Result<Vec<UnembeddedItem>> {
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             let rows = sqlx::query(UNEMBEDDED)
                 .bind(scope.filter())
@@ -446,20 +455,23 @@ impl Items for PostgresStorage {
     }
 
     async fn embed_item(&self, scope: &Scope, item: &Item, embedded: Embedded) -> Result<bool> {
-        let (paths, vectors) = columns(Some(&embedded));
-        let mut session = self.session().await?;
-        let held = sqlx::query(EMBED)
-            .bind(scope.tenant())
-            .bind(matching::namespace_text(&item.namespace))
-            .bind(hide_nul(&item.key).into_owned())
-            .bind(&embedded.model)
-            .bind(paths)
-            .bind(vectors)
-            .bind(item.updated_at.0)
-            .fetch_optional(session.conn())
-            .await
-            .map_err(driver_error)?;
-        self.wrote(session).await?;
-        Ok(held.is_some())
+        self.bounded(async {
+            let (paths, vectors) = columns(Some(&embedded));
+            let mut session = self.session().await?;
+            let held = sqlx::query(EMBED)
+                .bind(scope.tenant())
+                .bind(matching::namespace_text(&item.namespace))
+                .bind(hide_nul(&item.key).into_owned())
+                .bind(&embedded.model)
+                .bind(paths)
+                .bind(vectors)
+                .bind(item.updated_at.0)
+                .fetch_optional(session.conn())
+                .await
+                .map_err(driver_error)?;
+            self.wrote(session).await?;
+            Ok(held.is_some())
+        })
+        .await
     }
 }

@@ -114,17 +114,21 @@ macro_rules! now {
 use now;
 
 /// Runs a read, and again while its connections turn out to be broken, for [`READ_BUDGET`]: reads change nothing, and a
-/// database that restarts is back soon.
+/// database that restarts is back soon. Bounded as every operation is.
 macro_rules! read {
-    ($attempt:expr) => {{
-        let mut patience = crate::storage::postgres::Patience::default();
-        loop {
-            match $attempt.await {
-                Err(error) if patience.is_left_for(&error) => patience.pause().await,
-                outcome => break outcome,
-            }
-        }
-    }};
+    ($storage:expr, $attempt:expr) => {
+        $storage
+            .bounded(async {
+                let mut patience = crate::storage::postgres::Patience::default();
+                loop {
+                    match $attempt.await {
+                        Err(error) if patience.is_left_for(&error) => patience.pause().await,
+                        outcome => break outcome,
+                    }
+                }
+            })
+            .await
+    };
 }
 use read;
 
@@ -503,14 +507,11 @@ impl Storage for PostgresStorage {
     }
 
     async fn ping(&self, _scope: &Scope) -> Result<()> {
-        self.bounded(async {
-            read!(async {
-                let mut session = self.session().await?;
-                sqlx::query("SELECT 1").execute(session.conn()).await.map_err(driver_error)?;
-                Ok(())
-            })
+        read!(self, async {
+            let mut session = self.session().await?;
+            sqlx::query("SELECT 1").execute(session.conn()).await.map_err(driver_error)?;
+            Ok(())
         })
-        .await
     }
 
     fn is_shared(&self) -> bool {

@@ -250,7 +250,7 @@ impl PostgresStorage {
 #[async_trait]
 impl Retention for PostgresStorage {
     async fn thread_ttl(&self, scope: &Scope, id: &ThreadId) -> Result<Option<ThreadTtl>> {
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             let row = sqlx::query(
                 "SELECT ttl, ttl_strategy, updated_at FROM threads
@@ -268,7 +268,7 @@ impl Retention for PostgresStorage {
     }
 
     async fn expired_threads(&self, scope: &Scope, limit: i64) -> Result<Vec<ExpiredThread>> {
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             let rows = sqlx::query(concat!(
                 "SELECT t.tenant, t.name, t.ttl_strategy FROM threads t
@@ -286,54 +286,63 @@ impl Retention for PostgresStorage {
     }
 
     async fn expire_thread(&self, scope: &Scope, id: &ThreadId) -> Result<bool> {
-        let key = id.key(scope.tenant());
-        let mut transaction = self.begin().await?;
-        if !lock_thread(&mut transaction, key).await? {
-            return Ok(false);
-        }
-        let due = sqlx::query(concat!(
-            "SELECT 1 FROM threads t WHERE t.thread_key = $1 AND t.ttl_strategy = 'delete' AND ",
-            due!()
-        ))
-        .bind(key.0)
-        .fetch_optional(&mut *transaction)
+        self.bounded(async {
+            let key = id.key(scope.tenant());
+            let mut transaction = self.begin().await?;
+            if !lock_thread(&mut transaction, key).await? {
+                return Ok(false);
+            }
+            let due = sqlx::query(concat!(
+                "SELECT 1 FROM threads t WHERE t.thread_key = $1 AND t.ttl_strategy = 'delete' AND ",
+                due!()
+            ))
+            .bind(key.0)
+            .fetch_optional(&mut *transaction)
+            .await
+            .map_err(driver_error)?;
+            if due.is_none() {
+                return Ok(false);
+            }
+            bury_thread(&mut transaction, scope.tenant(), key).await?;
+            self.commit(transaction).await?;
+            Ok(true)
+        })
         .await
-        .map_err(driver_error)?;
-        if due.is_none() {
-            return Ok(false);
-        }
-        bury_thread(&mut transaction, scope.tenant(), key).await?;
-        self.commit(transaction).await?;
-        Ok(true)
     }
 
     async fn prune_thread(&self, scope: &Scope, id: &ThreadId, kept: &Kept) -> Result<Pruned> {
-        let mut transaction = self.begin().await?;
-        let pruned = prune(&mut transaction, id.key(scope.tenant()), kept).await?;
-        if pruned != Pruned::Changed {
-            self.commit(transaction).await?;
-        }
-        Ok(pruned)
+        self.bounded(async {
+            let mut transaction = self.begin().await?;
+            let pruned = prune(&mut transaction, id.key(scope.tenant()), kept).await?;
+            if pruned != Pruned::Changed {
+                self.commit(transaction).await?;
+            }
+            Ok(pruned)
+        })
+        .await
     }
 
     async fn reclaim(&self, scope: &Scope) -> Result<bool> {
-        let mut transaction = self.begin().await?;
-        let row = sqlx::query(
-            "SELECT thread_key FROM dead_threads WHERE ($1::uuid IS NULL OR tenant = $1)
+        self.bounded(async {
+            let mut transaction = self.begin().await?;
+            let row = sqlx::query(
+                "SELECT thread_key FROM dead_threads WHERE ($1::uuid IS NULL OR tenant = $1)
              ORDER BY deleted_at LIMIT 1 FOR UPDATE SKIP LOCKED",
-        )
-        .bind(scope.filter())
-        .fetch_optional(&mut *transaction)
+            )
+            .bind(scope.filter())
+            .fetch_optional(&mut *transaction)
+            .await
+            .map_err(driver_error)?;
+            let Some(row) = row else { return Ok(false) };
+            step(&mut transaction, get(&row, "thread_key")?).await?;
+            self.commit(transaction).await?;
+            Ok(true)
+        })
         .await
-        .map_err(driver_error)?;
-        let Some(row) = row else { return Ok(false) };
-        step(&mut transaction, get(&row, "thread_key")?).await?;
-        self.commit(transaction).await?;
-        Ok(true)
     }
 
     async fn thread_sizes(&self, scope: &Scope, id: &ThreadId) -> Result<Option<ThreadSizes>> {
-        read!(async {
+        read!(self, async {
             let key = id.key(scope.tenant());
             let mut session = self.session().await?;
             let row = sqlx::query(SIZES)
@@ -373,7 +382,7 @@ impl Retention for PostgresStorage {
         thread: ThreadKey,
         hashes: &[PayloadHash],
     ) -> Result<Vec<(PayloadHash, i64)>> {
-        read!(async {
+        read!(self, async {
             let wanted: Vec<Vec<u8>> = hashes.iter().map(|hash| hash.to_vec()).collect();
             let mut session = self.session().await?;
             let rows = sqlx::query(

@@ -137,43 +137,49 @@ define_session_rows!(PgRow);
 #[async_trait]
 impl Sessions for PostgresStorage {
     async fn close_thread(&self, scope: &Scope, id: &ThreadId, how: &Close) -> Result<CloseOutcome> {
-        let mut transaction = self.begin().await?;
-        let outcome = close(&mut transaction, scope, id.key(scope.tenant()), how).await?;
-        if matches!(outcome, CloseOutcome::Closed { .. } | CloseOutcome::Missing) {
-            self.commit(transaction).await?;
-        }
-        if let CloseOutcome::Closed { cancelled, .. } = &outcome {
-            self.tell(notices(cancelled));
-        }
-        Ok(outcome)
+        self.bounded(async {
+            let mut transaction = self.begin().await?;
+            let outcome = close(&mut transaction, scope, id.key(scope.tenant()), how).await?;
+            if matches!(outcome, CloseOutcome::Closed { .. } | CloseOutcome::Missing) {
+                self.commit(transaction).await?;
+            }
+            if let CloseOutcome::Closed { cancelled, .. } = &outcome {
+                self.tell(notices(cancelled));
+            }
+            Ok(outcome)
+        })
+        .await
     }
 
     async fn reopen_thread(&self, scope: &Scope, id: &ThreadId) -> Result<Option<Thread>> {
-        let key = id.key(scope.tenant());
-        let mut transaction = self.begin().await?;
-        if !lock_thread(&mut transaction, key).await? {
-            return Ok(None);
-        }
-        sqlx::query(concat!(
-            "UPDATE threads SET closed = NULL, closed_at = NULL, closed_by = NULL, closed_reason = NULL,
+        self.bounded(async {
+            let key = id.key(scope.tenant());
+            let mut transaction = self.begin().await?;
+            if !lock_thread(&mut transaction, key).await? {
+                return Ok(None);
+            }
+            sqlx::query(concat!(
+                "UPDATE threads SET closed = NULL, closed_at = NULL, closed_by = NULL, closed_reason = NULL,
                                 updated_at = clock.now, revision = revision + 1
              FROM (SELECT ",
-            now!(),
-            " AS now) AS clock
+                now!(),
+                " AS now) AS clock
              WHERE thread_key = $1 AND closed IS NOT NULL AND ($2::uuid IS NULL OR tenant = $2)"
-        ))
-        .bind(key.0)
-        .bind(scope.filter())
-        .execute(&mut *transaction)
+            ))
+            .bind(key.0)
+            .bind(scope.filter())
+            .execute(&mut *transaction)
+            .await
+            .map_err(driver_error)?;
+            let thread = thread_by_key(&mut transaction, scope, key).await?;
+            self.commit(transaction).await?;
+            Ok(thread)
+        })
         .await
-        .map_err(driver_error)?;
-        let thread = thread_by_key(&mut transaction, scope, key).await?;
-        self.commit(transaction).await?;
-        Ok(thread)
     }
 
     async fn find_session(&self, scope: &Scope, id: &ThreadId) -> Result<Option<Session>> {
-        read!(async {
+        read!(self, async {
             let key = id.key(scope.tenant());
             let mut session = self.session().await?;
             let row = sqlx::query(SESSION)
@@ -196,7 +202,7 @@ impl Sessions for PostgresStorage {
     }
 
     async fn explain_run(&self, scope: &Scope, run_id: RunId) -> Result<Option<RunExplained>> {
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             let row = sqlx::query(EXPLAIN)
                 .bind(run_id)

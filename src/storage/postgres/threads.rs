@@ -297,83 +297,92 @@ fn push_conditions(query: &mut QueryBuilder<Postgres>, scope: &Scope, filter: &T
 #[async_trait]
 impl Threads for PostgresStorage {
     async fn create_thread(&self, scope: &Scope, new: NewThread) -> Result<ThreadCreated> {
-        let tenant = scope.tenant();
-        let key = new.id.key(tenant);
-        // More than once, since a thread that is in the way may be deleted before it is read.
-        for _ in 0..3 {
-            let mut session = self.session().await?;
-            let row = sqlx::query(CREATE)
-                .bind(key.0)
-                .bind(tenant)
-                .bind(new.id.as_str())
-                .bind(&new.graph_id)
-                .bind(encoding::metadata_text(&new.metadata))
-                .bind(PLAIN)
-                .bind(encoding::bytes(&new.config))
-                .bind(new.ttl.map(|ttl| ttl.micros))
-                .bind(new.ttl.map(|ttl| ttl.strategy.as_str()))
-                .fetch_optional(session.conn())
-                .await
-                .map_err(driver_error)?;
-            if let Some(row) = row {
-                self.wrote(session).await?;
-                return Ok(ThreadCreated::New(thread_from(&row)?));
+        self.bounded(async {
+            let tenant = scope.tenant();
+            let key = new.id.key(tenant);
+            // More than once, since a thread that is in the way may be deleted before it is read.
+            for _ in 0..3 {
+                let mut session = self.session().await?;
+                let row = sqlx::query(CREATE)
+                    .bind(key.0)
+                    .bind(tenant)
+                    .bind(new.id.as_str())
+                    .bind(&new.graph_id)
+                    .bind(encoding::metadata_text(&new.metadata))
+                    .bind(PLAIN)
+                    .bind(encoding::bytes(&new.config))
+                    .bind(new.ttl.map(|ttl| ttl.micros))
+                    .bind(new.ttl.map(|ttl| ttl.strategy.as_str()))
+                    .fetch_optional(session.conn())
+                    .await
+                    .map_err(driver_error)?;
+                if let Some(row) = row {
+                    self.wrote(session).await?;
+                    return Ok(ThreadCreated::New(thread_from(&row)?));
+                }
+                let found = thread_by_key(session.conn(), scope, key).await?;
+                session.finish().await?;
+                if let Some(thread) = found {
+                    return Ok(ThreadCreated::Existing(thread));
+                }
+                idempotency::aside(self.reclaim_thread(key)).await?;
             }
-            let found = thread_by_key(session.conn(), scope, key).await?;
-            session.finish().await?;
-            if let Some(thread) = found {
-                return Ok(ThreadCreated::Existing(thread));
-            }
-            idempotency::aside(self.reclaim_thread(key)).await?;
-        }
-        Err(StorageError::Unavailable(format!("thread {} is being created and deleted", new.id)))
+            Err(StorageError::Unavailable(format!("thread {} is being created and deleted", new.id)))
+        })
+        .await
     }
 
     async fn find_thread(&self, scope: &Scope, id: &ThreadId) -> Result<Option<Thread>> {
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             thread_by_key(session.conn(), scope, id.key(scope.tenant())).await
         })
     }
 
     async fn update_thread(&self, scope: &Scope, id: &ThreadId, patch: ThreadPatch) -> Result<Option<Thread>> {
-        let mut session = self.session().await?;
-        let row = sqlx::query(concat!(
-            "WITH t AS (
+        self.bounded(async {
+            let mut session = self.session().await?;
+            let row = sqlx::query(concat!(
+                "WITH t AS (
                 UPDATE threads AS t SET
                     metadata = t.metadata || COALESCE($3, '{}')::jsonb, graph_id = COALESCE($4, t.graph_id),
                     ttl = COALESCE($5, t.ttl), ttl_strategy = COALESCE($6, t.ttl_strategy),
                     updated_at = ",
-            now!(),
-            "   WHERE t.thread_key = $1 AND ($2::uuid IS NULL OR t.tenant = $2)
+                now!(),
+                "   WHERE t.thread_key = $1 AND ($2::uuid IS NULL OR t.tenant = $2)
                 RETURNING t.thread_key, t.tenant, t.name, t.graph_id, t.metadata, t.codec, t.config, t.rest_status,
                           t.error, t.head, t.view, t.last_event, t.created_at, t.updated_at, t.state_updated_at,
                           t.closed, t.closed_at, t.closed_by, t.closed_reason, t.moved_to, t.moved_past
             )
             SELECT ",
-            thread_columns!(),
-            " FROM t"
-        ))
-        .bind(id.key(scope.tenant()).0)
-        .bind(scope.filter())
-        .bind(patch.metadata.as_ref().map(encoding::metadata_text))
-        .bind(patch.graph_id)
-        .bind(patch.ttl.map(|ttl| ttl.micros))
-        .bind(patch.ttl.map(|ttl| ttl.strategy.as_str()))
-        .fetch_optional(session.conn())
+                thread_columns!(),
+                " FROM t"
+            ))
+            .bind(id.key(scope.tenant()).0)
+            .bind(scope.filter())
+            .bind(patch.metadata.as_ref().map(encoding::metadata_text))
+            .bind(patch.graph_id)
+            .bind(patch.ttl.map(|ttl| ttl.micros))
+            .bind(patch.ttl.map(|ttl| ttl.strategy.as_str()))
+            .fetch_optional(session.conn())
+            .await
+            .map_err(driver_error)?;
+            self.wrote(session).await?;
+            row.as_ref().map(thread_from).transpose()
+        })
         .await
-        .map_err(driver_error)?;
-        self.wrote(session).await?;
-        row.as_ref().map(thread_from).transpose()
     }
 
     async fn delete_thread(&self, scope: &Scope, id: &ThreadId) -> Result<Option<Vec<RunId>>> {
-        let mut transaction = self.begin().await?;
-        let deleted = delete_thread(&mut transaction, scope.tenant(), id.key(scope.tenant())).await?;
-        let Some(active) = deleted else { return Ok(None) };
-        self.commit(transaction).await?;
-        self.tell(active.iter().map(|run_id| Notice::RunEnded(*run_id)));
-        Ok(Some(active))
+        self.bounded(async {
+            let mut transaction = self.begin().await?;
+            let deleted = delete_thread(&mut transaction, scope.tenant(), id.key(scope.tenant())).await?;
+            let Some(active) = deleted else { return Ok(None) };
+            self.commit(transaction).await?;
+            self.tell(active.iter().map(|run_id| Notice::RunEnded(*run_id)));
+            Ok(Some(active))
+        })
+        .await
     }
 
     async fn update_head_metadata(
@@ -382,9 +391,10 @@ impl Threads for PostgresStorage {
         id: &ThreadId,
         metadata: &Json,
     ) -> Result<Option<Option<CheckpointId>>> {
-        let mut session = self.session().await?;
-        let row = sqlx::query(
-            "WITH t AS MATERIALIZED (
+        self.bounded(async {
+            let mut session = self.session().await?;
+            let row = sqlx::query(
+                "WITH t AS MATERIALIZED (
                  SELECT thread_key, head FROM threads
                  WHERE thread_key = $1 AND ($2::uuid IS NULL OR tenant = $2) AND closed IS NULL
                  FOR NO KEY UPDATE
@@ -395,24 +405,29 @@ impl Threads for PostgresStorage {
                  RETURNING c.checkpoint_id
              )
              SELECT (SELECT merged.checkpoint_id FROM merged) AS checkpoint_id FROM t",
-        )
-        .bind(id.key(scope.tenant()).0)
-        .bind(scope.filter())
-        .bind(encoding::metadata_text(metadata))
-        .fetch_optional(session.conn())
+            )
+            .bind(id.key(scope.tenant()).0)
+            .bind(scope.filter())
+            .bind(encoding::metadata_text(metadata))
+            .fetch_optional(session.conn())
+            .await
+            .map_err(driver_error)?;
+            self.wrote(session).await?;
+            row.map(|row| get(&row, "checkpoint_id")).transpose()
+        })
         .await
-        .map_err(driver_error)?;
-        self.wrote(session).await?;
-        row.map(|row| get(&row, "checkpoint_id")).transpose()
     }
 
     async fn copy_thread(&self, scope: &Scope, from: &ThreadId, to: &ThreadId) -> Result<Option<Thread>> {
-        let mut transaction = self.begin().await?;
-        let copied = copy_thread(&mut transaction, scope, from, to).await?;
-        if copied.is_some() {
-            self.commit(transaction).await?;
-        }
-        Ok(copied)
+        self.bounded(async {
+            let mut transaction = self.begin().await?;
+            let copied = copy_thread(&mut transaction, scope, from, to).await?;
+            if copied.is_some() {
+                self.commit(transaction).await?;
+            }
+            Ok(copied)
+        })
+        .await
     }
 
     async fn search_threads(
@@ -423,7 +438,7 @@ impl Threads for PostgresStorage {
         ascending: bool,
         page: Page,
     ) -> Result<Vec<Thread>> {
-        read!(async {
+        read!(self, async {
             let mut query = QueryBuilder::new(concat!("SELECT ", thread_columns!(), " FROM threads t"));
             push_conditions(&mut query, scope, filter);
             let direction = if ascending { " ASC" } else { " DESC" };
@@ -443,7 +458,7 @@ impl Threads for PostgresStorage {
     }
 
     async fn count_threads(&self, scope: &Scope, filter: &ThreadFilter) -> Result<i64> {
-        read!(async {
+        read!(self, async {
             let mut query = QueryBuilder::new("SELECT COUNT(*) AS n FROM threads t");
             push_conditions(&mut query, scope, filter);
             let mut session = self.session().await?;
@@ -452,7 +467,7 @@ impl Threads for PostgresStorage {
     }
 
     async fn waiting_threads(&self, scope: &Scope, after: Option<ThreadKey>, limit: i64) -> Result<Vec<WaitingThread>> {
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             let rows = sqlx::query(concat!(
                 "SELECT ",

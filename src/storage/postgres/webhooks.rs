@@ -137,26 +137,27 @@ const LISTED: &str = "SELECT thread_name, run_id, url, state, attempts, next_att
 #[async_trait]
 impl Webhooks for PostgresStorage {
     async fn claim_webhooks(&self, scope: &Scope, limit: i64, lease: Duration) -> Result<ClaimedWebhooks> {
-        // Asked first, so that an idle server looks without writing.
-        let peek = concat!(
-            "SELECT MIN(next_attempt_at) - ",
-            now!(),
-            " AS wait FROM webhooks WHERE state = 'due' AND ($1::uuid IS NULL OR tenant = $1)"
-        );
-        let mut session = self.session().await?;
-        let row = sqlx::query(peek).bind(scope.filter()).fetch_one(session.conn()).await.map_err(driver_error)?;
-        let Some(wait) = get::<Option<i64>>(&row, "wait")? else {
-            session.finish().await?;
-            return Ok(ClaimedWebhooks::default());
-        };
-        if let Some(wait) = u64::try_from(wait).ok().filter(|wait| *wait > 0) {
-            session.finish().await?;
-            return Ok(ClaimedWebhooks { due: Vec::new(), next: Some(Duration::from_micros(wait)) });
-        }
-        let rows = sqlx::query(concat!(
-            "WITH clock AS MATERIALIZED (SELECT ",
-            now!(),
-            " AS now),
+        self.bounded(async {
+            // Asked first, so that an idle server looks without writing.
+            let peek = concat!(
+                "SELECT MIN(next_attempt_at) - ",
+                now!(),
+                " AS wait FROM webhooks WHERE state = 'due' AND ($1::uuid IS NULL OR tenant = $1)"
+            );
+            let mut session = self.session().await?;
+            let row = sqlx::query(peek).bind(scope.filter()).fetch_one(session.conn()).await.map_err(driver_error)?;
+            let Some(wait) = get::<Option<i64>>(&row, "wait")? else {
+                session.finish().await?;
+                return Ok(ClaimedWebhooks::default());
+            };
+            if let Some(wait) = u64::try_from(wait).ok().filter(|wait| *wait > 0) {
+                session.finish().await?;
+                return Ok(ClaimedWebhooks { due: Vec::new(), next: Some(Duration::from_micros(wait)) });
+            }
+            let rows = sqlx::query(concat!(
+                "WITH clock AS MATERIALIZED (SELECT ",
+                now!(),
+                " AS now),
              picked AS MATERIALIZED (
                  SELECT thread_key, run_id FROM webhooks
                  WHERE state = 'due' AND next_attempt_at <= (SELECT now FROM clock)
@@ -169,48 +170,53 @@ impl Webhooks for PostgresStorage {
              RETURNING w.thread_key, w.run_id, w.thread_name, w.url, w.attempts, w.assistant_id, w.run_status,
                        w.metadata::text AS metadata, w.codec, w.kwargs, w.multitask_strategy, w.error, w.result,
                        w.run_created_at, w.run_started_at, w.ended_at"
-        ))
-        .bind(scope.filter())
-        .bind(limit)
-        .bind(micros(lease))
-        .fetch_all(session.conn())
+            ))
+            .bind(scope.filter())
+            .bind(limit)
+            .bind(micros(lease))
+            .fetch_all(session.conn())
+            .await
+            .map_err(driver_error)?;
+            self.wrote(session).await?;
+            let due = rows.iter().map(due_from).collect::<Result<Vec<_>>>()?;
+            // There may be more than the limit: the caller looks again when it has room.
+            Ok(ClaimedWebhooks { due, next: Some(Duration::ZERO) })
+        })
         .await
-        .map_err(driver_error)?;
-        self.wrote(session).await?;
-        let due = rows.iter().map(due_from).collect::<Result<Vec<_>>>()?;
-        // There may be more than the limit: the caller looks again when it has room.
-        Ok(ClaimedWebhooks { due, next: Some(Duration::ZERO) })
     }
 
     async fn settle_webhook(&self, scope: &Scope, attempt: Attempt, outcome: AttemptOutcome) -> Result<bool> {
-        let mut session = self.session().await?;
-        let query = match &outcome {
-            AttemptOutcome::Delivered => sqlx::query(
-                "DELETE FROM webhooks WHERE thread_key = $1 AND run_id = $2 AND attempts = $3 AND state = 'due'
+        self.bounded(async {
+            let mut session = self.session().await?;
+            let query = match &outcome {
+                AttemptOutcome::Delivered => sqlx::query(
+                    "DELETE FROM webhooks WHERE thread_key = $1 AND run_id = $2 AND attempts = $3 AND state = 'due'
                    AND ($4::uuid IS NULL OR tenant = $4)",
-            ),
-            AttemptOutcome::Retry { .. } | AttemptOutcome::Dead { .. } => sqlx::query(concat!(
-                "UPDATE webhooks SET state = $5, last_error = $6, next_attempt_at = $7 + ",
-                now!(),
-                " WHERE thread_key = $1 AND run_id = $2 AND attempts = $3 AND state = 'due'
+                ),
+                AttemptOutcome::Retry { .. } | AttemptOutcome::Dead { .. } => sqlx::query(concat!(
+                    "UPDATE webhooks SET state = $5, last_error = $6, next_attempt_at = $7 + ",
+                    now!(),
+                    " WHERE thread_key = $1 AND run_id = $2 AND attempts = $3 AND state = 'due'
                     AND ($4::uuid IS NULL OR tenant = $4)"
-            )),
-        };
-        let query = query.bind(attempt.thread.0).bind(attempt.run_id).bind(attempt.number).bind(scope.filter());
-        let query = match outcome {
-            AttemptOutcome::Delivered => query,
-            AttemptOutcome::Retry { after, error } => {
-                query.bind("due").bind(hide_nul(&error).into_owned()).bind(micros(after))
-            }
-            AttemptOutcome::Dead { error } => query.bind("dead").bind(hide_nul(&error).into_owned()).bind(0_i64),
-        };
-        let done = query.execute(session.conn()).await.map_err(driver_error)?;
-        self.wrote(session).await?;
-        Ok(done.rows_affected() == 1)
+                )),
+            };
+            let query = query.bind(attempt.thread.0).bind(attempt.run_id).bind(attempt.number).bind(scope.filter());
+            let query = match outcome {
+                AttemptOutcome::Delivered => query,
+                AttemptOutcome::Retry { after, error } => {
+                    query.bind("due").bind(hide_nul(&error).into_owned()).bind(micros(after))
+                }
+                AttemptOutcome::Dead { error } => query.bind("dead").bind(hide_nul(&error).into_owned()).bind(0_i64),
+            };
+            let done = query.execute(session.conn()).await.map_err(driver_error)?;
+            self.wrote(session).await?;
+            Ok(done.rows_affected() == 1)
+        })
+        .await
     }
 
     async fn list_webhooks(&self, scope: &Scope, state: WebhookState, page: Page) -> Result<Vec<Webhook>> {
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             let rows = sqlx::query(LISTED)
                 .bind(state.as_str())
@@ -225,60 +231,66 @@ impl Webhooks for PostgresStorage {
     }
 
     async fn redrive_webhooks(&self, scope: &Scope, run_ids: Option<&[RunId]>) -> Result<i64> {
-        let mut session = self.session().await?;
-        let done = sqlx::query(concat!(
-            "UPDATE webhooks w SET state = 'due', attempts = 0, next_attempt_at = ",
-            now!(),
-            " FROM (SELECT thread_key, run_id FROM webhooks
+        self.bounded(async {
+            let mut session = self.session().await?;
+            let done = sqlx::query(concat!(
+                "UPDATE webhooks w SET state = 'due', attempts = 0, next_attempt_at = ",
+                now!(),
+                " FROM (SELECT thread_key, run_id FROM webhooks
                     WHERE state = 'dead' AND ($1::uuid IS NULL OR tenant = $1)
                       AND ($2::uuid[] IS NULL OR run_id = ANY ($2))
                     ORDER BY created_at LIMIT 1000 FOR UPDATE SKIP LOCKED) AS d
               WHERE w.thread_key = d.thread_key AND w.run_id = d.run_id"
-        ))
-        .bind(scope.filter())
-        .bind(run_ids.map(<[RunId]>::to_vec))
-        .execute(session.conn())
+            ))
+            .bind(scope.filter())
+            .bind(run_ids.map(<[RunId]>::to_vec))
+            .execute(session.conn())
+            .await
+            .map_err(driver_error)?;
+            self.wrote(session).await?;
+            Ok(i64::try_from(done.rows_affected()).unwrap_or(i64::MAX))
+        })
         .await
-        .map_err(driver_error)?;
-        self.wrote(session).await?;
-        Ok(i64::try_from(done.rows_affected()).unwrap_or(i64::MAX))
     }
 
     async fn sweep_webhooks(&self, scope: &Scope, keep_dead: Duration) -> Result<u64> {
-        let mut changed = 0;
-        let mut session = self.session().await?;
-        let ended = concat!(
-            "UPDATE webhooks w SET run_status = r.status, error = r.error, ",
-            copy_run!(),
-            " FROM runs r, (SELECT ",
-            now!(),
-            " AS now) AS clock
+        self.bounded(async {
+            let mut changed = 0;
+            let mut session = self.session().await?;
+            let ended = concat!(
+                "UPDATE webhooks w SET run_status = r.status, error = r.error, ",
+                copy_run!(),
+                " FROM runs r, (SELECT ",
+                now!(),
+                " AS now) AS clock
               WHERE w.state = 'waiting' AND ($1::uuid IS NULL OR w.tenant = $1)
                 AND r.thread_key = w.thread_key AND r.run_id = w.run_id AND r.status NOT IN ('pending', 'running')"
-        );
-        let gone = "DELETE FROM webhooks w WHERE w.state = 'waiting' AND ($1::uuid IS NULL OR w.tenant = $1)
+            );
+            let gone = "DELETE FROM webhooks w WHERE w.state = 'waiting' AND ($1::uuid IS NULL OR w.tenant = $1)
                       AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.thread_key = w.thread_key AND r.run_id = w.run_id)";
-        for statement in [ended, gone] {
-            let done = sqlx::query(statement).bind(scope.filter()).execute(session.conn()).await;
-            changed += done.map_err(driver_error)?.rows_affected();
-        }
-        let done = sqlx::query(concat!(
-            "DELETE FROM webhooks WHERE (thread_key, run_id) IN (
+            for statement in [ended, gone] {
+                let done = sqlx::query(statement).bind(scope.filter()).execute(session.conn()).await;
+                changed += done.map_err(driver_error)?.rows_affected();
+            }
+            let done = sqlx::query(concat!(
+                "DELETE FROM webhooks WHERE (thread_key, run_id) IN (
                  SELECT thread_key, run_id FROM webhooks
                  WHERE state = 'dead' AND ($1::uuid IS NULL OR tenant = $1) AND next_attempt_at < ",
-            now!(),
-            " - $2 LIMIT 1000)"
-        ))
-        .bind(scope.filter())
-        .bind(micros(keep_dead))
-        .execute(session.conn())
-        .await;
-        changed += done.map_err(driver_error)?.rows_affected();
-        if changed > 0 {
-            self.wrote(session).await?;
-        } else {
-            session.finish().await?;
-        }
-        Ok(changed)
+                now!(),
+                " - $2 LIMIT 1000)"
+            ))
+            .bind(scope.filter())
+            .bind(micros(keep_dead))
+            .execute(session.conn())
+            .await;
+            changed += done.map_err(driver_error)?.rows_affected();
+            if changed > 0 {
+                self.wrote(session).await?;
+            } else {
+                session.finish().await?;
+            }
+            Ok(changed)
+        })
+        .await
     }
 }

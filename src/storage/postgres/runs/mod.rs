@@ -131,24 +131,21 @@ impl Runs for PostgresStorage {
     }
 
     async fn find_run(&self, scope: &Scope, thread_id: &ThreadId, run_id: RunId) -> Result<Option<Run>> {
-        self.bounded(async {
-            read!(async {
-                let mut session = self.session().await?;
-                let row = sqlx::query(FIND)
-                    .bind(thread_id.key(scope.tenant()).0)
-                    .bind(run_id)
-                    .bind(scope.filter())
-                    .fetch_optional(session.conn())
-                    .await
-                    .map_err(driver_error)?;
-                row.as_ref().map(run_from).transpose()
-            })
+        read!(self, async {
+            let mut session = self.session().await?;
+            let row = sqlx::query(FIND)
+                .bind(thread_id.key(scope.tenant()).0)
+                .bind(run_id)
+                .bind(scope.filter())
+                .fetch_optional(session.conn())
+                .await
+                .map_err(driver_error)?;
+            row.as_ref().map(run_from).transpose()
         })
-        .await
     }
 
     async fn locate_run(&self, scope: &Scope, run_id: RunId) -> Result<Option<Run>> {
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             let row = sqlx::query(LOCATE)
                 .bind(run_id)
@@ -167,7 +164,7 @@ impl Runs for PostgresStorage {
         filter: &RunFilter,
         page: Page,
     ) -> Result<Option<Vec<Run>>> {
-        let rows = read!(async {
+        let rows = read!(self, async {
             let mut session = self.session().await?;
             sqlx::query(LIST)
                 .bind(thread_id.key(scope.tenant()).0)
@@ -207,7 +204,7 @@ impl Runs for PostgresStorage {
         after: EventId,
         limit: i64,
     ) -> Result<Vec<StoredEvent>> {
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             let rows = sqlx::query(
                 "SELECT thread_key, event_id, run_id, name, codec, data FROM events
@@ -228,7 +225,7 @@ impl Runs for PostgresStorage {
     }
 
     async fn count_active(&self, scope: &Scope) -> Result<(i64, i64)> {
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             let row = sqlx::query(concat!(
                 "SELECT (SELECT COUNT(*) FROM runs
