@@ -159,6 +159,7 @@ async fn keep(state: AppState, caller: Caller, key: IdempotencyKey, route: &str,
     if route.ends_with("/wait") {
         // It takes as long as the run. It is driven to its end whether or not the client stays, so that its answer can be
         // given again even when the run's thread goes with it.
+        let failed = parts.extensions.get::<keepalive::Failed>().cloned().unwrap_or_default();
         let (sender, receiver) = mpsc::channel::<Result<Bytes, axum::Error>>(16);
         tokio::spawn(async move {
             let mut chunks = body.into_data_stream();
@@ -172,7 +173,8 @@ async fn keep(state: AppState, caller: Caller, key: IdempotencyKey, route: &str,
                 // The client may be gone.
                 let _gone = sender.send(chunk).await;
             }
-            if is_whole {
+            // An answer that could not be had, as while the database is away: a repeat joins the run.
+            if is_whole && !failed.is_so() {
                 remember(&state, &caller, &key, status, kept.trim_ascii().to_vec()).await;
             }
         });

@@ -3,7 +3,10 @@
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
@@ -18,23 +21,39 @@ use super::pretty::indent;
 use super::sse::ticker;
 use crate::model::Json;
 
+/// Whether the answer could be had; in the extensions of the response. Where it could not, the body says why, which is
+/// nothing to tell anybody who asks again.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Failed(Arc<AtomicBool>);
+
+impl Failed {
+    /// Certain once the body has ended.
+    pub(super) fn is_so(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
 /// A response whose body is the future's answer, or `{"__error__": ..}` when it fails. Dropping the response drops the
 /// future; when the server stops, the connection breaks (clients then ask `Location`) and the future lives on.
 pub(crate) fn respond<F>(state: &AppState, pretty: bool, answer: F) -> Response
 where
     F: Future<Output = ApiResult<Json>> + Send + 'static,
 {
+    let failed = Failed::default();
     let wait = Wait {
+        failed: failed.clone(),
         answer: Some(Box::pin(answer)),
         pretty,
         heartbeat: ticker(state.settings.heartbeat),
         shutdown: state.settings.shutdown.clone(),
     };
     let body = unfold(wait, |mut wait| async move { wait.next().await.map(|chunk| (chunk, wait)) });
-    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], Body::from_stream(body)).into_response()
+    let kind = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+    (kind, Extension(failed), Body::from_stream(body)).into_response()
 }
 
 struct Wait {
+    failed: Failed,
     answer: Option<Pin<Box<dyn Future<Output = ApiResult<Json>> + Send>>>,
     pretty: bool,
     heartbeat: Interval,
@@ -52,7 +71,10 @@ impl Wait {
             }
             result = answer => {
                 self.answer = None;
-                let json = result.unwrap_or_else(|error| Json::from(json!({"__error__": error.into_info()})));
+                let json = result.unwrap_or_else(|error| {
+                    self.failed.0.store(true, Ordering::Release);
+                    Json::from(json!({"__error__": error.into_info()}))
+                });
                 let text = if self.pretty { indent(&json.text()) } else { json.text() };
                 Some(Ok(Bytes::from(text)))
             }

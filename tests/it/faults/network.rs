@@ -58,6 +58,40 @@ async fn half_open_connections_are_left_behind() {
     eventually("it is ready", PATIENCE, ready).await;
 }
 
+/// A client with a key waits at a process that loses the database; the run ends elsewhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_could_not_be_had_is_not_kept_under_its_key() {
+    let Some(database) = Database::create("keyed").await else { return };
+    let traces = tempfile::tempdir().expect("a directory");
+    let proxy = Proxy::to(&database.url).await;
+    let api = server(&proxy.url(&database.url), traces.path(), &[("RUNTIME__ROLE", "api")]);
+    let worker = server(&database.url, traces.path(), &[]);
+    Gate(traces.path()).opens_until(5);
+    let body = json!({"assistant_id": "walk", "input": {"name": "keyed", "n": 0, "steps": STEPS}});
+    let wait = |body: Value| {
+        let request = reqwest::Client::new().post(format!("{}/threads/keyed/runs/wait", api.url));
+        request.header("idempotency-key", "once").json(&body).timeout(PATIENCE).send()
+    };
+    let waiting = wait(body.clone()).await.expect("an answer");
+    assert_eq!(waiting.status(), 200, "it has begun");
+    reaches(&worker, "keyed", 5).await;
+    proxy.refuse();
+    let answer: Value = waiting.json().await.expect("JSON");
+    assert!(answer["__error__"]["error"].is_string(), "{answer}");
+    proxy.pass();
+    Gate(traces.path()).opens_until(STEPS);
+    // Asked again, the same run, and what became of it.
+    let answer = async || {
+        let answer = wait(body.clone()).await.ok()?;
+        let is_replay = answer.headers().contains_key("idempotency-replayed");
+        let answer: Value = answer.json().await.ok()?;
+        answer.get("n").is_some().then_some((is_replay, answer))
+    };
+    let ((is_replay, answer), _) = eventually("the database is back", PATIENCE, answer).await;
+    assert_eq!((is_replay, &answer["n"]), (true, &json!(STEPS)), "{answer}");
+    assert_eq!(get(&format!("{}/threads/keyed/runs", worker.url)).await.as_array().map(Vec::len), Some(1));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reads_outlast_a_restart_of_the_database_and_are_told_to_come_back_after_a_long_one() {
     let Some(database) = Database::create("restart").await else { return };
