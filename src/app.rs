@@ -25,7 +25,7 @@ use crate::config::{
 use crate::graph::Graph;
 use crate::http::{ApiKey, HttpSettings, router};
 use crate::model::{Scope, Ttl};
-use crate::runtime::doctor::{Expectations, Finding, Verdict, examine};
+use crate::runtime::doctor::{Expectations, Finding, Verdict, examine, readiness};
 use crate::runtime::embed::{Embedder, LocalEmbedder, OpenAiEmbedder, OpenAiSettings};
 use crate::runtime::items::Reembedded;
 use crate::runtime::usage::{Price, Prices};
@@ -253,7 +253,8 @@ pub(crate) async fn check_graphs(config: &Config, graphs: Vec<Graph>, json: bool
 
 /// `doctor`: looks at the database and says how it is, a line per finding as soon as it is known. An error when something
 /// failed.
-pub(crate) async fn doctor(config: &Config, json: bool) -> anyhow::Result<()> {
+/// `server`: what the server of these settings answered when it was asked whether it is ready; `None`: nobody answered.
+pub(crate) async fn doctor(config: &Config, server: Option<&str>, json: bool) -> anyhow::Result<()> {
     let expected = Expectations {
         stuck_after: seconds(config.runtime.stuck_after_secs),
         connections: config.database.max_connections.saturating_add(1),
@@ -280,6 +281,7 @@ pub(crate) async fn doctor(config: &Config, json: bool) -> anyhow::Result<()> {
         }
         Err(error) => tell(failed(format!("{error:#}"))),
     }
+    tell(readiness(server));
     let [well, warnings, failures] = totals;
     if failures > 0 {
         bail!("{failures} of {} checks failed", well + warnings + failures);

@@ -145,7 +145,9 @@ impl Cli {
             Command::Doctor { json } => {
                 let config = valid(ServeArgs::default())?;
                 telemetry::init(&config.log)?;
-                block_on(app::doctor(&config, json))
+                let addr = config.listen_addr().context("server.listen is no address")?;
+                let server = ask(addr, "/ready", Duration::from_secs(15)).ok();
+                block_on(app::doctor(&config, server.as_deref(), json))
             }
             Command::Quarantine { release } => {
                 let config = valid(ServeArgs::default())?;
@@ -194,8 +196,18 @@ fn draw_one(graphs: &Registry, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `GET /ok`, by hand: the image needs no HTTP client.
+/// `GET /ok`.
 fn health(listen: SocketAddr, timeout: Duration) -> anyhow::Result<()> {
+    let answer = ask(listen, "/ok", timeout)?;
+    let status = answer.lines().next().unwrap_or_default();
+    if status.split(' ').nth(1) != Some("200") {
+        bail!("http://{listen}/ok answered {status:?}");
+    }
+    Ok(())
+}
+
+/// A GET by hand, since the image needs no HTTP client: the answer as it comes, head and body.
+fn ask(listen: SocketAddr, path: &str, timeout: Duration) -> anyhow::Result<String> {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
@@ -207,17 +219,12 @@ fn health(listen: SocketAddr, timeout: Duration) -> anyhow::Result<()> {
         stream.set_read_timeout(Some(timeout))?;
         stream.set_write_timeout(Some(timeout))?;
         // In one piece: a server may answer and close as soon as it has seen enough.
-        stream.write_all(format!("GET /ok HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n").as_bytes())?;
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n").as_bytes())?;
         let mut answer = Vec::new();
         stream.take(64 * 1024).read_to_end(&mut answer)?;
         Ok(String::from_utf8_lossy(&answer).into_owned())
     };
-    let answer = ask().with_context(|| format!("no answer from http://{addr}/ok"))?;
-    let status = answer.lines().next().unwrap_or_default();
-    if status.split(' ').nth(1) != Some("200") {
-        bail!("http://{addr}/ok answered {status:?}");
-    }
-    Ok(())
+    ask().with_context(|| format!("no answer from http://{addr}{path}"))
 }
 
 #[cfg(test)]

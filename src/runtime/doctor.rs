@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
+
 use crate::clock::Clock;
 use crate::model::{Scope, Timestamp};
 use crate::storage::{Counts, Inspection, SharedStorage, StorageError, StuckReason, StuckRun};
@@ -109,6 +111,21 @@ pub async fn examine(
         say("stuck runs", Verdict::Fail, stuck_text(run));
     }
     Ok(())
+}
+
+/// What a server says of itself: its answer to `GET /ready`, head and body.
+pub fn readiness(answer: Option<&str>) -> Finding {
+    let of = |verdict, text: String| Finding { check: "server", verdict, text };
+    let Some(answer) = answer else { return of(Verdict::Ok, "none answers at server.listen".to_owned()) };
+    let status = answer.lines().next().and_then(|line| line.split(' ').nth(1)).unwrap_or_default();
+    let body = answer.split_once("\r\n\r\n").and_then(|(_, body)| serde_json::from_str::<Value>(body).ok());
+    let sick = body.as_ref().and_then(|body| body["sick"].as_array()).into_iter().flatten();
+    let sick: Vec<&str> = sick.filter_map(Value::as_str).collect();
+    match (status, &sick[..]) {
+        ("200", []) => of(Verdict::Ok, "it is ready".to_owned()),
+        ("200", sick) => of(Verdict::Warn, sick.join("; ")),
+        (status, sick) => of(Verdict::Fail, format!("it is not ready ({status}): {}", sick.join("; "))),
+    }
 }
 
 fn version(server: &str) -> (Verdict, String) {
@@ -245,6 +262,16 @@ mod tests {
         ] {
             assert_eq!(setting(name, value, &expected).0, verdict, "{name} = {value}");
         }
+    }
+
+    #[test]
+    fn a_server_that_is_not_well_is_told() {
+        let verdict = |answer: &str| readiness(Some(answer)).verdict;
+        assert_eq!(readiness(None).verdict, Verdict::Ok);
+        assert_eq!(verdict("HTTP/1.1 200 OK\r\n\r\n{\"ok\":true}"), Verdict::Ok);
+        assert_eq!(verdict("HTTP/1.1 200 OK\r\n\r\n{\"ok\":true,\"sick\":[\"nodes: blocked\"]}"), Verdict::Warn);
+        assert_eq!(verdict("HTTP/1.1 503 Busy\r\n\r\n{\"sick\":[\"database: away\"]}"), Verdict::Fail);
+        assert_eq!(verdict("something else"), Verdict::Fail);
     }
 
     #[test]

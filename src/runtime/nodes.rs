@@ -1,13 +1,23 @@
 //! The threads that nodes run on, apart from HTTP, storage and leases: a node that blocks its thread cannot keep a lease
 //! from being renewed or a request from being answered.
 
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
 use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::task::JoinHandle;
+
+use super::shared::lock;
 
 /// A thread pool of its own for node bodies.
 #[derive(Debug)]
 pub(crate) struct NodeThreads {
     runtime: Option<Runtime>,
     handle: Handle,
+    /// A task that does nothing, and since when it has waited for a thread.
+    probe: Mutex<Option<(Instant, JoinHandle<()>)>>,
+    are_blocked: AtomicBool,
 }
 
 impl NodeThreads {
@@ -15,13 +25,30 @@ impl NodeThreads {
     pub(crate) fn start() -> NodeThreads {
         let threads = std::thread::available_parallelism().map_or(4, |n| (n.get() * 2).max(4));
         let runtime = Builder::new_multi_thread().worker_threads(threads).thread_name("node").enable_all().build();
-        match runtime {
-            Ok(runtime) => NodeThreads { handle: runtime.handle().clone(), runtime: Some(runtime) },
-            Err(error) => {
-                tracing::warn!(%error, "no threads for nodes; they share those of the server");
-                NodeThreads { runtime: None, handle: Handle::current() }
+        let runtime = runtime
+            .inspect_err(|error| tracing::warn!(%error, "no threads for nodes; they share those of the server"))
+            .ok();
+        let handle = runtime.as_ref().map_or_else(Handle::current, |runtime| runtime.handle().clone());
+        NodeThreads { runtime, handle, probe: Mutex::default(), are_blocked: AtomicBool::new(false) }
+    }
+
+    /// Whether nodes hold every thread, as far as is known: others have no chance to run.
+    pub(crate) fn are_blocked(&self) -> bool {
+        self.are_blocked.load(Ordering::Relaxed)
+    }
+
+    /// Finds out whether a task still gets a thread within `patience`; asked from time to time. True when what
+    /// [`NodeThreads::are_blocked`] says has changed.
+    pub(crate) fn look(&self, now: Instant, patience: Duration) -> bool {
+        let mut probe = lock(&self.probe);
+        let are_blocked = match &*probe {
+            Some((since, task)) if !task.is_finished() => self.are_blocked() || now.duration_since(*since) >= patience,
+            _ => {
+                *probe = Some((now, self.handle.spawn(async {})));
+                false
             }
-        }
+        };
+        self.are_blocked.swap(are_blocked, Ordering::Relaxed) != are_blocked
     }
 
     pub(crate) fn handle(&self) -> &Handle {

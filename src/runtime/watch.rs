@@ -1,6 +1,6 @@
 //! The detector: looks from time to time for runs that should be moving and are not, and says so. A run that was
 //! accepted is executed under a live lease, or waits for a timer, for another run of its thread or for a free place;
-//! anything else is a fault of the deployment or of this program.
+//! anything else is a fault of the deployment or of this program. It looks after the threads of nodes, too.
 
 use std::time::Duration;
 
@@ -31,6 +31,7 @@ impl Runtime {
                 () = tokio::time::sleep(pause) => {}
                 () = self.inner.draining.cancelled() => return,
             }
+            self.look_at_node_threads();
             if let Err(error) = self.look_for_stuck_runs().await {
                 tracing::warn!(%error, "could not look for stuck runs");
             }
@@ -40,6 +41,27 @@ impl Runtime {
     /// Runs that nothing had moved for `stuck_after` when the detector looked twice: the longest first, 100 at most.
     pub fn stuck_runs(&self) -> Vec<StuckRun> {
         lock(&self.inner.watch).stuck.clone()
+    }
+
+    /// Whether nodes that block instead of awaiting hold every thread there is for nodes: then this process takes no more
+    /// runs, so that others execute what is queued.
+    pub fn are_nodes_blocked(&self) -> bool {
+        self.inner.nodes.are_blocked()
+    }
+
+    fn look_at_node_threads(&self) {
+        let nodes = &self.inner.nodes;
+        if !nodes.look(self.clock().instant(), self.inner.settings.stuck_after) {
+            return;
+        }
+        if nodes.are_blocked() {
+            tracing::error!(
+                "every thread for nodes is blocked by a node that does not await: no more runs are taken here"
+            );
+        } else {
+            tracing::info!("threads for nodes are free again");
+            self.inner.wake.notify_one();
+        }
     }
 
     async fn look_for_stuck_runs(&self) -> Result<(), RuntimeError> {
@@ -72,7 +94,7 @@ impl Runtime {
     /// do, which shows by runs that are executed.
     async fn what_waits_for_a_place(&self) -> Result<&'static [StuckReason], RuntimeError> {
         if self.inner.settings.claims {
-            let is_full = self.inner.free_slots() == 0;
+            let is_full = self.inner.free_slots() == 0 && !self.are_nodes_blocked();
             return Ok(if is_full { &[StuckReason::NotClaimed, StuckReason::LeaseRanOut] } else { &[] });
         }
         let (_, running) = self.storage().count_active(&Scope::Server).await?;

@@ -51,7 +51,11 @@ impl Inner {
         lock(&self.active).contains_key(&run_id)
     }
 
+    /// How many more runs may be executed here; none while nothing can run.
     pub(crate) fn free_slots(&self) -> usize {
+        if self.nodes.are_blocked() {
+            return 0;
+        }
         self.settings.concurrency.saturating_sub(lock(&self.active).len())
     }
 

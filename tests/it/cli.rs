@@ -104,7 +104,12 @@ fn graphs_are_listed_and_drawn() {
 fn a_doctor_says_how_a_deployment_is() {
     let dir = tempfile::tempdir().expect("a directory");
     let url = sqlite_url(&dir);
-    let doctor = |flags: &[&str]| run(binary().args(["--database-url", &url, "doctor"]).args(flags));
+    let doctor = |flags: &[&str]| {
+        let mut command = binary();
+        // Nobody listens there.
+        command.env("SESSION_STORE__SERVER__LISTEN", "127.0.0.1:1");
+        run(command.args(["--database-url", &url, "doctor"]).args(flags))
+    };
     // Nothing there yet: said, and not made.
     let (code, out, err) = doctor(&[]);
     assert_eq!(code, Some(1), "{out}");
@@ -113,9 +118,18 @@ fn a_doctor_says_how_a_deployment_is() {
     assert_eq!(run(binary().args(["--database-url", &url, "migrate"])).0, Some(0));
     let (code, out, err) = doctor(&[]);
     assert_eq!(code, Some(0), "{out}{err}");
-    for check in
-        ["database", "clocks", "migrations", "settings", "runs", "leases", "quarantine", "orphans", "stuck runs"]
-    {
+    for check in [
+        "server",
+        "database",
+        "clocks",
+        "migrations",
+        "settings",
+        "runs",
+        "leases",
+        "quarantine",
+        "orphans",
+        "stuck runs",
+    ] {
         assert!(out.lines().any(|line| line[6..].starts_with(&format!("{check}: "))), "no {check}: {out}");
     }
     assert!(out.lines().any(|line| line.starts_with("warn  settings: webhooks.secret is not set")), "{out}");

@@ -20,7 +20,7 @@ pub(super) async fn ok(State(state): State<AppState>, query: Query) -> ApiResult
     health(&state, checks).await
 }
 
-/// `GET /ready`: 200 while new requests should come here; otherwise `sick` names what is in the way.
+/// `GET /ready`: 200 while new requests should come here; `sick` names what is not well.
 pub(super) async fn ready(State(state): State<AppState>) -> ApiResult {
     health(&state, true).await
 }
@@ -47,9 +47,15 @@ async fn health(state: &AppState, checks: bool) -> ApiResult {
         sick.extend(why);
     }
     let healthy = sick.is_empty();
+    if checks && state.runtime.settings().claims {
+        // Others execute what is queued, and requests are answered all the same: no reason to send them elsewhere.
+        let blocked = state.runtime.are_nodes_blocked();
+        services.insert("nodes".to_owned(), json!(if blocked { "unhealthy" } else { "healthy" }));
+        sick.extend(blocked.then(|| "nodes: every thread is blocked; no more runs are taken here".to_owned()));
+    }
     let database = state.runtime.storage().describe();
     let mut body = json!({"ok": healthy, "services": services});
-    if !healthy {
+    if !sick.is_empty() {
         body["sick"] = json!(sick);
     }
     if checks {

@@ -1,14 +1,14 @@
 //! Nodes that hold their threads: what keeps leases, requests and stops going is not on those threads.
 
 use super::*;
-use crate::support::process::{Database, number};
+use crate::support::process::{Database, binary, number};
 
 #[tokio::test]
 async fn leases_are_renewed_while_nodes_block_every_node_thread() {
     let Some(database) = Database::create("blocking").await else { return };
     let traces = tempfile::tempdir().expect("a directory");
     // Long leases, renewed often: what is waited for comes soon, and a busy machine takes nothing over.
-    let settings = [("RUNTIME__LEASE_SECS", "60"), ("RUNTIME__RENEW_SECS", "0.5")];
+    let settings = [("RUNTIME__LEASE_SECS", "60"), ("RUNTIME__RENEW_SECS", "0.5"), ("RUNTIME__STUCK_AFTER_SECS", "3")];
     let owner = server(&database.url, traces.path(), &settings);
     // As many as the server has threads for nodes (`runtime::nodes`).
     let threads = std::thread::available_parallelism().map_or(4, |n| (n.get() * 2).max(4));
@@ -34,6 +34,20 @@ async fn leases_are_renewed_while_nodes_block_every_node_thread() {
         };
         eventually("all leases are renewed", PATIENCE, renewed).await;
     }
+    // It says what is the matter with it, and takes nothing that it could not execute.
+    let is_sick = async || {
+        let ready = get(&format!("{}/ready", owner.url)).await;
+        (ready["services"]["nodes"] == "unhealthy").then_some(ready)
+    };
+    let (ready, _) = eventually("it notices", PATIENCE, is_sick).await;
+    assert!(ready["sick"][0].as_str().is_some_and(|why| why.starts_with("nodes: ")), "{ready}");
+    let mut doctor = binary();
+    doctor.args(["doctor", "--database-url", &database.url]);
+    doctor.env("SESSION_STORE__SERVER__LISTEN", format!("127.0.0.1:{}", owner.port()));
+    let told = String::from_utf8(doctor.output().expect("it runs").stdout).expect("text");
+    assert!(told.contains("warn  server: nodes: every thread is blocked"), "{told}");
+    let other = start(&owner, "other", "fault", json!({"name": "other"})).await;
+    assert_eq!(ended(&owner, &other).await, "success", "the other process executes it");
     // A stop does not wait for the node: its thread is still blocked when the run has ended.
     post(&format!("{}/cancel?wait=true", runs[0]), json!({})).await;
     assert_eq!(ended(&owner, &runs[0]).await, "interrupted");
@@ -41,6 +55,11 @@ async fn leases_are_renewed_while_nodes_block_every_node_thread() {
     for run in &runs[1..] {
         assert_eq!(ended(&heir, run).await, "success");
     }
+    let is_well = async || {
+        let ready = get(&format!("{}/ready", owner.url)).await;
+        (ready["services"]["nodes"] == "healthy" && ready.get("sick").is_none()).then_some(())
+    };
+    eventually("it is well again", PATIENCE, is_well).await;
     for n in 0..threads {
         assert_eq!(started(traces.path(), &format!("block{n}")), 1, "nobody took it over");
     }

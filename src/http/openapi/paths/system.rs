@@ -7,7 +7,7 @@ fn health(operation: Operation) -> Operation {
     let health = shape()
         .required("ok", boolean())
         .required("services", map(word(&["healthy", "unhealthy"])))
-        .sometimes("sick", array(string()).about("What is in the way"))
+        .sometimes("sick", array(string()).about("What is not well, and how"))
         .sometimes("stuck_runs", whole().about("Runs that nothing moves, as the detector found them; 100 at most"))
         .sometimes("volatile", boolean().about("True: what is stored ends with the process"))
         .schema();
