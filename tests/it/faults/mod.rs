@@ -6,6 +6,7 @@ mod network;
 mod paused;
 mod pgbouncer;
 mod poison;
+mod pruning;
 mod rolling;
 mod slow_readers;
 
