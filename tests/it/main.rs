@@ -22,6 +22,7 @@ mod idempotency;
 mod js;
 mod panics;
 mod policies;
+mod previous;
 mod queue;
 mod readme;
 mod replicas;
