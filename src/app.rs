@@ -427,6 +427,7 @@ fn runtime_settings(config: &Config) -> anyhow::Result<Settings> {
             .then(|| Ttl::of_minutes(config.threads.default_ttl_strategy, config.threads.default_ttl_minutes)),
         sweep_every: seconds(config.threads.sweep_secs),
         cache_bytes: runtime.cache_bytes,
+        task_log: runtime.task_log,
         prices: prices(config),
         claims: runtime.role != Role::Api,
         crons: CronSettings {

@@ -87,6 +87,7 @@ pub struct RuntimeConfig {
     pub run_timeout_secs: f64,
     pub recursion_limit: i64,
     pub cache_bytes: u64,
+    pub task_log: bool,
     #[serde(deserialize_with = "word")]
     pub durability: Durability,
     #[serde(deserialize_with = "word")]

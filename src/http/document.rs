@@ -2,7 +2,9 @@
 
 use super::auth::Caller;
 use super::error::{ApiError, ApiResult};
-use crate::model::{Effect, Fields, HeadView, InterruptRecord, Json, Run, Thread, ThreadStatus, UsageTotals};
+use crate::model::{
+    Effect, Fields, HeadView, InterruptRecord, Json, LoggedTask, Run, Thread, ThreadStatus, UsageTotals,
+};
 use crate::runtime::Runtime;
 
 pub(crate) const THREAD_COLUMNS: [&str; 10] = [
@@ -144,6 +146,33 @@ pub(crate) fn effect(effect: &Effect, results: bool) -> ApiResult<Fields> {
         fields.insert("result".to_owned(), entry.result.clone().unwrap_or_default());
     }
     Ok(fields)
+}
+
+/// An execution of a task.
+pub(crate) fn execution(logged: &LoggedTask) -> ApiResult<Fields> {
+    let (execution, detail) = (&logged.execution, &logged.execution.detail);
+    let sum = detail.usage.sum();
+    Ok(Fields::from_iter([
+        ("step".to_owned(), Json::from(execution.step)),
+        ("node".to_owned(), Json::from(execution.node.as_str())),
+        ("from".to_owned(), json(&detail.from)?),
+        ("next".to_owned(), json(&detail.next)?),
+        ("status".to_owned(), Json::from(execution.outcome.as_str())),
+        ("attempt".to_owned(), Json::from(i64::from(execution.attempt))),
+        ("started_at".to_owned(), json(&execution.started_at)?),
+        ("ended_at".to_owned(), json(&execution.ended_at)?),
+        ("ms".to_owned(), json(&((execution.ended_at.0 - execution.started_at.0) as f64 / 1_000.0))?),
+        ("written".to_owned(), json(&detail.written)?),
+        ("error".to_owned(), json(&detail.error)?),
+        ("tokens".to_owned(), Json::from(sum.total_tokens)),
+        ("cost".to_owned(), Json::from(sum.cost.to_string())),
+        ("usage".to_owned(), detail.usage.to_json()),
+        ("run_id".to_owned(), json(&logged.run_id)?),
+        ("actor".to_owned(), json(&logged.actor)?),
+        ("task_id".to_owned(), Json::from(execution.task_id.as_str())),
+        ("checkpoint_id".to_owned(), Json::from(execution.checkpoint_id.as_str())),
+        ("checkpoint_ns".to_owned(), Json::from(execution.ns.as_str())),
+    ]))
 }
 
 /// A rendered state whose tasks show their external calls, in the order they were begun.

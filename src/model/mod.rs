@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod cron;
 pub mod effect;
 pub mod event;
+pub mod execution;
 pub mod frame;
 pub mod id;
 pub mod interrupt;
@@ -26,6 +27,7 @@ pub use checkpoint::{
 pub use cron::Cron;
 pub use effect::{Effect, EffectEntry, EffectPlace, EffectState};
 pub use event::{Event, EventId, StreamMode};
+pub use execution::{LoggedTask, TaskDetail, TaskExecution, TaskOutcome};
 pub use id::{CheckpointId, IdError, RunId, ThreadId, ThreadKey, system_assistant_id};
 pub use interrupt::{InterruptRecord, InterruptStatus};
 pub use item::{FoundItem, Indexing, Item};

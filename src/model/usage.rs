@@ -138,9 +138,14 @@ impl UsageTotals {
         self.0.is_empty()
     }
 
+    /// All models together.
+    pub fn sum(&self) -> ModelUsage {
+        self.0.values().fold(ModelUsage::default(), |sum, usage| sum.plus(*usage))
+    }
+
     /// `{input_tokens, output_tokens, total_tokens, cost, models: {MODEL: {..}}}`, as metadata shows it.
     pub fn to_json(&self) -> Json {
-        let sum = self.0.values().fold(ModelUsage::default(), |sum, usage| sum.plus(*usage));
+        let sum = self.sum();
         let models: serde_json::Map<String, Value> =
             self.0.iter().map(|(model, usage)| (model.clone(), usage.to_value())).collect();
         let mut document = sum.to_value();

@@ -201,6 +201,7 @@ impl Batch {
             && rows.log.is_empty()
             && rows.interrupts.is_empty()
             && rows.effects.is_empty()
+            && rows.executions.is_empty()
             && rows.usage.is_empty()
             && self.events.is_empty()
             && !self.input_applied
@@ -239,6 +240,7 @@ fn merge(into: &mut StepRows, rows: StepRows) {
     into.checkpoints.extend(rows.checkpoints);
     into.payloads.extend(rows.payloads);
     into.log.extend(rows.log);
+    into.executions.extend(rows.executions);
     questions::merge(&mut into.interrupts, rows.interrupts);
     if rows.head.is_some() {
         into.head = rows.head;

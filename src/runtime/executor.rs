@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::cache::Place;
 use super::chain_events::{self, Chain, NodeChain};
 use super::effects::Anchor;
+use super::executions::{Track, Trail};
 use super::host::{Exchange, TaskHost};
 use super::messages;
 use super::persist::Reader;
@@ -34,7 +35,7 @@ use crate::engine::execution::{Effect, Execution, Finished, Input, Job, Loaded, 
 use crate::engine::step::{Task, TaskInput};
 use crate::graph::context::{Context, ExecutionInfo, HandledError};
 use crate::graph::node::{Checkpointing, Graph, NodeError, NodeInput, Policies};
-use crate::model::{Breakpoints, CheckpointId, Durability, Fields, Interrupt, Json, special};
+use crate::model::{Breakpoints, CheckpointId, Durability, Fields, Interrupt, Json, TaskDetail, TaskOutcome, special};
 use crate::storage::{CacheKey, Which};
 
 /// Ends of jobs are committed together when they come within this time.
@@ -154,7 +155,7 @@ pub(crate) async fn run_root(shared: &Arc<Shared>, mut run: GraphRun, root: Root
         output.shift_remove(special::INTERRUPT);
         chain_events::tell(shared, chain.ended(&Json::from(&output), None));
     }
-    shared.put_usage();
+    shared.put_report();
     shared.push(false);
     RootEnd { end, values }
 }
@@ -288,6 +289,7 @@ struct Core {
     open: HashMap<Arc<str>, (usize, Job)>,
     outcome: Outcome,
     usage: Ledger,
+    trail: Trail,
 }
 
 impl Site {
@@ -311,6 +313,7 @@ impl Site {
             open: HashMap::new(),
             outcome: Outcome::default(),
             usage,
+            trail: Trail::default(),
         };
         let (shared, core) = (Arc::clone(shared), Mutex::new(core));
         Ok(Arc::new(Site { shared, run, core, loaded: at, ended: Notify::new() }))
@@ -411,7 +414,11 @@ impl Site {
             }
             if let Err(end) = self.superstep(jobs).await {
                 // What jobs have reported that were stopped.
-                let left = lock(&self.core).usage.abandon();
+                let left = {
+                    let mut core = lock(&self.core);
+                    self.log_stopped(&mut core);
+                    core.usage.abandon()
+                };
                 self.shared.spend(&self.run.ns, &left);
                 self.shared.push(true);
                 return end;
@@ -424,6 +431,15 @@ impl Site {
                     return GraphEnd::Failed(error);
                 }
             }
+        }
+    }
+
+    /// Logs the jobs that were stopped.
+    fn log_stopped(&self, core: &mut Core) {
+        let Core { execution, open, trail, .. } = core;
+        for (_, job) in open.values() {
+            let cancelled = TaskOutcome::Cancelled;
+            trail.log(&self.shared, &self.run.ns, execution, &job.task, cancelled, TaskDetail::default());
         }
     }
 
@@ -507,6 +523,7 @@ impl Site {
             // The outcome of a lone task is told once its superstep is applied: if that fails, only the failure is.
             core.hold_chunks = jobs.len() == 1;
             core.outcome = Outcome::default();
+            core.trail.plan(&self.shared, &jobs);
             let mut work = Vec::with_capacity(jobs.len());
             for job in jobs {
                 if job.task.is_hidden() {
@@ -630,8 +647,12 @@ impl Site {
         while let Some(job) = next.take() {
             let id = Arc::clone(&job.task.id);
             let routers = self.run.graph.spec().node(&job.task.name).map_or(0, |node| node.writers.branches.len());
-            let report = lock(&self.core).usage.open(&job.task.id);
-            let work = run_job(Arc::clone(&self.shared), self.run.graph.clone(), job, Arc::clone(around), report);
+            let (report, track) = {
+                let mut core = lock(&self.core);
+                (core.usage.open(&job.task.id), core.trail.track(&job.task.id))
+            };
+            let (shared, graph) = (Arc::clone(&self.shared), self.run.graph.clone());
+            let work = run_job(shared, graph, job, Arc::clone(around), report, track);
             // A panic of a node is caught here: an error of that node, not of the run.
             let ended = std::panic::AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|panic| {
                 let error = EngineError::panicked(&*panic);
@@ -709,6 +730,7 @@ impl Site {
         let mut effects = Vec::new();
         let used = core.execution.finish_cached(job, output, &mut effects).is_ok();
         if used {
+            core.trail.cached(&self.shared, &self.run.ns, &core.execution, job);
             self.shared.take(&self.run.ns, &mut effects);
         }
         used
@@ -745,7 +767,7 @@ impl Site {
         exchange: &Exchange,
         chain: Option<&NodeChain>,
     ) -> Option<Job> {
-        let Core { execution, hold_chunks, held, outcome, usage, .. } = core;
+        let Core { execution, hold_chunks, held, outcome, usage, trail, .. } = core;
         let output = match &end {
             End::Task(TaskEnd::Output(output)) => Some(output),
             _ => None,
@@ -759,12 +781,16 @@ impl Site {
                 } else {
                     questions::note(&self.shared, &self.run, execution, job, exchange, &[]);
                     self.shared.spend(&self.run.ns, &spent);
+                    let detail = TaskDetail { usage: spent, ..TaskDetail::default() };
+                    trail.log(&self.shared, &self.run.ns, execution, &job.task, TaskOutcome::Success, detail);
                     outcome.parent.get_or_insert(command);
                     return None;
                 }
             }
             End::Inner(end) => {
                 self.shared.spend(&self.run.ns, &spent);
+                let detail = TaskDetail { usage: spent, ..TaskDetail::default() };
+                trail.log(&self.shared, &self.run.ns, execution, &job.task, TaskOutcome::Cancelled, detail);
                 outcome.inner.get_or_insert(end);
                 return None;
             }
@@ -791,6 +817,7 @@ impl Site {
         if self.run.ns.is_empty() && self.shared.plain_spent.swap(false, Ordering::Relaxed) {
             execution.spend_plain_answer(&mut effects);
         }
+        trail.finish(&self.shared, &self.run.ns, execution, job, &finished, &spent);
         usage.record(&self.shared, &self.run.ns, &job.task.id, &spent, &mut effects);
         if *hold_chunks && matches!(finished, Finished::Done) {
             let (chunks, rest) = effects.into_iter().partition(|effect| matches!(effect, Effect::Chunk(_)));
@@ -879,6 +906,7 @@ async fn run_job(
     job: Job,
     around: Arc<Around>,
     report: Arc<Mutex<Report>>,
+    track: Option<Arc<Track>>,
 ) -> JobEnd {
     let task_id = job.task.id.clone();
     let name = &*job.task.name;
@@ -887,7 +915,13 @@ async fn run_job(
     let mut attempt = 1;
     let end = loop {
         host.begin_attempt(attempt);
+        if let Some(track) = &track {
+            track.begin(&shared, attempt);
+        }
         let result = one_attempt(&shared, &graph, &job, &around, &host, &policies, attempt).await;
+        if let Some(track) = &track {
+            track.end(&shared);
+        }
         match result {
             Ok(output) => break End::Task(TaskEnd::Output(output)),
             Err(NodeError::Parent(command)) if !command.parent => {
@@ -906,7 +940,12 @@ async fn run_job(
             }
             Err(NodeError::Failed(error)) => {
                 match retry_after(&shared, &policies, &error, attempt) {
-                    Some(wait) => shared.runtime.clock().sleep(wait).await,
+                    Some(wait) => {
+                        if let Some(track) = &track {
+                            track.log_retry(&shared, &around, &job.task, &error);
+                        }
+                        shared.runtime.clock().sleep(wait).await;
+                    }
                     None => break End::Task(TaskEnd::Failed(error)),
                 }
                 attempt += 1;

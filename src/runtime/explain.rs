@@ -1,18 +1,23 @@
 //! Why a run is where it is: what its row, its queue and its checkpoints tell, in fields and in words.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde::Serialize;
 use serde_json::json;
 
 use super::{Runtime, RuntimeError};
 use crate::model::{
-    CheckpointId, InterruptStatus, Json, RunId, RunStatus, STEP_OF_NOTHING, Scope, ThreadId, Timestamp,
+    CheckpointId, InterruptStatus, Json, LoggedTask, RunId, RunStatus, STEP_OF_NOTHING, Scope, TaskExecution,
+    TaskOutcome, ThreadId, Timestamp,
 };
-use crate::storage::{CheckpointFilter, InterruptFilter, RunDetail, RunExplained};
+use crate::storage::{CheckpointFilter, ExecutionFilter, InterruptFilter, RunDetail, RunExplained};
 
 /// Checkpoints of a run whose supersteps are compared, the newest ones; and questions shown.
 const COMPARED: i64 = 200;
+/// Executions of its tasks that are compared, the newest ones.
+const COMPARED_TASKS: i64 = 1_000;
+/// Tasks with failed attempts that are named.
+const SHOWN_RETRIES: usize = 20;
 const SHOWN_QUESTIONS: i64 = 20;
 
 /// What a run waits for.
@@ -51,6 +56,27 @@ pub struct Superstep {
     pub checkpoint_id: CheckpointId,
 }
 
+/// An execution of a task that took longer than the others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SlowestNode {
+    pub node: String,
+    pub ms: i64,
+    pub step: i64,
+    pub task_id: String,
+    pub checkpoint_ns: String,
+}
+
+/// A task with attempts that failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Retried {
+    pub node: String,
+    pub task_id: String,
+    pub attempts: usize,
+    pub failed: usize,
+    /// How the last of them failed.
+    pub error: String,
+}
+
 /// A run explained.
 #[derive(Debug, Clone)]
 pub struct Explanation {
@@ -59,6 +85,10 @@ pub struct Explanation {
     pub waits_for: Option<WaitsFor>,
     /// Among its newest `COMPARED` checkpoints.
     pub slowest: Option<Superstep>,
+    /// Among its newest `COMPARED_TASKS` executions. A node that is a graph counts by the nodes of that graph.
+    pub slowest_node: Option<SlowestNode>,
+    /// The latest first.
+    pub retried: Vec<Retried>,
     pub summary: String,
 }
 
@@ -92,8 +122,12 @@ impl Runtime {
         let found = found.ok_or(RuntimeError::RunNotFound(run_id))?;
         let waits_for = self.waits_for(scope, &found).await?;
         let slowest = self.slowest(scope, &found.detail).await?;
+        let filter = ExecutionFilter { run_id: Some(run_id), ..ExecutionFilter::default() };
+        let key = found.detail.run.thread_key;
+        let executions = self.storage().list_executions(scope, key, &filter, None, COMPARED_TASKS).await?;
+        let (slowest_node, retried) = (slowest_node(&executions), retried(&executions));
         let summary = summary(&found, waits_for.as_ref());
-        Ok(Explanation { detail: found.detail, now: found.now, waits_for, slowest, summary })
+        Ok(Explanation { detail: found.detail, now: found.now, waits_for, slowest, slowest_node, retried, summary })
     }
 
     async fn waits_for(&self, scope: &Scope, found: &RunExplained) -> Result<Option<WaitsFor>, RuntimeError> {
@@ -163,6 +197,44 @@ impl Runtime {
         });
         Ok(supersteps.max_by_key(|superstep| superstep.ms))
     }
+}
+
+/// The slowest of these executions; what a graph inside a task took is told of its own tasks, not of the one around.
+fn slowest_node(executions: &[LoggedTask]) -> Option<SlowestNode> {
+    let segments = executions.iter().flat_map(|logged| logged.execution.ns.split('|'));
+    let around: HashSet<&str> = segments.filter_map(|segment| segment.rsplit_once(':')).map(|(_, task)| task).collect();
+    let inner = executions.iter().map(|logged| &logged.execution).filter(|it| !around.contains(it.task_id.as_str()));
+    let slowest = inner.max_by_key(|execution| execution.ended_at.0 - execution.started_at.0)?;
+    Some(SlowestNode {
+        node: slowest.node.clone(),
+        ms: millis(slowest.started_at, slowest.ended_at),
+        step: slowest.step,
+        task_id: slowest.task_id.clone(),
+        checkpoint_ns: slowest.ns.clone(),
+    })
+}
+
+/// The tasks of these executions, the latest first, that had failed attempts.
+fn retried(executions: &[LoggedTask]) -> Vec<Retried> {
+    let mut attempts: HashMap<&str, usize> = HashMap::new();
+    let mut tasks: Vec<Retried> = Vec::new();
+    for TaskExecution { task_id, node, outcome, detail, .. } in executions.iter().map(|logged| &logged.execution) {
+        *attempts.entry(task_id).or_default() += 1;
+        if *outcome != TaskOutcome::Error {
+            continue;
+        }
+        if let Some(task) = tasks.iter_mut().find(|task| task.task_id == *task_id) {
+            task.failed += 1;
+        } else if tasks.len() < SHOWN_RETRIES {
+            let error = detail.error.as_ref().map(|error| format!("{}: {}", error.error, error.message));
+            let (node, task_id, error) = (node.clone(), task_id.clone(), error.unwrap_or_default());
+            tasks.push(Retried { node, task_id, attempts: 0, failed: 1, error });
+        }
+    }
+    for task in &mut tasks {
+        task.attempts = attempts.get(task.task_id.as_str()).copied().unwrap_or(0);
+    }
+    tasks
 }
 
 /// One sentence or two, for people.

@@ -1,7 +1,7 @@
 //! One run from its claim to its end: what it starts from, what it shares, and how its end is told and committed.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicI64};
 use std::sync::{Arc, Mutex};
 
 use serde_json::json;
@@ -266,6 +266,7 @@ impl Runtime {
             outgoing: Mutex::new(outgoing),
             newest: Mutex::new(newest),
             input_applied: AtomicBool::new(claimed.input_applied),
+            last_start: AtomicI64::new(0),
         });
         if let (Some(stored), Some(loaded)) = (base, &position.loaded) {
             shared.loaded("", Some(loaded.checkpoint.id.clone()), stored);

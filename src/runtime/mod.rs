@@ -13,6 +13,7 @@ mod effects;
 pub mod embed;
 pub mod error;
 mod events;
+mod executions;
 mod executor;
 mod explain;
 mod follow;
@@ -102,6 +103,8 @@ pub struct Settings {
     pub sweep_every: Duration,
     /// Bytes of node outputs that are kept in the database in all; 0: each process remembers its own only.
     pub cache_bytes: u64,
+    /// One row per execution of a task, for the execution log.
+    pub task_log: bool,
     /// What models cost whose nodes do not say.
     pub prices: usage::Prices,
     /// Take runs from the queue (`serve --role api` does not).

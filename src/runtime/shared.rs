@@ -1,7 +1,7 @@
 //! What all graphs of one run share while it executes: the way to storage, to listeners, and to a stop.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::RwLock;
@@ -20,8 +20,8 @@ use crate::engine::chunk::{Chunk, Wanted};
 use crate::engine::execution::{Draft, Effect, Snapshot};
 use crate::engine::record::TaskRecord;
 use crate::model::{
-    CheckpointId, Durability, Fields, Interrupt, Json, RunId, Scope, StreamMode, ThreadId, ThreadKey, Timestamp,
-    UsageTotals,
+    CheckpointId, Durability, Fields, Interrupt, Json, RunId, Scope, StreamMode, TaskExecution, ThreadId, ThreadKey,
+    Timestamp, UsageTotals,
 };
 use crate::storage::{EffectRow, InterruptRow, StepRows, UsageRow};
 
@@ -84,6 +84,8 @@ pub(crate) struct Shared {
     pub(crate) newest: Mutex<Option<CheckpointId>>,
     /// The input is spent: said with the first rows.
     pub(crate) input_applied: AtomicBool,
+    /// When the last execution of a task started: no two have the same time.
+    pub(crate) last_start: AtomicI64,
 }
 
 /// A state as thread documents show it.
@@ -145,6 +147,8 @@ pub(crate) struct Outgoing {
     held_questions: Vec<InterruptRow>,
     /// What models cost since the last commit, by namespace.
     usage: BTreeMap<String, UsageTotals>,
+    /// Tasks executed since the last commit.
+    executions: Vec<TaskExecution>,
 }
 
 #[derive(Default)]
@@ -167,6 +171,7 @@ impl Outgoing {
             held: BTreeMap::new(),
             held_questions: Vec::new(),
             usage: BTreeMap::new(),
+            executions: Vec::new(),
         }
     }
 
@@ -216,7 +221,9 @@ impl Outgoing {
         }
     }
 
-    fn put_usage(&mut self) {
+    /// What was executed, and what it cost.
+    fn put_report(&mut self) {
+        self.writer.rows.executions.append(&mut self.executions);
         for (_, usage) in std::mem::take(&mut self.usage) {
             self.put_rows_of(usage);
         }
@@ -310,9 +317,9 @@ impl Shared {
 
     /// The lock is held until the rows are queued: whoever waits for the queue then waits for them, too.
     fn push_rows(&self, outgoing: &mut Outgoing, urgent: bool) {
-        // With `exit` what was spent is counted with what is stored.
+        // With `exit` what was spent is counted with what is stored, and what was executed is told at the end.
         if self.durability != Durability::Exit {
-            outgoing.put_usage();
+            outgoing.put_report();
         }
         let rows = outgoing.writer.take();
         let applies = |rows: &StepRows| {
@@ -340,9 +347,22 @@ impl Shared {
         lock(&self.outgoing).writer.rows.effects.push(row);
     }
 
-    /// The rows of the end carry what was spent, whatever else they hold.
-    pub(crate) fn put_usage(&self) {
-        lock(&self.outgoing).put_usage();
+    /// When an execution of a task starts: later than all before it.
+    pub(crate) fn start_time(&self) -> Timestamp {
+        let now = self.runtime.clock().now().0;
+        let later = |last: i64| now.max(last.saturating_add(1));
+        let last = self.last_start.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(later(last)));
+        Timestamp(later(last.unwrap_or_else(|last| last)))
+    }
+
+    /// Queues an execution of a task for the log.
+    pub(crate) fn log(&self, row: TaskExecution) {
+        lock(&self.outgoing).executions.push(row);
+    }
+
+    /// The rows of the end carry what was executed and what was spent, whatever else they hold.
+    pub(crate) fn put_report(&self) {
+        lock(&self.outgoing).put_report();
     }
 
     /// Waits until everything so far is durable, and with it the checkpoints of these namespaces: with durability `exit`

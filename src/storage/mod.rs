@@ -27,6 +27,7 @@ pub mod checkpoints;
 pub mod connect;
 pub mod crons;
 pub mod effects;
+pub mod executions;
 pub mod foreign;
 pub mod health;
 pub mod idempotency;
@@ -62,6 +63,7 @@ pub use checkpoints::{
 };
 pub use crons::{CronFilter, CronFired, CronReplaced, CronSort, CronTick, Crons, DueCron, DueCrons};
 pub use effects::{EffectFilter, EffectRow, Effects};
+pub use executions::{ExecutionCursor, ExecutionFilter, Executions};
 pub use foreign::{
     Foreign, ForeignBatch, ForeignCheckpoint, ForeignCopied, ForeignFilter, ForeignKept, ForeignOutcome,
     ForeignPayload, ForeignWrites, StoredBytes, StoredForeign,
@@ -160,6 +162,7 @@ pub trait Storage:
     + Foreign
     + Interrupts
     + Effects
+    + Executions
     + Items
     + Cache
     + Crons

@@ -13,7 +13,7 @@ use crate::model::{CheckpointId, Scope, ThreadId, ThreadKey, ThreadTtl, Timestam
 pub const STEP_ROWS: i64 = 2_000;
 
 /// The tables that hold rows of threads, with the rest of their keys. Whoever adds a table adds it here; a test compares.
-pub(crate) const THREAD_TABLES: [(&str, &str); 12] = [
+pub(crate) const THREAD_TABLES: [(&str, &str); 13] = [
     ("runs", "run_id"),
     ("checkpoints", "ns, checkpoint_id"),
     ("task_writes", "ns, checkpoint_id, task_id, run_id"),
@@ -25,6 +25,7 @@ pub(crate) const THREAD_TABLES: [(&str, &str); 12] = [
     ("foreign_checkpoints", "ns, checkpoint_id"),
     ("foreign_writes", "ns, checkpoint_id, task_id, slot"),
     ("effects", "ns, checkpoint_id, task_id, key"),
+    ("task_log", "started_at, run_id"),
     ("usage_totals", "run_id, model"),
 ];
 
@@ -82,6 +83,8 @@ pub struct ThreadSizes {
     pub runs: Size,
     pub interrupts: Size,
     pub effects: Size,
+    /// The execution log.
+    pub executions: Size,
 }
 
 /// Retention.

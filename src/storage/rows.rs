@@ -34,16 +34,16 @@ pub(crate) fn driver_error(error: sqlx::Error) -> StorageError {
 }
 
 /// Defines `thread_from`, `closed_from`, `run_from`, `cancel_from`, `checkpoint_from`, `log_from`, `event_from`,
-/// `assistant_from`, `interrupt_from`, `entry_from`, `effect_from`, `item_from`, `unembedded_from` and `look_at` for a row
-/// type.
+/// `assistant_from`, `interrupt_from`, `entry_from`, `effect_from`, `execution_from`, `item_from`, `unembedded_from` and
+/// `look_at` for a row type.
 macro_rules! define_rows {
     ($row:ty) => {
         use sqlx::Row as _;
 
         use crate::model::{
             Assistant, CancelAction, CheckpointSource, Closed, ClosedAs, Effect, EffectEntry, EffectPlace, EffectState,
-            EventId, InterruptRecord, InterruptStatus, Item, Moved, MultitaskStrategy, Run, RunStatus, Scope, Thread,
-            ThreadId, ThreadKey, ThreadStatus, Timestamp,
+            EventId, InterruptRecord, InterruptStatus, Item, LoggedTask, Moved, MultitaskStrategy, Run, RunStatus,
+            Scope, TaskDetail, TaskExecution, TaskOutcome, Thread, ThreadId, ThreadKey, ThreadStatus, Timestamp,
         };
         use crate::storage::encoding::{self, Place};
         use crate::storage::vectors::{self, Key, Nearest};
@@ -298,6 +298,32 @@ macro_rules! define_rows {
                 started_at: Timestamp(get(row, "started_at")?),
                 ended_at: ended_at.map(Timestamp),
                 bytes: get::<Option<i64>>(row, "bytes")?.unwrap_or(0),
+            })
+        }
+
+        /// The columns of an execution `e`, with the `actor` of its run.
+        pub(super) fn execution_from(row: &$row) -> Result<LoggedTask> {
+            let key: uuid::Uuid = get(row, "thread_key")?;
+            let (started_at, run_id): (i64, uuid::Uuid) = (get(row, "started_at")?, get(row, "run_id")?);
+            let name = format!("{key}/{started_at}/{run_id}");
+            let at = |column| Place { table: "task_log", column, id: &name };
+            let outcome: String = get(row, "outcome")?;
+            let detail = encoding::json(get(row, "codec")?, get(row, "detail")?, at("detail"))?;
+            Ok(LoggedTask {
+                run_id,
+                actor: get::<Option<String>>(row, "actor")?.map(encoding::show_nul),
+                execution: TaskExecution {
+                    started_at: Timestamp(started_at),
+                    ended_at: Timestamp(get(row, "ended_at")?),
+                    ns: get(row, "ns")?,
+                    checkpoint_id: get(row, "checkpoint_id")?,
+                    task_id: get(row, "task_id")?,
+                    node: encoding::show_nul(get(row, "node")?),
+                    step: get(row, "step")?,
+                    attempt: get(row, "attempt")?,
+                    outcome: TaskOutcome::parse(&outcome).ok_or_else(|| at("outcome").corrupt(outcome))?,
+                    detail: TaskDetail::from_json(&detail).map_err(|error| at("detail").corrupt(error.0))?,
+                },
             })
         }
 

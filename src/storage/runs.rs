@@ -12,7 +12,7 @@ use super::webhooks::WebhookEnd;
 use super::{Page, Result};
 use crate::model::{
     CancelAction, CheckpointId, Closed, ErrorInfo, EventId, Json, ModelUsage, MultitaskStrategy, Run, RunId, RunStatus,
-    Scope, Thread, ThreadId, ThreadKey, ThreadStatus, Timestamp, Ttl,
+    Scope, TaskExecution, Thread, ThreadId, ThreadKey, ThreadStatus, Timestamp, Ttl,
 };
 
 /// The right to execute a run: valid while the run row is `running` with this epoch. The epoch grows by one per claim.
@@ -176,6 +176,8 @@ pub struct StepRows {
     pub interrupts: Vec<InterruptRow>,
     /// External calls of tasks; see [`EffectRow`].
     pub effects: Vec<EffectRow>,
+    /// Executions of tasks, for the log; by a run only.
+    pub executions: Vec<TaskExecution>,
     /// Added to the totals of the run and of its thread, once: each model at most one row per commit.
     pub usage: Vec<UsageRow>,
     /// The new head of the root namespace.
@@ -191,6 +193,7 @@ impl StepRows {
             && self.log.is_empty()
             && self.interrupts.is_empty()
             && self.effects.is_empty()
+            && self.executions.is_empty()
             && self.usage.is_empty()
     }
 }

@@ -341,6 +341,15 @@ impl Execution {
         self.origin.is_some()
     }
 
+    /// What is recorded of a task of the superstep.
+    pub fn record_of(&self, task_id: &str) -> Option<&TaskRecord> {
+        self.records.get(task_id).map(|record| &**record)
+    }
+
+    pub fn spec(&self) -> &GraphSpec {
+        &self.spec
+    }
+
     /// The value of a channel now.
     pub fn value_of(&self, channel: &str) -> Option<Json> {
         self.channels.iter().find(|known| known.name() == channel)?.persisted()

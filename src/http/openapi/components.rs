@@ -7,6 +7,7 @@ use super::paths::{branches, crons, foreign, run_body, session, threads};
 use super::schema::{
     Schema, Shape, any, array, boolean, component, map, record, shape, string, time, uuid, whole, word,
 };
+use crate::model::TaskOutcome;
 
 /// The components of the document.
 pub(super) fn all() -> Value {
@@ -62,6 +63,7 @@ fn schemas() -> Map<String, Value> {
         ("Branch", branches::branch()),
         ("Cursor", run_body::cursor()),
         ("Effect", effect().schema()),
+        ("Execution", execution().schema()),
         ("ForeignRow", foreign::row().schema()),
         ("ForeignCheckpoint", foreign_checkpoint().schema()),
         ("TimeToLive", threads::ttl()),
@@ -158,6 +160,29 @@ fn task() -> Shape {
         .required("result", any())
         .sometimes("questions", array(component("Question")).about("With `include=answers`"))
         .sometimes("effects", array(component("Effect")).about("With `include=effects`"))
+}
+
+fn execution() -> Shape {
+    shape()
+        .required("step", whole().about("The superstep"))
+        .required("node", string())
+        .required("from", array(string()).about("The nodes that led here; empty where the run took the task up"))
+        .required("next", array(string()).about("The nodes it led to"))
+        .required("status", word(&TaskOutcome::ALL.map(TaskOutcome::as_str)))
+        .required("attempt", whole().about("1 for the first; 0: the output came from a cache"))
+        .required("started_at", time())
+        .required("ended_at", time())
+        .required("ms", any().about("How long it took, in milliseconds"))
+        .required("written", array(string()).about("The keys it wrote"))
+        .required("error", any().about("`{error, message}` where it failed"))
+        .required("tokens", whole())
+        .required("cost", string())
+        .required("usage", record().about("Tokens and cost by model"))
+        .required("run_id", uuid())
+        .required("actor", string().nullable().about("Who asked for the run"))
+        .required("task_id", string())
+        .required("checkpoint_id", string().about("The checkpoint it was planned from"))
+        .required("checkpoint_ns", string())
 }
 
 fn thread_state() -> Shape {

@@ -38,6 +38,8 @@ fn document(found: &Explanation) -> ApiResult<Fields> {
     fields.insert("ended_at".to_owned(), json(&found.ended_at())?);
     fields.insert("usage".to_owned(), found.detail.run.usage.to_json());
     fields.insert("slowest_superstep".to_owned(), json(&found.slowest)?);
+    fields.insert("slowest_node".to_owned(), json(&found.slowest_node)?);
+    fields.insert("retried".to_owned(), json(&found.retried)?);
     fields.insert("waits_for".to_owned(), json(&found.waits_for)?);
     fields.insert("summary".to_owned(), Json::from(found.summary.as_str()));
     Ok(fields)

@@ -5,6 +5,7 @@ mod branches;
 mod checkpoints;
 pub(super) mod crons;
 mod effects;
+pub(super) mod executions;
 mod explain;
 pub(super) mod foreign;
 pub(super) mod interrupts;
@@ -128,6 +129,7 @@ fn checkpoint_routes() -> Vec<Route> {
     vec![
         get("/threads/{thread_id}/checkpoints", checkpoints::list, says::checkpoints::list()),
         get("/threads/{thread_id}/effects", effects::list, says::effects::list()),
+        get("/threads/{thread_id}/log", executions::list, says::executions::list()),
         post("/threads/{thread_id}/checkpoints", foreign::put, says::foreign::put()),
         get("/threads/{thread_id}/checkpoints/{checkpoint_id}", checkpoints::find, says::checkpoints::find()),
         post("/threads/{thread_id}/checkpoints/writes", foreign::put_writes, says::foreign::put_writes()),

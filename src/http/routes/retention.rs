@@ -39,8 +39,16 @@ pub(super) async fn storage(State(state): State<AppState>, caller: Caller, path:
         .lists
         .iter()
         .fold(sizes.payloads, |all, (_, list)| Size { count: all.count + list.count, bytes: all.bytes + list.bytes });
-    let kinds =
-        [sizes.checkpoints, values, sizes.task_writes, sizes.events, sizes.runs, sizes.interrupts, sizes.effects];
+    let kinds = [
+        sizes.checkpoints,
+        values,
+        sizes.task_writes,
+        sizes.events,
+        sizes.runs,
+        sizes.interrupts,
+        sizes.effects,
+        sizes.executions,
+    ];
     let total: i64 = kinds.iter().map(|kind| kind.bytes).sum();
     let by_channel: serde_json::Map<String, Value> =
         report.by_channel.iter().map(|(channel, size)| (channel.clone(), shown(*size))).collect();
@@ -56,6 +64,7 @@ pub(super) async fn storage(State(state): State<AppState>, caller: Caller, path:
         "runs": shown(sizes.runs),
         "interrupts": shown(sizes.interrupts),
         "effects": shown(sizes.effects),
+        "log": shown(sizes.executions),
     }))
     .into_response())
 }

@@ -50,6 +50,7 @@ fn runtime_over(storage: SharedStorage, graphs: Vec<Graph>) -> Runtime {
         webhooks: crate::runtime::WebhookSettings::default(),
         items: crate::runtime::ItemSettings::default(),
         cache_bytes: 0,
+        task_log: true,
     };
     Runtime::new(storage, graphs, Clock::default(), settings)
 }

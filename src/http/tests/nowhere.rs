@@ -346,6 +346,20 @@ impl Effects for Nowhere {
 }
 
 #[async_trait]
+impl Executions for Nowhere {
+    async fn list_executions(
+        &self,
+        _: &Scope,
+        _: ThreadKey,
+        _: &ExecutionFilter,
+        _: Option<ExecutionCursor>,
+        _: i64,
+    ) -> Result<Vec<LoggedTask>> {
+        gone()
+    }
+}
+
+#[async_trait]
 impl Items for Nowhere {
     async fn put_item(&self, _: &Scope, _: NewItem) -> Result<()> {
         gone()

@@ -36,6 +36,7 @@ mod cache;
 mod checkpoints;
 mod crons;
 mod effects;
+mod executions;
 mod foreign;
 mod health;
 mod idempotency;
@@ -97,6 +98,11 @@ const MIGRATIONS: &[Migration] = &[
     Migration { version: 14, name: "0014_cache", sql: include_str!("../../../migrations/postgres/0014_cache.sql") },
     Migration { version: 15, name: "0015_foreign", sql: include_str!("../../../migrations/postgres/0015_foreign.sql") },
     Migration { version: 16, name: "0016_health", sql: include_str!("../../../migrations/postgres/0016_health.sql") },
+    Migration {
+        version: 17,
+        name: "0017_task_log",
+        sql: include_str!("../../../migrations/postgres/0017_task_log.sql"),
+    },
 ];
 
 /// The advisory lock of migrations: `sessstor` in bytes.

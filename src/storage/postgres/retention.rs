@@ -217,7 +217,9 @@ const SIZES: &str = "
             FROM interrupts WHERE thread_key = $1) AS interrupt_bytes,
            (SELECT COUNT(*) FROM effects WHERE thread_key = $1) AS effects,
            (SELECT SUM(COALESCE(octet_length(result), 0) + COALESCE(octet_length(error), 0))::bigint
-            FROM effects WHERE thread_key = $1) AS effect_bytes
+            FROM effects WHERE thread_key = $1) AS effect_bytes,
+           (SELECT COUNT(*) FROM task_log WHERE thread_key = $1) AS executions,
+           (SELECT SUM(octet_length(detail))::bigint FROM task_log WHERE thread_key = $1) AS execution_bytes
     FROM threads WHERE thread_key = $1 AND ($2::uuid IS NULL OR tenant = $2)";
 
 fn size(row: &PgRow, count: &str, bytes: &str) -> Result<Size> {
@@ -372,6 +374,7 @@ impl Retention for PostgresStorage {
                 runs: size(&row, "runs", "run_bytes")?,
                 interrupts: size(&row, "interrupts", "interrupt_bytes")?,
                 effects: size(&row, "effects", "effect_bytes")?,
+                executions: size(&row, "executions", "execution_bytes")?,
             }))
         })
     }

@@ -92,6 +92,7 @@ pub(super) async fn delete_thread_rows(conn: &mut PgConnection, key: ThreadKey) 
          drop_crons AS (DELETE FROM crons WHERE thread_key = $1),
          drop_webhooks AS (DELETE FROM webhooks WHERE thread_key = $1 AND state = 'waiting'),
          drop_effects AS (DELETE FROM effects WHERE thread_key = $1),
+         drop_executions AS (DELETE FROM task_log WHERE thread_key = $1),
          drop_usage AS (DELETE FROM usage_totals WHERE thread_key = $1)
          DELETE FROM events WHERE thread_key = $1",
     )

@@ -33,6 +33,7 @@ mod cache;
 mod checkpoints;
 mod crons;
 mod effects;
+mod executions;
 mod foreign;
 mod health;
 mod idempotency;
@@ -85,6 +86,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration { version: 14, name: "0014_cache", sql: include_str!("../../../migrations/sqlite/0014_cache.sql") },
     Migration { version: 15, name: "0015_foreign", sql: include_str!("../../../migrations/sqlite/0015_foreign.sql") },
     Migration { version: 16, name: "0016_health", sql: include_str!("../../../migrations/sqlite/0016_health.sql") },
+    Migration { version: 17, name: "0017_task_log", sql: include_str!("../../../migrations/sqlite/0017_task_log.sql") },
 ];
 
 /// Operations that may share a transaction. A bound, so that the first caller does not wait for a crowd.

@@ -100,6 +100,7 @@ pub(super) async fn delete_thread_rows(conn: &mut SqliteConnection, key: ThreadK
         "DELETE FROM crons WHERE thread_key = $1",
         "DELETE FROM webhooks WHERE thread_key = $1 AND state = 'waiting'",
         "DELETE FROM effects WHERE thread_key = $1",
+        "DELETE FROM task_log WHERE thread_key = $1",
         "DELETE FROM usage_totals WHERE thread_key = $1",
     ] {
         sqlx::query(statement).bind(key.0).execute(&mut *conn).await.map_err(driver_error)?;

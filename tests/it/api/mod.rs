@@ -25,6 +25,7 @@ mod stopping;
 mod store;
 mod streams;
 mod system;
+mod task_log;
 mod thread_streams;
 mod threads;
 mod webhooks;

@@ -101,7 +101,7 @@ async fn bytes_are_told_by_kind_and_channel() {
     let report = server.get("/threads/t/storage").await.ok();
     assert_eq!(report["thread_id"], "t");
     let of = |kind: &str| report[kind]["bytes"].as_i64().unwrap_or_else(|| panic!("{kind}: {report}"));
-    let all = ["checkpoints", "channel_values", "pending_writes", "events", "runs"];
+    let all = ["checkpoints", "channel_values", "pending_writes", "events", "runs", "log"];
     assert_eq!(report["total_bytes"].as_i64(), Some(all.iter().map(|kind| of(kind)).sum()));
     assert!(report["channel_values"]["by_channel"]["messages"]["bytes"].as_i64() > Some(500), "{report}");
     server.get("/threads/nobody/storage").await.refused(404);

@@ -20,6 +20,7 @@ mod claims;
 mod commits;
 mod crons;
 mod effects;
+mod executions;
 mod foreign;
 mod health;
 mod idempotency;

@@ -94,6 +94,7 @@ async fn with_states(storage: &SharedStorage, ttl: Option<Ttl>) {
         log: vec![log(7, 0, "[0,1]", None), log(7, 2, "[2]", None), log(8, 0, "[9]", None)],
         interrupts: vec![interrupt("q", "c3", InterruptChange::Asked)],
         effects: ["c0", "c1", "c3"].map(|at| effect(at, "task", "k", "[1]")).into(),
+        executions: Vec::new(),
         usage: Vec::new(),
         head: Some("c3".into()),
     };

@@ -324,6 +324,7 @@ pub(crate) fn runtime_settings() -> Settings {
         default_ttl: None,
         sweep_every: Duration::from_millis(50),
         cache_bytes: 1_000_000,
+        task_log: true,
         prices: std::collections::BTreeMap::new(),
         claims: true,
         crons: CronSettings { poll_every: Duration::from_millis(200), ..CronSettings::default() },

@@ -7,6 +7,7 @@ pub(in crate::http) mod checkpoints;
 pub(in crate::http) mod crons;
 pub(in crate::http) mod effects;
 pub(in crate::http) mod events;
+pub(in crate::http) mod executions;
 pub(in crate::http) mod foreign;
 pub(in crate::http) mod interrupts;
 pub(in crate::http) mod mcp;

@@ -76,6 +76,8 @@ pub(in crate::http) fn explain(id: &'static str) -> Operation {
         .required("ended_at", time().nullable())
         .required("usage", record())
         .required("slowest_superstep", any())
+        .required("slowest_node", any().about("The execution of a task that took longest"))
+        .required("retried", any().about("Tasks with attempts that failed"))
         .required("waits_for", any())
         .required("summary", string());
     operation(id, "Why a run is where it is")

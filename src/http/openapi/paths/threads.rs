@@ -134,7 +134,8 @@ pub(in crate::http) fn storage() -> Operation {
         .required("events", size().schema())
         .required("runs", size().schema())
         .required("interrupts", size().schema())
-        .required("effects", size().schema());
+        .required("effects", size().schema())
+        .required("log", size().schema());
     operation("threads.storage", "What a thread occupies")
         .ok(report.schema(), "Bytes by kind")
         .refuses(404, "There is none")

@@ -8,7 +8,7 @@ use sqlx::postgres::PgArguments;
 use sqlx::query::Query;
 use uuid::Uuid;
 
-use crate::model::Json;
+use crate::model::{Json, TaskExecution};
 use crate::storage::encoding::{self, error_bytes, hide_nul};
 use crate::storage::{CheckpointRow, LogRow, Payload, StepCommit, StepRows, StoredEvent, TaskWritesRow};
 
@@ -240,5 +240,45 @@ impl Members {
         let query = query.bind(self.member).bind(self.thread).bind(self.run).bind(self.epoch).bind(self.input_applied);
         let query = query.bind(self.progress).bind(self.head).bind(self.end_status).bind(self.end_error);
         query.bind(self.rest_status).bind(self.view).bind(self.last_event).bind(self.announce)
+    }
+}
+
+/// The execution log: parameters 50-60.
+#[derive(Default)]
+pub(super) struct Executions {
+    member: Vec<i32>,
+    started_at: Vec<i64>,
+    ended_at: Vec<i64>,
+    step: Vec<i64>,
+    attempt: Vec<i32>,
+    ns: Vec<String>,
+    checkpoint_id: Vec<String>,
+    task_id: Vec<String>,
+    node: Vec<String>,
+    outcome: Vec<&'static str>,
+    detail: Vec<Vec<u8>>,
+}
+
+impl Executions {
+    pub(super) fn push(&mut self, member: i32, rows: &[TaskExecution]) {
+        for row in rows {
+            self.member.push(member);
+            self.started_at.push(row.started_at.0);
+            self.ended_at.push(row.ended_at.0);
+            self.step.push(row.step);
+            self.attempt.push(row.attempt);
+            self.ns.push(row.ns.clone());
+            self.checkpoint_id.push(row.checkpoint_id.clone());
+            self.task_id.push(row.task_id.clone());
+            self.node.push(hide_nul(&row.node).into_owned());
+            self.outcome.push(row.outcome.as_str());
+            self.detail.push(encoding::bytes(&row.detail.to_json()));
+        }
+    }
+
+    pub(super) fn bind<'q>(self, query: PgQuery<'q>) -> PgQuery<'q> {
+        let query = query.bind(self.member).bind(self.started_at).bind(self.ended_at).bind(self.step);
+        let query = query.bind(self.attempt).bind(self.ns).bind(self.checkpoint_id).bind(self.task_id);
+        query.bind(self.node).bind(self.outcome).bind(self.detail)
     }
 }

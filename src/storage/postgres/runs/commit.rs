@@ -8,7 +8,7 @@ use sqlx::postgres::PgConnection;
 use super::super::rows::get;
 use super::super::threads::lock_thread;
 use super::super::{PostgresStorage, branches, now, webhooks};
-use super::columns::{Members, Rows};
+use super::columns::{Executions, Members, Rows};
 use super::extras::Extras;
 use crate::model::Scope;
 use crate::storage::encoding;
@@ -76,7 +76,7 @@ macro_rules! row_inserts {
     };
 }
 
-/// What few commits have: questions asked, answered and withdrawn (parameters 50-61), effects (62-72) and usage (73-79). A
+/// What few commits have: questions asked, answered and withdrawn (parameters 61-72), effects (73-83) and usage (84-90). A
 /// part of its own, so that other commits do not pay for it.
 macro_rules! extra_inserts {
     () => {
@@ -91,8 +91,8 @@ macro_rules! extra_inserts {
                    CASE WHEN i.change = 'answered' THEN r.actor END,
                    CASE WHEN i.change = 'answered' THEN r.run_id END,
                    CASE WHEN i.change = 'withdrawn' THEN r.run_id END
-            FROM UNNEST((SELECT $50::int[]), $51::text[], $52::text[], $53::text[], $54::text[], $55::text[], $56::text[],
-                        $57::bytea[], $58::bytea[], $59::bool[], $60::text[], $61::bytea[])
+            FROM UNNEST((SELECT $61::int[]), $62::text[], $63::text[], $64::text[], $65::text[], $66::text[], $67::text[],
+                        $68::bytea[], $69::bytea[], $70::bool[], $71::text[], $72::bytea[])
                 AS i (member, interrupt_id, ns, checkpoint_id, root_checkpoint_id, task_id, node, question,
                       response_schema, checked, change, answer)
             JOIN live l ON l.member = i.member AND NOT l.gone
@@ -115,8 +115,8 @@ macro_rules! extra_inserts {
                                       asked, started_at, ended_at, codec, result, error)
             SELECT l.thread_key, n.ns, n.checkpoint_id, n.task_id, n.key, l.tenant, l.run_id, n.node, n.state, n.attempt,
                    n.asked, clock.now, CASE WHEN n.state = 'started' THEN NULL ELSE clock.now END, 0, n.result, n.error
-            FROM UNNEST((SELECT $62::int[]), $63::text[], $64::text[], $65::text[], $66::text[], $67::text[],
-                        $68::text[], $69::int[], $70::int[], $71::bytea[], $72::bytea[])
+            FROM UNNEST((SELECT $73::int[]), $74::text[], $75::text[], $76::text[], $77::text[], $78::text[],
+                        $79::text[], $80::int[], $81::int[], $82::bytea[], $83::bytea[])
                 AS n (member, ns, checkpoint_id, task_id, key, node, state, attempt, asked, result, error)
             JOIN live l ON l.member = n.member AND NOT l.gone
             CROSS JOIN clock
@@ -130,8 +130,8 @@ macro_rules! extra_inserts {
         counted AS MATERIALIZED (
             SELECT l.thread_key, l.run_id, l.tenant, n.model, n.input_tokens, n.output_tokens, n.total_tokens,
                    n.cost_nanos, n.seq
-            FROM UNNEST((SELECT $73::int[]), $74::text[], $75::bigint[], $76::bigint[], $77::bigint[], $78::bigint[],
-                        $79::bigint[])
+            FROM UNNEST((SELECT $84::int[]), $85::text[], $86::bigint[], $87::bigint[], $88::bigint[], $89::bigint[],
+                        $90::bigint[])
                 AS n (member, model, input_tokens, output_tokens, total_tokens, cost_nanos, seq)
             JOIN live l ON l.member = n.member AND NOT l.gone
         ),
@@ -166,7 +166,7 @@ macro_rules! extra_inserts {
     };
 }
 
-/// Locks what is live: parameters 36-49.
+/// Locks what is live, and writes it: parameters 36-49, and the execution log: 50-60.
 macro_rules! live_members {
     () => {
         concat!(
@@ -206,6 +206,17 @@ macro_rules! live_members {
             ), ",
             row_inserts!(),
             ",
+            put_executions AS (
+                INSERT INTO task_log (thread_key, started_at, run_id, tenant, ended_at, step, attempt, codec, ns,
+                                      checkpoint_id, task_id, node, outcome, detail)
+                SELECT l.thread_key, x.started_at, l.run_id, l.tenant, x.ended_at, x.step, x.attempt, 0, x.ns,
+                       x.checkpoint_id, x.task_id, x.node, x.outcome, x.detail
+                FROM UNNEST((SELECT $50::int[]), $51::bigint[], $52::bigint[], $53::bigint[], $54::int[], $55::text[],
+                            $56::text[], $57::text[], $58::text[], $59::text[], $60::bytea[])
+                    AS x (member, started_at, ended_at, step, attempt, ns, checkpoint_id, task_id, node, outcome, detail)
+                JOIN live l ON l.member = x.member AND NOT l.gone
+                ON CONFLICT (thread_key, started_at, run_id) DO NOTHING
+            ),
             put_runs AS (
                 UPDATE runs r SET
                     -- A checkpoint is progress: this is the first attempt since.
@@ -264,6 +275,7 @@ macro_rules! ends {
     drop_branches AS (DELETE FROM branches x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
     drop_events AS (DELETE FROM events x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
     drop_effects AS (DELETE FROM effects x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
+    drop_executions AS (DELETE FROM task_log x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
     drop_usage AS (DELETE FROM usage_totals x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
     drop_threads AS (DELETE FROM threads x USING live l WHERE l.gone AND x.thread_key = l.thread_key),
     ended AS MATERIALIZED (
@@ -337,11 +349,13 @@ impl PostgresStorage {
     ) -> Result<()> {
         let mut columns = Rows::default();
         let mut members = Members::default();
+        let mut executions = Executions::default();
         let mut extras = Extras::default();
         for (member, index) in (0_i32..).zip(indexes) {
             let step = &batch[*index];
             columns.push(member, &step.rows, &step.events);
             members.push(member, step);
+            executions.push(member, &step.rows.executions);
             extras.push(member, &step.rows);
         }
         let any_ends = indexes.iter().any(|index| batch[*index].end.is_some());
@@ -351,7 +365,7 @@ impl PostgresStorage {
             (false, false) => COMMIT_EXTRA,
             (false, true) => COMMIT_EXTRA_ENDS,
         });
-        let query = members.bind(columns.bind(query)).bind(scope.filter());
+        let query = executions.bind(members.bind(columns.bind(query)).bind(scope.filter()));
         let query = if extras.is_empty() { query } else { extras.bind(query) };
         let hooks: Vec<(Lease, &RunEnd)> = indexes
             .iter()

@@ -12,7 +12,7 @@ use crate::storage::rolled_back;
 use crate::storage::rows::driver_error;
 use crate::storage::{CommitOutcome, Lease, Notice, Result};
 
-/// Deletes a run, its checkpoints, task writes, log rows and events. What other checkpoints may share stays, to go when
+/// Deletes a run, its checkpoints, task writes, executions, log rows and events. What other checkpoints may share stays, to go when
 /// the thread is pruned: payloads, and log rows once somebody else wrote checkpoints after the run's first one. So do
 /// effects of tasks on other checkpoints or on those that others go on from, which happened all the same, and the thread's share of the usage.
 /// The caller has locked the thread.
@@ -34,6 +34,7 @@ pub(super) async fn delete_run_rows(conn: &mut PgConnection, key: ThreadKey, run
                                WHERE c.thread_key = $1 AND c.ns = e.ns AND c.parent_id = e.checkpoint_id
                                  AND c.run_id IS DISTINCT FROM $2)
          ),
+         drop_executions AS (DELETE FROM task_log WHERE thread_key = $1 AND run_id = $2),
          drop_usage AS (DELETE FROM usage_totals WHERE thread_key = $1 AND run_id = $2),
          drop_log AS (
              DELETE FROM channel_log WHERE thread_key = $1 AND run_id = $2

@@ -11,7 +11,7 @@ use crate::storage::{EffectRow, InterruptRow, StepRows, UsageRow};
 
 type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
 
-/// Parameters 50-61.
+/// Parameters 61-72.
 #[derive(Default)]
 struct InterruptColumns {
     member: Vec<i32>,
@@ -55,7 +55,7 @@ impl InterruptColumns {
     }
 }
 
-/// Parameters 62-72.
+/// Parameters 73-83.
 #[derive(Default)]
 struct EffectColumns {
     member: Vec<i32>,
@@ -94,7 +94,7 @@ impl EffectColumns {
     }
 }
 
-/// Parameters 73-79.
+/// Parameters 84-90.
 #[derive(Default)]
 struct UsageColumns {
     member: Vec<i32>,
@@ -123,7 +123,7 @@ impl UsageColumns {
     }
 }
 
-/// The interrupts, the effects and the usage of all members: parameters 50-79, bound when there are any.
+/// The interrupts, the effects and the usage of all members: parameters 61-90, bound when there are any.
 #[derive(Default)]
 pub(super) struct Extras {
     interrupts: InterruptColumns,

@@ -4,6 +4,7 @@ use sqlx::QueryBuilder;
 use uuid::Uuid;
 
 use super::super::effects::{add_usage, put_effect};
+use super::super::executions::put_executions;
 use super::super::rows::get;
 use super::super::threads::delete_thread_rows;
 use super::super::{Write, branches, webhooks};
@@ -73,6 +74,7 @@ async fn commit_step(write: &mut Write, held: Held, step: StepCommit) -> Result<
     insert_rows(write, held.tenant, key, &step.rows).await?;
     put_interrupts(write, step.lease, &step.rows).await?;
     insert_events(write, held.tenant, key, &step.events).await?;
+    put_executions(write, held.tenant, key, step.lease.run_id, &step.rows.executions).await?;
     for row in &step.rows.effects {
         put_effect(write, held.tenant, key, step.lease.run_id, row).await?;
     }

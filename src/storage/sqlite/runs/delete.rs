@@ -13,7 +13,7 @@ use crate::storage::rolled_back;
 use crate::storage::rows::driver_error;
 use crate::storage::{CommitOutcome, Lease, Notice, Result};
 
-/// Deletes a run, its checkpoints, task writes, log rows and events. What other checkpoints may share stays, to go when
+/// Deletes a run, its checkpoints, task writes, executions, log rows and events. What other checkpoints may share stays, to go when
 /// the thread is pruned: payloads, and log rows once somebody else wrote checkpoints after the run's first one. So do
 /// effects of tasks on other checkpoints or on those that others go on from, which happened all the same, and the thread's share of the usage.
 pub(super) async fn delete_run_rows(conn: &mut SqliteConnection, key: ThreadKey, run_id: RunId) -> Result<()> {
@@ -33,6 +33,7 @@ pub(super) async fn delete_run_rows(conn: &mut SqliteConnection, key: ThreadKey,
            AND NOT EXISTS (SELECT 1 FROM checkpoints c
                            WHERE c.thread_key = $1 AND c.ns = effects.ns AND c.parent_id = effects.checkpoint_id
                              AND c.run_id IS NOT $2)",
+        "DELETE FROM task_log WHERE thread_key = $1 AND run_id = $2",
         "DELETE FROM usage_totals WHERE thread_key = $1 AND run_id = $2",
         "DELETE FROM checkpoints WHERE thread_key = $1 AND run_id = $2",
         "DELETE FROM events WHERE thread_key = $1 AND run_id = $2",
