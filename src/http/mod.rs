@@ -17,6 +17,7 @@ mod idempotency;
 mod jsonrpc;
 mod keepalive;
 mod mcp;
+mod metrics;
 mod object;
 mod openapi;
 mod origin;
@@ -90,11 +91,13 @@ impl Default for HttpSettings {
 pub(crate) struct AppState {
     pub(crate) runtime: Runtime,
     pub(crate) settings: Arc<HttpSettings>,
+    pub(crate) requests: Arc<metrics::Requests>,
 }
 
 /// The whole HTTP interface.
 pub fn router(runtime: Runtime, settings: HttpSettings) -> Router {
-    let state = AppState { runtime: runtime.clone(), settings: Arc::new(settings) };
+    let requests = Arc::new(metrics::Requests::of(routes::paths()));
+    let state = AppState { runtime: runtime.clone(), settings: Arc::new(settings), requests };
     let api_key = HeaderName::from_static("x-api-key");
     let routes = routes::all()
         .layer(from_fn_with_state(state.clone(), idempotency::once))
@@ -102,6 +105,7 @@ pub fn router(runtime: Runtime, settings: HttpSettings) -> Router {
         .layer(CatchPanicLayer::custom(error::panicked))
         .layer(from_fn_with_state(state.clone(), pretty::prettify))
         .layer(cors())
+        .layer(from_fn_with_state(state.clone(), metrics::count))
         .layer(PropagateRequestIdLayer::new(trace::X_REQUEST_ID))
         .layer(
             TraceLayer::new_for_http()

@@ -16,6 +16,7 @@ use super::query::Query;
 use crate::model::event::RESUME_GAP;
 use crate::model::{Event, EventId, Json, RunId, StreamMode};
 use crate::runtime::EventStream;
+use crate::runtime::metrics::OpenStream;
 
 const HEARTBEAT: &str = ": heartbeat\n\n";
 
@@ -101,6 +102,7 @@ pub(crate) fn respond(state: &AppState, events: EventStream, filter: EventFilter
 pub(crate) fn respond_frames(state: &AppState, frames: FrameStream, drain: bool) -> Response {
     let frames = Frames {
         frames: Some(frames),
+        _open: state.runtime.metrics().stream(),
         drain,
         heartbeat: ticker(state.settings.heartbeat),
         shutdown: state.settings.shutdown.clone(),
@@ -134,6 +136,7 @@ pub(super) fn ticker(period: Duration) -> Interval {
 
 struct Frames {
     frames: Option<FrameStream>,
+    _open: OpenStream,
     drain: bool,
     heartbeat: Interval,
     shutdown: CancellationToken,

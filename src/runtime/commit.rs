@@ -1,6 +1,7 @@
 //! The write path of a run: rows and stored events are queued in order and committed in the background, as many as have
 //! gathered in one commit, under the run's lease (DESIGN section 7).
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::live::LiveRun;
+use super::metrics::Metrics;
 use super::questions;
 use super::shared::lock;
 use super::worker::{Active, StopReason};
@@ -73,13 +75,28 @@ struct Backlog {
 
 impl Committer {
     /// A commit that finds the lease gone stops the run.
-    pub(crate) fn spawn(storage: SharedStorage, live: Arc<LiveRun>, active: Active) -> Committer {
+    pub(crate) fn spawn(
+        storage: SharedStorage,
+        live: Arc<LiveRun>,
+        active: Active,
+        metrics: Arc<Metrics>,
+    ) -> Committer {
         let (sender, receiver) = mpsc::unbounded_channel();
         let (lease, lost) = (active.lease, CancellationToken::new());
         let backlog = Arc::new(Mutex::new(Backlog::default()));
         let batch = Batch::default();
-        let task =
-            Task { storage, lease, live, active, lost, receiver, batch, backlog: Arc::clone(&backlog), counted: 0 };
+        let task = Task {
+            storage,
+            lease,
+            live,
+            active,
+            metrics,
+            lost,
+            receiver,
+            batch,
+            backlog: Arc::clone(&backlog),
+            counted: 0,
+        };
         tokio::spawn(task.run());
         Committer { sender, backlog }
     }
@@ -252,6 +269,7 @@ struct Task {
     lease: Lease,
     live: Arc<LiveRun>,
     active: Active,
+    metrics: Arc<Metrics>,
     lost: CancellationToken,
     receiver: mpsc::UnboundedReceiver<Message>,
     batch: Batch,
@@ -355,7 +373,9 @@ impl Task {
             .retry(|task| {
                 let commit = &commit;
                 async move {
+                    let began = Instant::now();
                     let outcomes = task.storage.commit_steps(&Scope::Server, commit).await?;
+                    task.metrics.commits.observe(began.elapsed());
                     Ok(outcomes.first().copied().unwrap_or(CommitOutcome::LeaseLost))
                 }
             })
@@ -392,6 +412,7 @@ impl Task {
                     return false;
                 }
                 Err(StorageError::Unavailable(reason)) if !self.is_stopped_for_good() => {
+                    self.metrics.commit_retries.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!(run.id = %self.lease.run_id, %reason, "commit waits for the database");
                     tokio::time::sleep(RETRY_EVERY).await;
                 }

@@ -130,6 +130,11 @@ impl Runtime {
         Ok(Explanation { detail: found.detail, now: found.now, waits_for, slowest, slowest_node, retried, summary })
     }
 
+    /// The runs that this process executes at once.
+    pub fn places(&self) -> Places {
+        Places { all: self.settings().concurrency, free: self.inner.free_slots() }
+    }
+
     async fn waits_for(&self, scope: &Scope, found: &RunExplained) -> Result<Option<WaitsFor>, RuntimeError> {
         let detail = &found.detail;
         Ok(match detail.run.status {
@@ -140,8 +145,7 @@ impl Runtime {
                 }
                 None => {
                     let (pending, running) = self.storage().count_active(scope).await?;
-                    let all = self.settings().concurrency;
-                    let here = self.settings().claims.then(|| Places { all, free: self.inner.free_slots() });
+                    let here = self.settings().claims.then(|| self.places());
                     Some(WaitsFor::Worker { pending, running, here })
                 }
             },

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicI64};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -72,7 +73,12 @@ impl Runtime {
     pub(crate) async fn execute_run(&self, claimed: ClaimedRun, active: Active, announce: bool) {
         let run_id = claimed.run.run_id;
         let live = self.inner.hub.begin(run_id);
-        let committer = Committer::spawn(self.storage().clone(), Arc::clone(&live), active.clone());
+        let metrics = Arc::clone(&self.inner.metrics);
+        if claimed.lease.epoch == 1 {
+            let waited = self.clock().now().0 - claimed.run.created_at.0;
+            metrics.queue_wait.observe(Duration::from_micros(u64::try_from(waited).unwrap_or(0)));
+        }
+        let committer = Committer::spawn(self.storage().clone(), Arc::clone(&live), active.clone(), metrics);
         let attempt = u32::try_from(claimed.run.attempts).unwrap_or(1).max(1);
         tracing::debug!(run.id = %run_id, thread.id = %claimed.run.thread_id, attempt, "run starts");
         let kwargs = claimed.run.kwargs.decode::<RunKwargs>();
@@ -146,6 +152,7 @@ impl Runtime {
                     if !is_stored {
                         events.ended(false, &end);
                     }
+                    self.inner.metrics.ended(status);
                     if has_webhook {
                         self.wake_webhooks();
                     }

@@ -24,6 +24,7 @@ mod lifecycle;
 mod live;
 mod log;
 mod messages;
+pub mod metrics;
 mod nodes;
 pub mod persist;
 pub mod protocol;
@@ -134,6 +135,7 @@ pub(crate) struct Inner {
     pub(crate) started_at: Timestamp,
     /// This process among those that work on the database.
     pub(crate) process: Uuid,
+    pub(crate) metrics: Arc<metrics::Metrics>,
     pub(crate) hub: live::Hub,
     pub(crate) cache: cache::Cache,
     pub(crate) assistants: assistants::Remembered,
@@ -169,6 +171,7 @@ impl Runtime {
                 settings,
                 started_at,
                 process,
+                metrics: Arc::default(),
                 hub: live::Hub::default(),
                 cache: cache::Cache::default(),
                 assistants: assistants::Remembered::default(),
@@ -188,6 +191,16 @@ impl Runtime {
 
     pub fn storage(&self) -> &SharedStorage {
         &self.inner.storage
+    }
+
+    /// What this process counts of its own work.
+    pub fn metrics(&self) -> &metrics::Metrics {
+        &self.inner.metrics
+    }
+
+    /// When this process started.
+    pub fn started_at(&self) -> Timestamp {
+        self.inner.started_at
     }
 
     pub fn clock(&self) -> &Clock {

@@ -140,6 +140,16 @@ pub struct Description {
     pub volatile: bool,
 }
 
+/// The connections of this process to the database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connections {
+    pub open: u64,
+    /// Open ones that nobody uses.
+    pub idle: u64,
+    /// That may be open.
+    pub most: u64,
+}
+
 /// How far a database's schema is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SchemaState {
@@ -196,6 +206,9 @@ pub trait Storage:
 
     /// Write transactions committed by this process since it connected: what the cost tests count.
     fn write_transactions(&self) -> u64;
+
+    /// How the connections are used right now.
+    fn connections(&self) -> Connections;
 
     /// Finishes what is in flight and closes all connections.
     async fn close(&self);

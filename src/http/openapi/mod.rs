@@ -37,6 +37,10 @@ impl Route {
     fn new(path: &'static str, method: Method, serve: MethodRouter<AppState>, operation: Operation) -> Route {
         Route { path, method, serve, operation }
     }
+
+    pub(super) fn path(&self) -> &'static str {
+        self.path
+    }
 }
 
 pub(super) fn get<H: Handler<T, AppState>, T: 'static>(path: &'static str, handler: H, says: Operation) -> Route {

@@ -32,10 +32,16 @@ use super::a2a;
 use super::error::ApiError;
 use super::extract::discard;
 use super::mcp;
+use super::metrics;
 use super::openapi::{self, Route, delete, get, patch, paths as says, post, put};
 
 pub(super) fn all() -> Router<AppState> {
     openapi::mount(table()).fallback(unknown_path).method_not_allowed_fallback(wrong_method)
+}
+
+/// The paths of all routes; one may come more than once.
+pub(super) fn paths() -> impl Iterator<Item = &'static str> {
+    table().into_iter().map(|route| route.path())
 }
 
 /// Every route: its path, its handler, and what `/openapi.json` says about it.
@@ -45,6 +51,7 @@ pub(super) fn table() -> Vec<Route> {
         get("/ok", system::ok, says::system::ok()),
         get("/ready", system::ready, says::system::ready()),
         get("/info", system::info, says::system::info()),
+        get("/metrics", metrics::show, says::system::metrics()),
         get("/graphs", system::graphs, says::system::graphs()),
         get("/docs", openapi::docs, says::system::docs()),
         get("/openapi.json", openapi::serve, says::system::openapi()),

@@ -47,6 +47,7 @@ pub(super) async fn connect(
     let limit = state.settings.body_limit;
     let ready = caller.0.and_then(|caller| Ok((caller, path.thread()?)));
     upgrade.max_message_size(limit).max_frame_size(limit).on_upgrade(move |socket| async move {
+        let _open = state.runtime.metrics().stream();
         match ready {
             Ok((caller, thread)) => Session::new(state, caller, thread, socket).run().await,
             // A browser sees no status of a refused upgrade, but it does see how a socket closes.

@@ -254,7 +254,8 @@ async fn pretty_slashes_and_content_types_do_not_matter() {
 
 fn state(shutdown: &CancellationToken) -> AppState {
     let settings = HttpSettings { heartbeat: Duration::from_millis(10), shutdown: shutdown.clone(), ..settings() };
-    AppState { runtime: runtime(), settings: Arc::new(settings) }
+    let requests = Arc::new(super::metrics::Requests::of(std::iter::empty()));
+    AppState { runtime: runtime(), settings: Arc::new(settings), requests }
 }
 
 #[tokio::test]

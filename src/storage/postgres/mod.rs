@@ -27,7 +27,7 @@ use tokio::time::Instant;
 use super::connect::ConnectOptions;
 use super::migrations::{self, Migration};
 use super::rows::driver_error;
-use super::{Description, Notice, Result, SchemaState, Storage, StorageError};
+use super::{Connections, Description, Notice, Result, SchemaState, Storage, StorageError};
 use crate::model::{RunId, Scope};
 
 mod assistants;
@@ -531,6 +531,12 @@ impl Storage for PostgresStorage {
 
     fn notices(&self) -> broadcast::Receiver<Notice> {
         self.notices.subscribe()
+    }
+
+    fn connections(&self) -> Connections {
+        let pool = self.pool();
+        let idle = u64::try_from(pool.num_idle()).unwrap_or(u64::MAX);
+        Connections { open: pool.size().into(), idle, most: pool.options().get_max_connections().into() }
     }
 
     fn write_transactions(&self) -> u64 {

@@ -24,7 +24,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use super::connect::ConnectOptions;
 use super::migrations::{self, Migration};
 use super::rows::driver_error;
-use super::{Description, Notice, Result, SchemaState, Storage, StorageError};
+use super::{Connections, Description, Notice, Result, SchemaState, Storage, StorageError};
 use crate::model::{RunId, Scope};
 
 mod assistants;
@@ -425,6 +425,16 @@ impl Storage for SqliteStorage {
 
     fn notices(&self) -> broadcast::Receiver<Notice> {
         self.notices.subscribe()
+    }
+
+    fn connections(&self) -> Connections {
+        // The writer, and its readers; in memory it reads, too.
+        let Some(readers) = &self.readers else { return Connections { open: 1, idle: 0, most: 1 } };
+        Connections {
+            open: u64::from(readers.size()) + 1,
+            idle: u64::try_from(readers.num_idle()).unwrap_or(u64::MAX),
+            most: u64::from(readers.options().get_max_connections()) + 1,
+        }
     }
 
     fn write_transactions(&self) -> u64 {

@@ -12,6 +12,7 @@ mod health;
 mod idempotency;
 mod interrupts;
 mod mcp;
+mod metrics;
 mod multitask;
 mod openapi;
 mod protocol;

@@ -1,5 +1,6 @@
 //! The server about itself (section 3.10).
 
+use crate::http::metrics::FORMATS;
 use crate::http::openapi::operation::{Operation, operation};
 use crate::http::openapi::schema::{array, boolean, component, map, record, shape, string, whole, word};
 
@@ -41,6 +42,16 @@ pub(in crate::http) fn info() -> Operation {
         .required("flags", map(boolean()))
         .required("host", record());
     operation("system.info", "Version and abilities").ok(info.schema(), "What LangGraph Studio asks first")
+}
+
+pub(in crate::http) fn metrics() -> Operation {
+    let queue = shape().required("n_pending", whole().nullable()).required("n_running", whole().nullable());
+    let workers = shape().required("max", whole()).required("active", whole()).required("available", whole());
+    let counts = shape().required("queue", queue.schema()).required("workers", workers.schema());
+    operation("system.metrics", "What the process counts of its own work")
+        .query("format", word(&FORMATS).default("prometheus"), "`json`: the queue and the workers only")
+        .answer(200, "text/plain", string(), "The text format of Prometheus")
+        .json(200, counts.schema(), "With `format=json`; null: the database does not answer")
 }
 
 pub(in crate::http) fn graphs() -> Operation {
