@@ -16,6 +16,7 @@ mod effects;
 mod embedding;
 mod engine;
 mod faults;
+mod fuzz;
 mod growth;
 mod handlers;
 mod idempotency;

@@ -179,20 +179,24 @@ impl Operation {
 }
 
 /// Refusals that operations have in common.
-const REFUSALS: [(u16, &str, &str); 8] = [
+const REFUSALS: [(u16, &str, &str); 10] = [
     (401, "NoKey", "No key was sent, and one is needed"),
     (403, "Forbidden", "The key is not known, or the web page may not call"),
     (408, "TooSlow", "The body did not arrive in time"),
     (409, "Conflict", "The first request with this Idempotency-Key is being answered"),
     (413, "TooLarge", "The body is larger than the server takes"),
+    (414, "LongUrl", "The URL is longer than 64 KiB; no text says so"),
     (422, "Malformed", "Something is malformed; the text names it and the rule"),
+    (431, "LongHeaders", "The headers are longer than the server takes; no text says so"),
     (500, "Failed", "A failure of the server, in its log under the error id of the text"),
     (503, "Unavailable", "The storage cannot be reached: try again"),
 ];
 
 pub(super) fn common_refusals() -> Map<String, Value> {
     let refusal = |(status, name, about): &(u16, &'static str, &'static str)| {
-        let content = vec![("application/json", component("Error"))];
+        // These two come before any of our code.
+        let has_text = !matches!(status, 414 | 431);
+        let content = if has_text { vec![("application/json", component("Error"))] } else { Vec::new() };
         let answer = Answer { status: *status, about, content, headers: Vec::new() };
         ((*name).to_owned(), answer.render())
     };
