@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{EngineError, py};
-use crate::model::Json;
+use crate::model::{Fields, Json};
 
 /// The id with which a remove message clears the whole list.
 pub const REMOVE_ALL: &str = "__remove_all__";
@@ -47,11 +47,12 @@ pub fn message_id(json: &Json) -> Option<&str> {
     if json.is_object() { json.value().get("id")?.as_str() } else { None }
 }
 
-/// A message as live views show it while writes to its list wait to be applied: LangGraph's read path takes messages
-/// from plain data there, which keeps the fields that only AI messages have in `additional_kwargs` as well.
+/// A message as views read it while writes to its list wait to be applied: LangGraph's read path takes complete
+/// messages from plain data there, which keeps the fields that only AI messages have in `additional_kwargs` as well.
+/// What was written in a short form had none of them.
 pub(crate) fn preview(message: &Json) -> Json {
-    let Some(mut fields) = message.fields().filter(|fields| fields.get("type").and_then(Json::as_str) == Some("ai"))
-    else {
+    let is_ai = |fields: &Fields| fields.get("type").and_then(Json::as_str) == Some("ai");
+    let Some(mut fields) = message.fields().filter(|fields| is_ai(fields) && is_message(message)) else {
         return message.clone();
     };
     let mut additional = fields.get("additional_kwargs").and_then(Json::fields).unwrap_or_default();

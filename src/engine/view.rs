@@ -1,9 +1,13 @@
 //! Reading a thread's state at a checkpoint (section 6.1).
 
+use std::sync::Arc;
+
 use super::chunk::result_of;
 use super::execution::Loaded;
 use super::record::TaskRecord;
-use super::step::{At, Channels, Progress, TaskWrites, apply_writes, channels_from, prepare_next_tasks, read_channels};
+use super::step::{
+    At, Channels, Progress, TaskWrite, TaskWrites, apply_writes, channels_from, prepare_next_tasks, read_channels,
+};
 use super::{EngineError, GraphSpec, migrate};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::{Fields, Interrupt, Json, TaskPath, special};
@@ -44,24 +48,22 @@ pub fn state_at(spec: &GraphSpec, loaded: &Loaded, ns: &str, live: bool) -> Resu
     let at = At { checkpoint_id: &checkpoint.id, ns, step, stop: step + 1, origin: checkpoint.origin.as_ref() };
     let tasks = prepare_next_tasks(spec, &channels, &progress, None, at);
     let record_of = |id: &str| loaded.records.iter().find(|record| *record.task_id == *id);
-    apply_null_writes(spec, loaded, &mut channels);
+    apply_null_writes(spec, loaded, &mut channels, preview);
     let mut refused = None;
     if live {
         let outputs: Vec<_> = tasks
             .iter()
             .filter_map(|task| Some((task, record_of(&task.id).filter(|record| record.is_finished())?)))
             .collect();
-        let writes: Vec<TaskWrites<'_>> =
-            outputs.iter().map(|(task, record)| TaskWrites::of(task, &record.writes)).collect();
-        if !writes.is_empty() {
+        if !outputs.is_empty() {
             let mut applied = channels.clone();
+            let previewed: Vec<Vec<TaskWrite>> =
+                outputs.iter().map(|(_, record)| preview(spec, &mut applied, &record.writes)).collect();
+            let of_tasks = outputs.iter().zip(&previewed);
+            let writes: Vec<TaskWrites<'_>> =
+                of_tasks.map(|((task, _), writes)| TaskWrites::of(task, writes)).collect();
             match apply_writes(spec, &mut applied, &mut progress, &writes) {
                 Ok(_) => {
-                    for (channel, _) in outputs.iter().flat_map(|(_, record)| &record.writes) {
-                        if let Some(position) = spec.channels.get_index_of(&**channel) {
-                            applied[position].preview();
-                        }
-                    }
                     // Values that last for one superstep belong to the one that follows: not shown.
                     for channel in applied.iter_mut().filter(|channel| channel.is_available()) {
                         channel.update(&[])?;
@@ -97,10 +99,22 @@ pub fn state_at(spec: &GraphSpec, loaded: &Loaded, ns: &str, live: bool) -> Resu
     Ok(StateView { values: read_channels(&channels, &spec.layout.stream), next, tasks, refused })
 }
 
+/// Turns channels, and the writes that are to be folded into them, into what the live view reads.
+fn preview(spec: &GraphSpec, channels: &mut Channels, writes: &[TaskWrite]) -> Vec<TaskWrite> {
+    let one = |(name, value): &TaskWrite| match spec.channels.get_index_of(&**name) {
+        Some(position) => {
+            channels[position].preview();
+            (Arc::clone(name), channels[position].preview_write(value))
+        }
+        None => (Arc::clone(name), value.clone()),
+    };
+    writes.iter().map(one).collect()
+}
+
 /// The values of a checkpoint alone, under the keys streams show, with what a Command wrote on it.
 pub fn values_at(spec: &GraphSpec, loaded: &Loaded) -> Result<Fields, EngineError> {
     let mut channels = channels_from(spec, &readable(spec, &loaded.checkpoint))?;
-    apply_null_writes(spec, loaded, &mut channels);
+    apply_null_writes(spec, loaded, &mut channels, |_, _, writes| writes.to_vec());
     Ok(read_channels(&channels, &spec.layout.stream))
 }
 
@@ -111,13 +125,19 @@ fn readable(spec: &GraphSpec, checkpoint: &Checkpoint) -> Fields {
     values
 }
 
-/// What a Command wrote; nothing if that is refused, as its run was.
-fn apply_null_writes(spec: &GraphSpec, loaded: &Loaded, channels: &mut Channels) {
+/// What a Command wrote; nothing if that is refused, as its run was. `read`: what channels and writes are taken for.
+fn apply_null_writes(
+    spec: &GraphSpec,
+    loaded: &Loaded,
+    channels: &mut Channels,
+    read: impl FnOnce(&GraphSpec, &mut Channels, &[TaskWrite]) -> Vec<TaskWrite>,
+) {
     let null = loaded.records.iter().find(|record| &*record.task_id == special::NULL_TASK);
     let Some(null) = null else { return };
-    let task = TaskWrites::from_outside(&null.writes);
     let mut progress = Progress::of(spec, &loaded.checkpoint);
     let mut applied = channels.clone();
+    let writes = read(spec, &mut applied, &null.writes);
+    let task = TaskWrites::from_outside(&writes);
     if apply_writes(spec, &mut applied, &mut progress, &[task]).is_ok() {
         *channels = applied;
     }

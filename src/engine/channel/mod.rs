@@ -44,7 +44,7 @@ pub trait Reduce: Send + Sync {
     /// Folds one write in. `current` is never absent when [`Reduce::initial`] gives a value.
     fn reduce(&self, current: Option<&Json>, write: &Json, context: ReduceContext<'_>) -> Result<Change, EngineError>;
 
-    /// The value as the live view of an unfinished superstep shows it, with writes folded in that are not applied yet.
+    /// A value, or a write that is not applied yet, as a view of the state reads it before it folds one into the other.
     fn preview(&self, value: Json) -> Json {
         value
     }

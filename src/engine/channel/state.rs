@@ -107,10 +107,18 @@ impl Channel {
         }
     }
 
-    /// Turns the content into what a live view shows after folding in writes that are not applied yet.
+    /// Turns the content into what views fold writes into that are not applied yet.
     pub fn preview(&mut self) {
         if let ChannelKind::Reducer(reducer) = &self.def.kind {
             self.value = self.value.take().map(|value| reducer.preview(value));
+        }
+    }
+
+    /// Such a write, as views fold it in.
+    pub fn preview_write(&self, value: &Json) -> Json {
+        match &self.def.kind {
+            ChannelKind::Reducer(reducer) => reducer.preview(value.clone()),
+            _ => value.clone(),
         }
     }
 

@@ -146,7 +146,7 @@ impl Reduce for Messages {
     fn preview(&self, value: Json) -> Json {
         match value.items() {
             Some(messages) => messages.iter().map(message::preview).collect(),
-            None => value,
+            None => message::preview(&value),
         }
     }
 }
