@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::bail;
 use serde_json::Value;
 use session_store::graph::{
-    Any, CachePolicy, ChannelKind, Checkpointing, Graph, Managed, Node, NodeError, StateGraph, Targets,
+    Any, CachePolicy, ChannelKind, Checkpointing, Graph, Managed, Node, NodeError, RouterContext, StateGraph, Targets,
 };
 use session_store::model::Json;
 
@@ -115,14 +115,14 @@ fn node(document: &NodeDocument, id: &str, path: &str) -> anyhow::Result<Node> {
 fn route(graph: StateGraph<Json>, router: Router, id: &str, path: &str) -> StateGraph<Json> {
     let (from, name) = (router.from.clone(), router.name.clone());
     let targets = router.path_map.clone().map_or(Targets::from(Any), Targets::from);
-    // Routers are pure functions of the state: unlike bodies they do not know their thread.
     let place = [id.to_owned(), format!("{path}{from}"), name.clone()];
-    graph.branch(from, name, targets, move |state: &Json| {
+    graph.branch_with(from, name, targets, move |state: &Json, ctx: &RouterContext| {
         let mut env = Env { input: state.value().clone(), ..Env::default() };
         let decision = template::decide(&router.rules, &mut env, |rule, raise| {
             let [id, owner, name] = &place;
             let times = raise["n"].as_u64();
-            let is_over = times.is_some_and(|n| counters::bump([id, owner, name, &rule.to_string()]) > n);
+            let is_over =
+                times.is_some_and(|n| counters::bump([id, owner, name, &rule.to_string(), &ctx.thread_id]) > n);
             (!is_over).then(|| policies::error(raise))
         });
         decision.map_err(|error: NodeError| error)

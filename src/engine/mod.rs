@@ -24,4 +24,4 @@ pub use channel::{Change, ChannelKind, Reduce, ReduceContext};
 pub use command::{Command, CommandUpdate, Destination, Output};
 pub use error::EngineError;
 pub use migrate::Migration;
-pub use spec::{Branch, GraphSpec, Managed, NodeSpec, Writers};
+pub use spec::{Branch, GraphSpec, Managed, NodeSpec, RouterContext, Writers};

@@ -12,9 +12,21 @@ use super::error::EngineError;
 use super::migrate::MigrationFrom;
 use crate::model::{Breakpoints, Fields, Json, special};
 
-/// A router: a pure function from the state its node sees (own writes applied) to destinations. `None` is the invalid
-/// answer "no decision at all"; an empty list ends the path.
-pub type Route = Arc<dyn Fn(&Fields) -> Result<Option<Vec<Destination>>, EngineError> + Send + Sync>;
+/// A router: a pure function from the state its node sees (own writes applied) and its surroundings to destinations.
+/// `None` is the invalid answer "no decision at all"; an empty list ends the path.
+pub type Route = Arc<dyn Fn(&Fields, &RouterContext) -> Result<Option<Vec<Destination>>, EngineError> + Send + Sync>;
+
+/// What a router can know besides the state.
+#[derive(Debug, Clone, Default)]
+pub struct RouterContext {
+    /// The name of the thread.
+    pub thread_id: String,
+    /// The run's config: `{configurable, metadata, tags, recursion_limit}`. Of an update of the state only
+    /// `configurable`, with the place it was made at.
+    pub config: Json,
+    /// The run's static context; an empty object when the state is updated.
+    pub context: Json,
+}
 
 /// A conditional edge.
 #[derive(Clone)]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::channel::{Channel, Write};
 use super::command::{Command, CommandUpdate, Destination, Output, is_end};
 use super::ids::TaskIds;
-use super::spec::{Branch, GraphSpec, Managed, NodeLayout, Slot, branch_to};
+use super::spec::{Branch, GraphSpec, Managed, NodeLayout, RouterContext, Slot, branch_to};
 use super::{EngineError, migrate, py};
 use crate::model::checkpoint::{Checkpoint, Versions};
 use crate::model::{Breakpoints, Fields, Json, Origin, TaskPath, special};
@@ -511,6 +511,7 @@ pub fn writes_of(
     task: &Task,
     at: At<'_>,
     output: &Output,
+    context: &RouterContext,
     mut routed: Option<&mut Vec<Routed>>,
 ) -> Result<Vec<TaskWrite>, WriteError> {
     let node = &spec.layout.nodes[task.node];
@@ -525,7 +526,7 @@ pub fn writes_of(
     for branch in branches {
         let went = router_state(spec, node, channels, task, at, output, &writes)
             .and_then(|state| {
-                let answer = ask(branch, &state);
+                let answer = ask(branch, &state, context);
                 if let Some(routed) = routed.as_deref_mut() {
                     let destinations = answer.as_ref().ok().cloned();
                     routed.push(Routed { name: branch.name.clone(), state, destinations });
@@ -691,8 +692,8 @@ fn no_destination() -> EngineError {
     EngineError::value("Branch did not return a valid destination")
 }
 
-fn ask(branch: &Branch, state: &Fields) -> Result<Vec<Destination>, EngineError> {
-    EngineError::guard(|| (branch.route)(state))?.ok_or_else(no_destination)
+fn ask(branch: &Branch, state: &Fields, context: &RouterContext) -> Result<Vec<Destination>, EngineError> {
+    EngineError::guard(|| (branch.route)(state, context))?.ok_or_else(no_destination)
 }
 
 fn decide(branch: &Branch, answer: Vec<Destination>) -> Result<Vec<Destination>, EngineError> {

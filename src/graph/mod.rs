@@ -1,7 +1,7 @@
 //! What authors write: a [`StateGraph`] builder, node functions with a [`Context`], reducers, typed messages, and the
 //! registry of graphs a server offers.
 
-#![warn(missing_docs)]
+#![deny(missing_docs)]
 
 mod body;
 mod builder;
@@ -20,7 +20,7 @@ mod schema;
 pub mod testing;
 
 pub use crate::engine::channel::reducers;
-pub use crate::engine::{ChannelKind, Command, Destination, Managed, Migration, Output, Reduce};
+pub use crate::engine::{ChannelKind, Command, Destination, Managed, Migration, Output, Reduce, RouterContext};
 pub use crate::model::{Cost, Durability, FoundItem, Indexing, Item};
 pub use crate::update;
 pub use body::{Node, NodeDefaults};

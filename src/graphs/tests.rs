@@ -1,6 +1,7 @@
 //! What the shipped graphs' nodes and routers do, without a server around them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -8,10 +9,10 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::*;
-use crate::engine::EngineError;
 use crate::engine::chunk::Wanted;
-use crate::engine::execution::{Execution, Finished, Input, Next, Options, TaskEnd};
+use crate::engine::execution::{Execution, Finished, Input, Next, Options, StrictResume, TaskEnd};
 use crate::engine::step::TaskInput;
+use crate::engine::{EngineError, RouterContext};
 use crate::graph::testing::Probe;
 use crate::graph::{Destination, END, NodeError, NodeInput, Output, START, StateGraph};
 use crate::model::{Fields, Json, Timestamp};
@@ -31,7 +32,7 @@ async fn run(probe: &Probe, graph: &Graph, node: &str, state: Value) -> Result<V
 
 fn route(graph: &Graph, node: &str, state: Value) -> Vec<Destination> {
     let branch = &graph.spec().node(node).expect("a node").writers.branches[0];
-    (branch.route)(&fields(state)).expect("a decision").expect("destinations")
+    (branch.route)(&fields(state), &RouterContext::default()).expect("a decision").expect("destinations")
 }
 
 #[test]
@@ -147,7 +148,8 @@ async fn invoke(graph: &Graph, probe: &Probe, input: Value) -> Result<Value, Eng
         recursion_limit: 100,
         interrupt_before: None,
         interrupt_after: None,
-        strict_resume: true,
+        strict_resume: StrictResume::All,
+        router_context: Arc::default(),
         exact_answers: false,
         resuming: None,
         addressed: false,

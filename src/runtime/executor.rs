@@ -31,7 +31,7 @@ use super::versions;
 use crate::engine::EngineError;
 use crate::engine::chunk;
 use crate::engine::command::{Command, Output};
-use crate::engine::execution::{Effect, Execution, Finished, Input, Job, Loaded, Next, Options, TaskEnd};
+use crate::engine::execution::{Effect, Execution, Finished, Input, Job, Loaded, Next, Options, StrictResume, TaskEnd};
 use crate::engine::step::{Task, TaskInput};
 use crate::graph::context::{Context, ExecutionInfo, HandledError};
 use crate::graph::node::{Checkpointing, Graph, NodeError, NodeInput, Policies};
@@ -258,7 +258,8 @@ fn options(
         recursion_limit: shared.recursion_limit,
         interrupt_before,
         interrupt_after,
-        strict_resume: shared.strict_resume && run.inside.is_none(),
+        strict_resume: if run.inside.is_none() { shared.strict_resume } else { StrictResume::Off },
+        router_context: Arc::clone(&shared.router_context),
         resuming: run.resuming,
         addressed,
         answers_by_id: run.answers_by_id.clone(),
@@ -728,10 +729,13 @@ impl Site {
 
     fn finish_cached(&self, core: &mut Core, job: &Job, output: &Output) -> bool {
         let mut effects = Vec::new();
+        let open = core.execution.questions_of(&job.task.id);
         let used = core.execution.finish_cached(job, output, &mut effects).is_ok();
         if used {
             core.trail.cached(&self.shared, &self.run.ns, &core.execution, job);
+            questions::note(&self.shared, &self.run, &core.execution, job, &Exchange::default(), &open);
             self.shared.take(&self.run.ns, &mut effects);
+            self.note_questions(job, &Finished::Done);
         }
         used
     }

@@ -20,8 +20,8 @@ use super::turns::Turns;
 use super::worker::{Active, StopReason};
 use super::{EXPLAIN_STRICT_RESUME, Runtime};
 use crate::engine::command::Command;
-use crate::engine::execution::{Input, Loaded};
-use crate::engine::{EngineError, ids};
+use crate::engine::execution::{Input, Loaded, StrictResume};
+use crate::engine::{EngineError, RouterContext, ids};
 use crate::graph::Graph;
 use crate::model::{
     CancelAction, CheckpointId, ErrorInfo, Fields, Json, RunId, RunKwargs, RunStatus, Scope, StreamMode, Thread,
@@ -244,8 +244,13 @@ impl Runtime {
             durability: kwargs.durability,
             modes: shared_modes,
             subgraphs: kwargs.subgraphs,
-            strict_resume: configurable.get("__pregel_strict_resume").is_some_and(|strict| strict.value() == true),
-            explains_strict_resume: configurable.get(EXPLAIN_STRICT_RESUME).is_some_and(|told| told.value() == true),
+            strict_resume: strict_resume(&configurable),
+            explains_strict_resume: is_set(&configurable, EXPLAIN_STRICT_RESUME),
+            router_context: Arc::new(RouterContext {
+                thread_id: run.thread_id.as_str().to_owned(),
+                config: kwargs.config.clone(),
+                context: kwargs.context.clone(),
+            }),
             config: kwargs.config.clone(),
             context: kwargs.context.clone(),
             committer: committer.clone(),
@@ -502,6 +507,19 @@ fn given_by_id(command: &Command) -> Fields {
 }
 
 /// The keys a run adds to its checkpoints' metadata: its own metadata and what its caller configured.
+fn is_set(configurable: &Fields, flag: &str) -> bool {
+    configurable.get(flag).is_some_and(|value| value.value() == true)
+}
+
+/// A run's own `strict_resume` also says why it refuses, and that tells it from LangGraph's flag.
+fn strict_resume(configurable: &Fields) -> StrictResume {
+    match (is_set(configurable, "__pregel_strict_resume"), is_set(configurable, EXPLAIN_STRICT_RESUME)) {
+        (false, _) => StrictResume::Off,
+        (true, false) => StrictResume::Ids,
+        (true, true) => StrictResume::All,
+    }
+}
+
 pub(crate) fn checkpoint_metadata(configurable: &Fields, metadata: &Json) -> Fields {
     let mut extra = Fields::new();
     for (key, value) in configurable {

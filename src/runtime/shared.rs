@@ -16,8 +16,9 @@ use super::questions;
 use super::said::Said;
 use super::turns::Turns;
 use super::worker::StopReason;
+use crate::engine::RouterContext;
 use crate::engine::chunk::{Chunk, Wanted};
-use crate::engine::execution::{Draft, Effect, Snapshot};
+use crate::engine::execution::{Draft, Effect, Snapshot, StrictResume};
 use crate::engine::record::TaskRecord;
 use crate::model::{
     CheckpointId, Durability, Fields, Interrupt, Json, RunId, Scope, StreamMode, TaskExecution, ThreadId, ThreadKey,
@@ -48,7 +49,8 @@ pub(crate) struct Shared {
     pub(crate) durability: Durability,
     pub(crate) modes: HashSet<StreamMode>,
     pub(crate) subgraphs: bool,
-    pub(crate) strict_resume: bool,
+    pub(crate) strict_resume: StrictResume,
+    pub(crate) router_context: Arc<RouterContext>,
     pub(crate) explains_strict_resume: bool,
     pub(crate) committer: Committer,
     pub(crate) turns: Turns,

@@ -10,9 +10,10 @@ use serde_json::json;
 use super::persist::{Reader, Stored, Writer};
 use super::runs::merged;
 use super::{HistoryQuery, Runtime, RuntimeError, StateUpdate};
+use crate::engine::RouterContext;
 use crate::engine::chunk::Wanted;
 use crate::engine::command::{Command, Output};
-use crate::engine::execution::{Edit, Effect, Execution, Loaded, Options, metadata_json};
+use crate::engine::execution::{Edit, Effect, Execution, Loaded, Options, StrictResume, metadata_json};
 use crate::engine::ids::node_ns;
 use crate::engine::view::{StateView, state_at, values_at};
 use crate::graph::Graph;
@@ -298,7 +299,7 @@ impl Runtime {
         let base_id = loaded.as_ref().map(|loaded| (ns.clone(), loaded.checkpoint.id.clone()));
         let mut options = edit_options(&thread, graph_id, at, &ns, parents.clone());
         if is_bulk {
-            options.extra.retain(|key, _| key == "thread_id");
+            options.extra.retain(|key, _| key == "graph_id" || key == "thread_id");
         }
         let mut newest = thread.newest().max(loaded.as_ref().map(|loaded| loaded.checkpoint.id.clone()));
         let mut new_id = |step| {
@@ -473,7 +474,13 @@ fn edit_options(
     if !at.map.is_empty() {
         extra.insert("checkpoint_map".into(), Json::of(&at.map).unwrap_or_default());
     }
-    let extra = merged([&thread.metadata, &Json::from(&extra)]).fields().unwrap_or_default();
+    let configurable = Json::from(&extra);
+    let router_context = RouterContext {
+        thread_id: thread.id.as_str().to_owned(),
+        config: Json::from_fields([("configurable", &configurable)]),
+        context: Json::object(),
+    };
+    let extra = merged([&thread.metadata, &configurable]).fields().unwrap_or_default();
     Options {
         thread_id: thread.id.as_str().to_owned(),
         ns: ns.to_owned(),
@@ -483,9 +490,10 @@ fn edit_options(
         recursion_limit: 1,
         interrupt_before: None,
         interrupt_after: None,
-        strict_resume: false,
+        strict_resume: StrictResume::Off,
+        router_context: Arc::new(router_context),
         resuming: None,
-        addressed: false,
+        addressed: at.id.is_some(),
         answers_by_id: Fields::new(),
         exact_answers: false,
         exit: false,

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use session_store::app::Server;
 use session_store::config::{Config, DatabaseUrl};
 use session_store::graph::testing::Probe;
-use session_store::graph::{Graph, NodeError, NodeInput, Output};
+use session_store::graph::{Graph, NodeError, NodeInput, Output, RouterContext};
 use session_store::model::{Fields, Json};
 
 use crate::support::process;
@@ -99,7 +99,9 @@ async fn tools_are_called_and_their_results_sent_back() {
         messages.extend(written.as_array().expect("messages").clone());
         let router = graph.spec().node(node).and_then(|node| node.writers.branches.first().cloned());
         if let Some(router) = router {
-            let next = (router.route)(&fields(json!({"messages": messages}))).expect("decides").expect("destinations");
+            let next = (router.route)(&fields(json!({"messages": messages})), &RouterContext::default())
+                .expect("decides")
+                .expect("destinations");
             let expected = if messages.len() == 2 { "tools" } else { "__end__" };
             assert_eq!(next, [session_store::graph::Destination::from(expected)]);
         }

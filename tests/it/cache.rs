@@ -84,7 +84,7 @@ async fn a_restart_loses_no_outputs() {
     assert_eq!(ask(&second, "d", "why").await["answer"], "why!");
     assert_eq!(count(), 2, "the restarted server does not run the node");
     let spent = second.storage().write_transactions() - before;
-    assert!(spent <= 3, "a hit writes nothing of its own: {spent} transactions");
+    assert!(spent <= 3, "what a hit writes is committed with its superstep: {spent} transactions");
     stop(second).await;
 
     let third = server(&url, CachePolicy::default(), "2", &executions).await;

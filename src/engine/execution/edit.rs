@@ -54,8 +54,11 @@ impl Execution {
         execution.note_branch();
         for (index, edits) in supersteps.iter().enumerate() {
             if index > 0 {
+                // A superstep after another says only where it stands.
                 let before = Json::from(execution.checkpoint_id.as_str());
-                Arc::make_mut(&mut execution.extra).insert("checkpoint_id".to_owned(), before);
+                let extra = Arc::make_mut(&mut execution.extra);
+                extra.retain(|key, _| key == "thread_id");
+                extra.insert("checkpoint_id".to_owned(), before);
             }
             execution.edit_superstep(edits, index == 0 && !is_head, new_id, effects)?;
             execution.records.clear();
@@ -123,7 +126,7 @@ impl Execution {
         let input = match values {
             Output::Update(fields) => Json::from(fields),
             Output::Other(value) => value.clone(),
-            _ => return Err(EngineError::invalid_update("Received no input for __start__")),
+            _ => return Err(EngineError::invalid_update("Received no input writes for __start__")),
         };
         let writes = [(special::START.into(), input)];
         self.updated = Some(Arc::new(self.apply(&[TaskWrites::from_outside(&writes)])?));
@@ -141,8 +144,11 @@ impl Execution {
         self.checkpoint_id = self.parent.clone().unwrap_or_else(|| NOTHING.to_owned());
         self.updated = None;
         self.records.clear();
-        // A copy is nobody's edit: it carries no metadata of its own.
-        self.extra = Arc::default();
+        // A copy takes its place from its parent, which says nothing else: it carries no metadata of its own. Without
+        // a parent it says what the caller said, if that named the checkpoint.
+        if self.parent.is_some() || !self.options.addressed {
+            self.extra = Arc::default();
+        }
         self.is_copying = true;
         self.put_checkpoint(CheckpointSource::Fork, new_id, effects);
         self.is_copying = false;
@@ -203,7 +209,15 @@ impl Execution {
                 ns: Arc::default(),
                 node,
             });
-            let writes = match writes_of(&self.spec, &self.channels, &task, self.at(), &edit.values, None) {
+            let writes = match writes_of(
+                &self.spec,
+                &self.channels,
+                &task,
+                self.at(),
+                &edit.values,
+                &self.options.router_context,
+                None,
+            ) {
                 Ok(writes) => writes,
                 Err(WriteError::Failed(error) | WriteError::Router { error, .. }) => return Err(error),
                 Err(WriteError::Parent(_)) => {

@@ -18,7 +18,7 @@ use super::chunk::{self, Chunk, Wanted};
 use super::command::{Destination, Output};
 use super::migrate::Migrated;
 use super::record::TaskRecord;
-use super::spec::GraphSpec;
+use super::spec::{GraphSpec, RouterContext};
 use super::step::{
     At, Channels, Progress, Routed, Task, TaskInput, TaskWrite, TaskWrites, Updated, WriteError, apply_writes,
     is_control, next_names, prepare_next_tasks, read_channels, should_interrupt, writes_of,
@@ -48,6 +48,18 @@ pub struct Loaded {
     pub next: Vec<String>,
 }
 
+/// Which answers are refused, before anything is written, because no pending question waits for them (section 5.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StrictResume {
+    #[default]
+    Off,
+    /// LangGraph's flag: ids that are not pending, an empty map, and one plain answer for several questions; not where
+    /// other checkpoints have followed the one that is resumed.
+    Ids,
+    /// Also a plain answer while nothing is pending, and wherever the run resumes.
+    All,
+}
+
 /// How an execution is set up.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -63,8 +75,9 @@ pub struct Options {
     pub recursion_limit: i64,
     pub interrupt_before: Option<Breakpoints>,
     pub interrupt_after: Option<Breakpoints>,
-    /// Refuse answers that no pending question waits for.
-    pub strict_resume: bool,
+    pub strict_resume: StrictResume,
+    /// What routers can know besides the state.
+    pub router_context: Arc<RouterContext>,
     /// Whether the graph around this one is resuming; `None` at the root.
     pub resuming: Option<bool>,
     /// The caller named the checkpoint: time travel.
@@ -548,24 +561,28 @@ impl Execution {
         finished
     }
 
-    /// Records an output taken from a cache: applied like any other, told as cached, and not stored with the task.
+    /// Records an output taken from a cache: applied and stored like any other, told as cached.
     ///
     /// # Errors
     /// The output cannot be turned into writes; the task should run instead.
     pub fn finish_cached(&mut self, job: &Job, output: &Output, effects: &mut Vec<Effect>) -> Result<(), EngineError> {
         let task = &job.task;
-        let outputs = match writes_of(&self.spec, &self.channels, task, self.at(), output, None) {
-            Ok(outputs) => outputs,
-            Err(WriteError::Failed(error) | WriteError::Router { error, .. }) => return Err(error),
-            Err(WriteError::Parent(_)) => return Err(EngineError::value("a cached Command for a parent graph")),
-        };
+        let outputs =
+            match writes_of(&self.spec, &self.channels, task, self.at(), output, &self.options.router_context, None) {
+                Ok(outputs) => outputs,
+                Err(WriteError::Failed(error) | WriteError::Router { error, .. }) => return Err(error),
+                Err(WriteError::Parent(_)) => return Err(EngineError::value("a cached Command for a parent graph")),
+            };
         if self.options.wanted.updates {
             let payload = chunk::updates(task, &outputs, self.output_keys(), true);
             effects.push(Effect::Chunk(Chunk::Updates(payload)));
         }
-        let mut record = TaskRecord::new(Arc::clone(&task.id), task.path.clone());
+        let mut record = match self.records.remove(&task.id) {
+            Some(record) => Arc::unwrap_or_clone(record),
+            None => TaskRecord::new(Arc::clone(&task.id), task.path.clone()),
+        };
         record.set_outputs(outputs);
-        self.records.insert(Arc::clone(&record.task_id), Arc::new(record));
+        self.store_record(record, effects);
         Ok(())
     }
 
@@ -609,7 +626,7 @@ impl Execution {
         let task = &job.task;
         let mut routed = Vec::new();
         let told = self.options.wanted.routers.then_some(&mut routed);
-        let writes = writes_of(&self.spec, &self.channels, task, self.at(), output, told);
+        let writes = writes_of(&self.spec, &self.channels, task, self.at(), output, &self.options.router_context, told);
         self.routed = routed;
         match writes {
             Ok(outputs) => {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::delta::Deltas;
-use super::{Effect, Execution, Loaded, NewId, Options, Shown};
+use super::{Effect, Execution, Loaded, NewId, Options, Shown, StrictResume};
 use crate::engine::command::{CommandUpdate, Destination};
 use crate::engine::error::UNKNOWN_INTERRUPT;
 use crate::engine::record::TaskRecord;
@@ -146,7 +146,7 @@ impl Execution {
     fn command_on_nothing(&mut self, command: Command) -> Result<Input, EngineError> {
         check_command(&command, &self.options)?;
         if let Some(resume) = &command.resume {
-            self.check_strictly(resume_map(resume).as_ref(), &[])?;
+            self.check_strictly(resume_map(resume).as_ref(), &[], true)?;
         }
         let update = match command.update {
             Some(CommandUpdate::Fields(fields)) => Json::from(&fields),
@@ -175,7 +175,7 @@ impl Execution {
         check_command(&command, &self.options)?;
         let by_id = command.resume.as_ref().and_then(resume_map);
         if let Some(resume) = &command.resume {
-            self.check_resume(by_id.as_ref())?;
+            self.check_resume(by_id.as_ref(), is_head)?;
             if self.options.addressed && !is_head && self.answers_answered(by_id.as_ref()) {
                 self.branch_with_answers(resume, by_id, new_id, effects)?;
                 return self.record_command(&command, None, effects);
@@ -236,9 +236,9 @@ impl Execution {
             .collect()
     }
 
-    fn check_resume(&self, by_id: Option<&Fields>) -> Result<(), EngineError> {
+    fn check_resume(&self, by_id: Option<&Fields>, is_head: bool) -> Result<(), EngineError> {
         let pending = self.pending_questions();
-        self.check_strictly(by_id, &pending)?;
+        self.check_strictly(by_id, &pending, is_head)?;
         if by_id.is_none() && pending.len() > 1 {
             return Err(EngineError::new(
                 "RuntimeError",
@@ -249,18 +249,21 @@ impl Execution {
         Ok(())
     }
 
-    /// Strict resume (section 5.3): answers that no pending question waits for are refused.
-    fn check_strictly(&self, by_id: Option<&Fields>, pending: &[String]) -> Result<(), EngineError> {
-        if !self.options.strict_resume || self.is_nested() {
-            return Ok(());
-        }
+    /// Strict resume: answers that no pending question waits for are refused.
+    fn check_strictly(&self, by_id: Option<&Fields>, pending: &[String], is_head: bool) -> Result<(), EngineError> {
+        let refuses_all = match self.options.strict_resume {
+            StrictResume::Off => return Ok(()),
+            _ if self.is_nested() => return Ok(()),
+            StrictResume::Ids if self.options.addressed && !is_head => return Ok(()),
+            strict => strict == StrictResume::All,
+        };
         let unknown: Vec<&String> =
             by_id.into_iter().flat_map(Fields::keys).filter(|id| !pending.contains(id)).collect();
         let (reason, why) = match by_id {
             Some(map) if map.is_empty() => ("empty_map", "the map of answers is empty"),
             Some(_) if !unknown.is_empty() => ("not_pending", "no pending interrupt has these ids"),
             None if pending.len() > 1 => ("ambiguous", "several interrupts are pending: answer them by id"),
-            None if pending.is_empty() => ("not_pending", "no interrupt is pending"),
+            None if pending.is_empty() && refuses_all => ("not_pending", "no interrupt is pending"),
             _ => return Ok(()),
         };
         let (ids, pending) = (Json::of(&unknown).unwrap_or_default(), Json::of(pending).unwrap_or_default());

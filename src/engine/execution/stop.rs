@@ -32,10 +32,11 @@ impl Execution {
             }
             let Some((_, output)) = said.iter().find(|(ns, _)| *ns == task.ns) else { continue };
             let writes =
-                writes_of(&self.spec, &self.channels, &task, self.at(), output, None).map_err(|error| match error {
-                    WriteError::Failed(error) | WriteError::Router { error, .. } => error,
-                    WriteError::Parent(_) => EngineError::invalid_update("There is no parent graph"),
-                })?;
+                writes_of(&self.spec, &self.channels, &task, self.at(), output, &self.options.router_context, None)
+                    .map_err(|error| match error {
+                        WriteError::Failed(error) | WriteError::Router { error, .. } => error,
+                        WriteError::Parent(_) => EngineError::invalid_update("There is no parent graph"),
+                    })?;
             let mut record = TaskRecord::new(Arc::clone(&task.id), task.path.clone());
             record.set_outputs(writes.clone());
             let record = self.storable(&Arc::new(record));

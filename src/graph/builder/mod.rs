@@ -28,7 +28,7 @@ use super::output::IntoOutput;
 use super::schema::{self, Keys};
 use crate::engine::channel::reducers;
 use crate::engine::migrate::{FIRST_VERSION, Migration, MigrationFrom};
-use crate::engine::{Branch, ChannelKind, EngineError, Managed, Reduce};
+use crate::engine::{Branch, ChannelKind, EngineError, Managed, Reduce, RouterContext};
 use crate::model::{Breakpoints, Durability, Fields, Json};
 
 /// A graph in the making, typed by its state.
@@ -401,13 +401,48 @@ impl<S> StateGraph<S> {
     /// `targets` are the nodes it may name, `[("yes", "approve"), ("no", END)]` if its answers stand for nodes, or
     /// [`Any`](super::Any). `I` is the state type or a smaller one, or [`Json`] for what `from` itself reads; what the
     /// router may return: [`Destinations`].
-    /// Routers must be pure functions: they also run when a client updates the state.
+    /// Routers must be pure functions: they also run when a client updates the state. One that must know more than the
+    /// state: [`StateGraph::branch_with`].
     pub fn branch<I, R>(
-        mut self,
+        self,
         from: impl Into<String>,
         name: impl Into<String>,
         targets: impl Into<Targets>,
         router: impl Fn(&I) -> R + Send + Sync + 'static,
+    ) -> Self
+    where
+        I: DeserializeOwned + JsonSchema + 'static,
+        R: Into<Destinations>,
+    {
+        self.branch_with(from, name, targets, move |state: &I, _: &RouterContext| router(state))
+    }
+
+    /// [`StateGraph::branch`], with a router that also sees the thread, the run's config and its static context.
+    ///
+    /// ```
+    /// # use session_store::graph::{END, RouterContext, START, StateGraph, update, Context, NodeError};
+    /// # use serde::{Deserialize, Serialize};
+    /// # #[derive(Serialize, Deserialize, schemars::JsonSchema)]
+    /// # struct State {}
+    /// # async fn draft(_: State, _: Context) -> Result<(), NodeError> { Ok(()) }
+    /// # async fn review(_: State, _: Context) -> Result<(), NodeError> { Ok(()) }
+    /// let graph = StateGraph::<State>::new("letters")
+    ///     .node("draft", draft)
+    ///     .node("review", review)
+    ///     .edge(START, "draft")
+    ///     .branch_with("draft", "by plan", ["review", END], |_: &State, ctx: &RouterContext| {
+    ///         let is_reviewed = ctx.context.get("plan").is_some_and(|plan| plan.as_str() == Some("reviewed"));
+    ///         if is_reviewed { "review" } else { END }
+    ///     })
+    ///     .build();
+    /// # assert!(graph.is_ok());
+    /// ```
+    pub fn branch_with<I, R>(
+        mut self,
+        from: impl Into<String>,
+        name: impl Into<String>,
+        targets: impl Into<Targets>,
+        router: impl Fn(&I, &RouterContext) -> R + Send + Sync + 'static,
     ) -> Self
     where
         I: DeserializeOwned + JsonSchema + 'static,
@@ -419,12 +454,12 @@ impl<S> StateGraph<S> {
             self.router_reads.push((from.clone(), name.clone(), keys.clone()));
         }
         let label = name.clone();
-        let route = move |fields: &Fields| {
+        let route = move |fields: &Fields, context: &RouterContext| {
             let state: I = keys.decode_fields(fields).map_err(|error| {
                 let message = format!("the state does not fit the type of router `{label}`: {error}");
                 EngineError::new("ValidationError", message)
             })?;
-            router(&state).into().0
+            router(&state, context).into().0
         };
         let targets = path_map.as_ref().map(|map| map.values().cloned().collect());
         self.branches.push((from, Branch { name, route: Arc::new(route), path_map, targets }));

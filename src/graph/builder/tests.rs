@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::*;
-use crate::engine::{Destination, NodeSpec, Output};
+use crate::engine::{Destination, NodeSpec, Output, RouterContext};
 use crate::graph::testing::Probe;
 use crate::graph::{Any, CachePolicy, END, NodeInput, RetryPolicy, START, Update, goto, send};
 use crate::update;
@@ -119,16 +119,25 @@ fn routers_decode_the_state_and_say_where() {
         .branch("a", "sends", ["a"], |state: &N| vec![Destination::from("a"), send("a", state.n)])
         .branch("a", "fails", Any, |_: &N| Err::<&str, _>(NodeError::new("ValueError", "boom")))
         .branch("a", "undecided", Any, |_: &N| None::<&str>)
+        .branch_with("a", "knowing", Any, |_: &Json, ctx: &RouterContext| {
+            let plan = ctx.context.get("plan").and_then(|plan| plan.as_str().map(str::to_owned));
+            format!("{} {}", ctx.thread_id, plan.unwrap_or_default())
+        })
         .build()
         .expect("builds");
     assert_eq!(node(&graph, "a").input, ["n"]);
     let state: Fields = [("n".to_owned(), Json::from(1))].into();
-    let answer = |n: usize| (node(&graph, "a").writers.branches[n].route)(&state);
+    let answer = |n: usize| (node(&graph, "a").writers.branches[n].route)(&state, &RouterContext::default());
     assert_eq!(answer(0), Ok(Some(vec![Destination::from(END)])));
     assert_eq!(answer(1), Ok(Some(vec![Destination::from("a"), Destination::send("a", Json::from(1))])));
     assert_eq!(answer(2), Err(EngineError::value("boom")));
     assert_eq!(answer(3), Ok(None));
-    let error = (node(&graph, "a").writers.branches[0].route)(&Fields::new()).expect_err("fails");
+    let context = Json::parse(r#"{"plan":"free"}"#).expect("JSON");
+    let known = RouterContext { thread_id: "t".to_owned(), context, ..RouterContext::default() };
+    let answer = (node(&graph, "a").writers.branches[4].route)(&state, &known);
+    assert_eq!(answer, Ok(Some(vec![Destination::from("t free")])));
+    let error =
+        (node(&graph, "a").writers.branches[0].route)(&Fields::new(), &RouterContext::default()).expect_err("fails");
     assert!(error.message.contains("router `typed`") && error.message.contains("`n`"), "{error}");
 }
 

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use session_store::engine::chunk::Wanted;
-use session_store::engine::execution::{Draft, Effect, Execution, Finished, Input, Job, Loaded, Next, Options};
+use session_store::engine::execution::{
+    Draft, Effect, Execution, Finished, Input, Job, Loaded, Next, Options, StrictResume,
+};
 use session_store::engine::record::TaskRecord;
 use session_store::engine::view::{state_at, values_at};
 use session_store::engine::{Command, EngineError};
@@ -247,7 +249,8 @@ fn options(answers_by_id: Fields, exact_answers: bool, exit: bool) -> Options {
         recursion_limit: 12,
         interrupt_before: None,
         interrupt_after: None,
-        strict_resume: false,
+        strict_resume: StrictResume::Off,
+        router_context: Arc::default(),
         resuming: None,
         addressed: false,
         answers_by_id,
