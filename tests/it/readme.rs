@@ -185,7 +185,7 @@ fn the_readme_prints_what_it_says() {
 #[tokio::test]
 async fn the_program_in_the_readme_is_whole_and_runs() {
     let read = |path: &str| std::fs::read_to_string(root().join(path)).expect("readable");
-    for program in ["examples/custom_server.rs", "examples/order.rs"] {
+    for program in ["examples/custom_server.rs", "examples/order.rs", "examples/letters.rs"] {
         let example = read(program);
         let code = &example[example.find("use ").expect("imports")..];
         // The second time what is around the graph goes without saying.
@@ -193,6 +193,9 @@ async fn the_program_in_the_readme_is_whole_and_runs() {
             "examples/order.rs" => {
                 &code[code.find("async fn charge").expect("the node")
                     ..code.find("async fn pay").expect("what it calls") - 1]
+            }
+            "examples/letters.rs" => {
+                &code[code.find("fn graph").expect("the graph")..code.find("fn main").expect("its main") - 1]
             }
             _ => code,
         };
