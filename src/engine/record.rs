@@ -60,11 +60,16 @@ impl TaskRecord {
         self.writes.iter().filter(|(channel, _)| !is_control(channel)).cloned().collect()
     }
 
-    /// Replaces the outputs; none at all is recorded as such.
-    pub fn set_outputs(&mut self, outputs: Vec<TaskWrite>) {
+    /// Takes the outputs away: it has not finished.
+    pub fn clear_outputs(&mut self) {
         self.writes.retain(|(channel, _)| {
             is_control(channel) && !matches!(&**channel, special::NO_WRITES | special::ROUTER_FAILED)
         });
+    }
+
+    /// Replaces the outputs; none at all is recorded as such.
+    pub fn set_outputs(&mut self, outputs: Vec<TaskWrite>) {
+        self.clear_outputs();
         if outputs.is_empty() {
             self.writes.push((special::NO_WRITES.into(), Json::null()));
         }

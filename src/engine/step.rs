@@ -537,8 +537,9 @@ pub fn writes_of(
                 destinations.iter().try_for_each(|to| push_destination(to, Json::null(), &mut writes))
             });
         if let Err(error) = went {
+            let has_written = !writes.is_empty();
             writes.truncate(own);
-            return Err(WriteError::Router { error, own: writes });
+            return Err(WriteError::Router { error, own: writes, has_written });
         }
     }
     Ok(writes)
@@ -561,6 +562,8 @@ pub enum WriteError {
     Router {
         error: EngineError,
         own: Vec<TaskWrite>,
+        /// It had written something, if only to an edge.
+        has_written: bool,
     },
     /// Not a failure: the Command belongs to the graph around this one.
     Parent(Box<Command>),

@@ -23,7 +23,7 @@ use super::step::{
     At, Channels, Progress, Routed, Task, TaskInput, TaskWrite, TaskWrites, Updated, WriteError, apply_writes,
     is_control, next_names, prepare_next_tasks, read_channels, should_interrupt, writes_of,
 };
-use super::{Command, EngineError, ids, migrate};
+use super::{Command, EngineError, ids, migrate, py};
 use crate::model::checkpoint::{Checkpoint, Versions};
 use crate::model::{
     Breakpoints, CheckpointId, CheckpointMetadata, CheckpointSource, Fields, Interrupt, Json, Origin, TaskPath,
@@ -289,6 +289,8 @@ pub struct Execution {
     deltas: Deltas,
     /// State is changed from outside a run: what its checkpoints updated is not kept, so that all that waits is planned.
     is_editing: bool,
+    /// All tasks of the superstep run, whatever is recorded of them.
+    is_replaying: bool,
     /// The next checkpoint is a copy of the one before it.
     is_copying: bool,
     interrupted: bool,
@@ -383,8 +385,9 @@ impl Execution {
         self.step
     }
 
-    fn is_finished(&self, task_id: &str) -> bool {
-        self.records.get(task_id).is_some_and(|record| record.is_done())
+    /// A task of the superstep does not run: what it did before counts.
+    fn is_restored(&self, task_id: &str) -> bool {
+        !self.is_replaying && self.records.get(task_id).is_some_and(|record| record.is_done())
     }
 
     fn at(&self) -> At<'_> {
@@ -437,32 +440,49 @@ impl Execution {
         if let Some(end) = end {
             return end;
         }
-        for task in self.tasks.iter().filter(|task| !task.is_hidden()) {
-            if self.options.wanted.tasks {
+        let jobs = self.jobs();
+        let is_told = |task: &&Arc<Task>| !task.is_hidden();
+        if self.options.wanted.tasks {
+            for task in self.tasks.iter().filter(is_told) {
                 let payload = chunk::task_start(task, &self.options.task_metadata);
                 effects.push(Effect::Chunk(Chunk::TaskStart { step: self.step, payload }));
             }
         }
+        if self.options.wanted.updates {
+            for task in self.tasks.iter().filter(is_told) {
+                if !self.is_restored(&task.id) {
+                    continue;
+                }
+                let Some(record) = self.records.get(&task.id) else { continue };
+                let payload = chunk::updates(task, &record.writes, self.output_keys(), true);
+                effects.push(Effect::Chunk(Chunk::Updates(payload)));
+            }
+        }
+        Next::Run(jobs)
+    }
+
+    /// What is left to run of the planned tasks: those without an outcome, then the error handlers owed to failed ones.
+    fn jobs(&mut self) -> Vec<Job> {
         let mut jobs = Vec::with_capacity(self.tasks.len());
+        let mut handlers = Vec::new();
         for task in self.tasks.clone() {
-            match self.records.get(&task.id) {
-                Some(record) if record.is_done() => {
-                    if !task.is_hidden() && self.options.wanted.updates {
-                        let payload = chunk::updates(&task, &record.writes, self.output_keys(), true);
-                        effects.push(Effect::Chunk(Chunk::Updates(payload)));
-                    }
-                }
-                Some(record) if record.get(special::ERROR_SOURCE_NODE).is_some() => {
+            if self.is_restored(&task.id) {
+                continue;
+            }
+            let record = self.records.get(&task.id).filter(|_| !self.is_replaying);
+            match record.filter(|record| record.get(special::ERROR_SOURCE_NODE).is_some()) {
+                Some(record) => {
                     let error = stored_error(record);
-                    jobs.extend(self.handler_job(&task, error));
+                    handlers.extend(self.handler_job(&task, error));
                 }
-                _ => {
+                None => {
                     let (answers, recorded) = self.answers_of(&task);
                     jobs.push(Job { task, answers, recorded, handles: None });
                 }
             }
         }
-        Next::Run(jobs)
+        jobs.extend(handlers);
+        jobs
     }
 
     /// The answers a task starts with: recorded ones, and one given by id for its current question. And how many are
@@ -512,7 +532,7 @@ impl Execution {
         let task = Arc::new(Task { id, name, path, triggers, input, ns, node });
         // Also a handler that has finished is a task of this superstep: its writes are applied with the others.
         self.tasks.push(Arc::clone(&task));
-        if self.is_finished(&task.id) {
+        if self.is_restored(&task.id) {
             return None;
         }
         let (answers, recorded) = self.answers_of(&task);
@@ -534,6 +554,8 @@ impl Execution {
             Some(record) => Arc::unwrap_or_clone(record),
             None => TaskRecord::new(Arc::clone(&task.id), task.path.clone()),
         };
+        // What it wrote before its router failed: it ran again.
+        record.clear_outputs();
         if !answers.is_empty() {
             record.set(special::RESUME, answers.iter().cloned().collect());
         }
@@ -549,7 +571,7 @@ impl Execution {
                 }
                 Finished::Interrupted(list)
             }
-            TaskEnd::Failed(error) => self.record_failure(job, error, &mut record, effects),
+            TaskEnd::Failed(error) => self.record_failure(job, error, false, &mut record, effects),
             TaskEnd::Cancelled => {
                 let error = EngineError::new("CancelledError", "");
                 record.set(special::ERROR, Json::from(error.repr()));
@@ -641,33 +663,36 @@ impl Execution {
                 Finished::Done
             }
             Err(WriteError::Parent(command)) => Finished::Parent(command),
-            Err(WriteError::Router { error, own }) => {
+            Err(WriteError::Router { error, own, has_written }) => {
                 // What the node wrote stays visible, but its superstep cannot be applied: resuming runs the task again.
-                record.set_outputs(own);
-                record.set(special::ROUTER_FAILED, Json::null());
-                self.record_failure(job, error, record, effects)
+                if has_written {
+                    record.set_outputs(own);
+                    record.set(special::ROUTER_FAILED, Json::null());
+                }
+                self.record_failure(job, error, has_written, record, effects)
             }
-            Err(WriteError::Failed(error)) => self.record_failure(job, error, record, effects),
+            Err(WriteError::Failed(error)) => self.record_failure(job, error, false, record, effects),
         }
     }
 
+    /// `has_written`: it got as far as writing something, which is in the record as far as it is state.
     fn record_failure(
         &mut self,
         job: &Job,
         error: EngineError,
+        has_written: bool,
         record: &mut TaskRecord,
         effects: &mut Vec<Effect>,
     ) -> Finished {
         let task = &job.task;
         record.set(special::ERROR, Json::from(error.repr()));
         // A task that took an answer before it failed says that it wrote nothing, as LangGraph's does.
-        if self.options.wanted.updates && record.get(special::RESUME).is_some() && !task.is_hidden() {
-            let payload = chunk::updates(task, &[], self.output_keys(), false);
+        let is_told = has_written || record.get(special::RESUME).is_some();
+        if self.options.wanted.updates && is_told && !task.is_hidden() {
+            let payload = chunk::updates(task, &record.writes, self.output_keys(), false);
             effects.push(Effect::Chunk(Chunk::Updates(payload)));
         }
-        if !task.is_hidden() {
-            self.emit_task_end(task, Some(&error), &[], &[], effects);
-        }
+        self.emit_task_end(task, Some(&error), &record.writes, &[], effects);
         let handler = self.spec.nodes.get(&*task.name).and_then(|node| node.error_handler.as_ref());
         if handler.is_some() && job.handles.is_none() {
             record.set(special::ERROR_SOURCE_NODE, Json::from(&*task.name));
@@ -729,6 +754,7 @@ impl Execution {
         self.emit_values_if(&updated, effects);
         self.updated = Some(Arc::new(updated));
         self.answers_by_path.clear();
+        self.is_replaying = false;
         self.put_checkpoint(CheckpointSource::Loop, new_id, effects);
         let after = self.options.interrupt_after.as_ref().unwrap_or(&self.spec.interrupt_after);
         if !after.is_empty() && !should_interrupt(&self.progress, after, &ran).is_empty() {
@@ -902,7 +928,9 @@ impl Execution {
     fn checkpoint_chunk(&self, is_last: bool) -> Chunk {
         let (thread, ns) = (&self.options.thread_id, &self.options.ns);
         let parents = &self.shown_parents;
-        let config = chunk::config(thread, ns, Some(&self.checkpoint_id), parents);
+        // What a run was told of the checkpoints of other graphs is shown where the checkpoint itself says nothing of them.
+        let told = if parents.is_empty() { &self.parents } else { parents };
+        let config = chunk::config(thread, ns, Some(&self.checkpoint_id), told);
         let parent_config =
             self.parent.as_ref().map_or_else(Json::null, |id| chunk::config(thread, ns, Some(id), parents));
         let values = Json::from(&read_channels(&self.channels, &self.spec.layout.stream));
@@ -942,8 +970,7 @@ fn stored_error(record: &TaskRecord) -> EngineError {
     match repr.split_once('(') {
         Some((class, rest)) => {
             let message = rest.strip_suffix(')').unwrap_or(rest);
-            let message = message.trim_matches(|c| c == '\'' || c == '"');
-            EngineError::new(class, message)
+            EngineError::new(class, py::str_from_repr(message).unwrap_or_else(|| message.to_owned()))
         }
         None => EngineError::new("NodeError", repr),
     }

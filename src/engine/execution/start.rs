@@ -57,7 +57,8 @@ impl Execution {
             }
             other => other,
         };
-        if execution.options.addressed && resuming && input == Input::Null {
+        // A graph inside is given its input also when it goes on without it.
+        if execution.options.addressed && resuming && (input == Input::Null || execution.is_nested()) {
             execution.replay(is_branch && is_head, new_id, effects)?;
         }
         if !resuming {
@@ -118,6 +119,7 @@ impl Execution {
             answers_by_path: BTreeMap::new(),
             deltas: Deltas::default(),
             is_editing: false,
+            is_replaying: false,
             is_copying: false,
             interrupted: false,
             resuming: false,
@@ -316,6 +318,7 @@ impl Execution {
             for record in self.records.values_mut() {
                 Arc::make_mut(record).remove(special::RESUME);
             }
+            self.is_replaying = true;
             return Ok(());
         }
         self.fork(new_id, effects)

@@ -129,6 +129,37 @@ async fn a_router_that_fails_is_asked_again() {
 }
 
 #[tokio::test]
+async fn an_error_handler_that_runs_again_is_given_the_same_failure() {
+    let message = "it's \"so\"\n\\";
+    let told = json!([{"$var": "error_node"}, {"$var": "error_class"}, {"$var": "error_message"}]);
+    let mut graph = chain(&["a"]);
+    graph["nodes"][0]["ops"] = json!([{"op": "fail", "error": "RuntimeError", "message": message}]);
+    graph["nodes"][0]["error_handler"] = json!({"ops": [
+        {"op": "fail_first", "n": 1, "error": "ValueError", "message": "not yet"},
+        {"op": "write", "values": {"l": told}},
+    ]});
+    let thread = Thread::of(graph).await;
+    let failed = thread.run(json!({"input": {}})).await;
+    assert_eq!(failed["__error__"], json!({"error": "ValueError", "message": "not yet"}));
+    assert_eq!(thread.run(json!({"input": null})).await, json!({"l": ["a", "RuntimeError", message]}));
+    thread.end().await;
+}
+
+#[tokio::test]
+async fn a_router_without_a_decision_fails_with_or_without_a_map() {
+    let mut graph = chain(&["a", "b"]);
+    graph["edges"] = json!([["__start__", "a"]]);
+    for map in [json!(null), json!({"k": "b"})] {
+        graph["routers"] = json!([{"from": "a", "name": "route", "rules": [{"to": null}], "path_map": map}]);
+        let thread = Thread::of(graph.clone()).await;
+        let failed = thread.run(json!({"input": {}})).await;
+        let message = "Branch did not return a valid destination";
+        assert_eq!(failed["__error__"], json!({"error": "ValueError", "message": message}));
+        thread.end().await;
+    }
+}
+
+#[tokio::test]
 async fn an_answer_to_an_answered_question_starts_a_branch() {
     let thread = Thread::of(asking(&["which?"])).await;
     thread.run(json!({"input": {}})).await;
