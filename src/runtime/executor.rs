@@ -35,7 +35,9 @@ use crate::engine::execution::{Effect, Execution, Finished, Input, Job, Loaded, 
 use crate::engine::step::{Task, TaskInput};
 use crate::graph::context::{Context, ExecutionInfo, HandledError};
 use crate::graph::node::{Checkpointing, Graph, NodeError, NodeInput, Policies};
-use crate::model::{Breakpoints, CheckpointId, Durability, Fields, Interrupt, Json, TaskDetail, TaskOutcome, special};
+use crate::model::{
+    Breakpoints, CheckpointId, Durability, Fields, Interrupt, Json, StreamMode, TaskDetail, TaskOutcome, special,
+};
 use crate::storage::{CacheKey, Which};
 
 /// Ends of jobs are committed together when they come within this time.
@@ -163,11 +165,12 @@ pub(crate) async fn run_root(shared: &Arc<Shared>, mut run: GraphRun, root: Root
 /// Runs a graph inside a task.
 pub(crate) fn run_graph(shared: Arc<Shared>, run: GraphRun) -> BoxFuture<'static, GraphEnd> {
     async move {
-        let options = options(&shared, &run, false, None, None);
-        let loaded = match load_inner(&shared, &run, options.has_storage).await {
+        let (way, loaded) = match load_inner(&shared, &run).await {
             Ok(loaded) => loaded,
             Err(error) => return GraphEnd::Failed(error),
         };
+        let run = GraphRun { resuming: run.resuming.map(|resuming| resuming && way != Way::Replay), ..run };
+        let options = options(&shared, &run, way == Way::Named, None, None);
         let ns = run.ns.clone();
         let is_own = run.graph.checkpointing() == Checkpointing::Own;
         let site = match Site::start(&shared, run, loaded, options) {
@@ -188,23 +191,19 @@ pub(crate) fn run_graph(shared: Arc<Shared>, run: GraphRun) -> BoxFuture<'static
     .boxed()
 }
 
-async fn load_inner(shared: &Shared, run: &GraphRun, has_storage: bool) -> Result<Option<Loaded>, EngineError> {
-    if !has_storage {
-        return Ok(None);
-    }
-    let is_own = run.graph.checkpointing() == Checkpointing::Own;
-    let which = match &shared.replay {
-        Some(replay) if lock(&replay.visited).insert(run.ns.clone()) => match replay.named.get(&run.ns) {
-            Some(id) if is_own => Which::Id(id.clone()),
-            _ => Which::Before(replay.before.clone()),
-        },
-        None if is_own && shared.moved.as_ref().is_some_and(|moved| lock(&moved.visited).insert(run.ns.clone())) => {
-            Which::During(shared.moved.as_ref().map(|moved| moved.at.clone()).unwrap_or_default())
-        }
-        // A namespace of its own per call is new unless an earlier execution of the same task left something.
-        _ if !is_own && run.resuming != Some(true) && shared.attempt <= 1 => return Ok(None),
-        _ => Which::Latest,
-    };
+/// How a graph inside comes to the checkpoint it starts from.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    /// As the graph around goes on.
+    Plain,
+    /// The run is a replay: the graph gets its input again, on the state it had.
+    Replay,
+    /// The run names this checkpoint.
+    Named,
+}
+
+async fn load_inner(shared: &Shared, run: &GraphRun) -> Result<(Way, Option<Loaded>), EngineError> {
+    let Some((way, which)) = way_in(shared, run) else { return Ok((Way::Plain, None)) };
     let reader = Reader { storage: shared.runtime.storage(), scope: &shared.scope, thread: shared.thread };
     if shared.has_written(&run.ns) {
         // What an earlier call of the same graph left may not be committed yet.
@@ -216,14 +215,42 @@ async fn load_inner(shared: &Shared, run: &GraphRun, has_storage: bool) -> Resul
         if let (None, Which::During(at)) = (&found, &which) {
             found = reader.load(&run.ns, &Which::Before(at.clone())).await?;
         }
-        let Some((loaded, mut stored)) = found else { return Ok(None) };
+        let Some((mut loaded, mut stored)) = found else { return Ok(None) };
+        if way == Way::Named {
+            let latest = reader.load(&run.ns, &Which::Latest).await?;
+            loaded.is_head = latest.is_none_or(|(latest, _)| latest.checkpoint.id == loaded.checkpoint.id);
+        }
         reader.freeze(&run.ns, &mut stored).await?;
         Ok(Some((loaded, stored)))
     };
     let found = shared.turns.hold(load).await.map_err(|error| storage_error(&error))?;
-    let Some((loaded, stored)) = found else { return Ok(None) };
+    let Some((loaded, stored)) = found else { return Ok((way, None)) };
     shared.loaded(&run.ns, Some(loaded.checkpoint.id.clone()), stored);
-    Ok(Some(loaded))
+    Ok((way, Some(loaded)))
+}
+
+/// Where a graph inside looks for its state; `None`: it has none yet.
+fn way_in(shared: &Shared, run: &GraphRun) -> Option<(Way, Which)> {
+    if !run.has_storage {
+        return None;
+    }
+    let is_own = run.graph.checkpointing() == Checkpointing::Own;
+    let is_first = |visited: &Mutex<HashSet<String>>| lock(visited).insert(run.ns.clone());
+    if let Some(replay) = &shared.replay {
+        match (replay.named.get(&run.ns), &replay.before) {
+            (None, None) => {}
+            _ if !is_first(&replay.visited) => return Some((Way::Replay, Which::Latest)),
+            (Some(id), _) => return Some((Way::Named, Which::Id(id.clone()))),
+            (None, Some(before)) => return Some((Way::Replay, Which::Before(before.clone()))),
+        }
+    }
+    let which = match &shared.moved {
+        Some(moved) if is_own && is_first(&moved.visited) => Which::During(moved.at.clone()),
+        // A namespace of its own per call is new unless an earlier execution of the same task left something.
+        _ if !is_own && run.resuming != Some(true) && shared.attempt <= 1 => return None,
+        _ => Which::Latest,
+    };
+    Some((Way::Plain, which))
 }
 
 pub(crate) fn storage_error(error: &crate::storage::StorageError) -> EngineError {
@@ -521,20 +548,20 @@ impl Site {
         }
         let mut work = {
             let mut core = lock(&self.core);
-            // The outcome of a lone task is told once its superstep is applied: if that fails, only the failure is.
-            core.hold_chunks = jobs.len() == 1;
+            core.hold_chunks = false;
             core.outcome = Outcome::default();
             core.trail.plan(&self.shared, &jobs);
             let mut work = Vec::with_capacity(jobs.len());
             for job in jobs {
                 if job.task.is_hidden() {
-                    let output = Execution::start_output(&job.task);
-                    self.finish(&mut core, &job, End::Task(TaskEnd::Output(output)), &Exchange::default(), None);
+                    let end = End::Task(TaskEnd::Output(Execution::start_output(&job.task)));
+                    self.finish(&mut core, &job, end, &Exchange::default(), Listeners::default());
                 } else if !cached.get(&job.task.id).is_some_and(|output| self.finish_cached(&mut core, &job, output)) {
                     self.open(&mut core, &job);
                     work.push(job);
                 }
             }
+            core.hold_chunks = work.len() == 1 && self.holds_chunks();
             work
         };
         if work.len() == 1 && !self.is_root() {
@@ -555,6 +582,17 @@ impl Site {
             self.run_siblings(work, &around, deadline).await?;
         }
         std::mem::take(&mut lock(&self.core).outcome).into_result()
+    }
+
+    /// Whether the outcome of a lone task is told once its superstep is applied: if that fails, only the failure is. Not
+    /// where something may be told while the task runs, as LangGraph has it.
+    fn holds_chunks(&self) -> bool {
+        let modes = &self.shared.modes;
+        let is_eager = self.shared.subgraphs
+            || [StreamMode::Custom, StreamMode::Messages, StreamMode::MessagesTuple]
+                .iter()
+                .any(|mode| modes.contains(mode));
+        self.is_root() && !is_eager && self.run.graph.inner.step_timeout.is_none()
     }
 
     async fn run_siblings(
@@ -631,7 +669,8 @@ impl Site {
         let mut open: Vec<(usize, Job)> = std::mem::take(&mut core.open).into_values().collect();
         open.sort_by_key(|(place, _)| *place);
         for (_, job) in open {
-            self.finish(&mut core, &job, End::Task(TaskEnd::Cancelled), &Exchange::default(), None);
+            let end = End::Task(TaskEnd::Cancelled);
+            self.finish(&mut core, &job, end, &Exchange::default(), Listeners::default());
         }
     }
 
@@ -662,6 +701,7 @@ impl Site {
                     end: End::Task(TaskEnd::Failed(error)),
                     exchange: Exchange::default(),
                     chain: None,
+                    has_returned: false,
                 }
             });
             let has_routed = matches!(ended.end, End::Task(TaskEnd::Output(_)));
@@ -679,12 +719,11 @@ impl Site {
         if self.is_root() {
             self.shared.said.forget(&job.task);
         }
-        if let End::Task(TaskEnd::Output(output)) = &ended.end
-            && messages::wanted(&self.shared, &self.run.ns)
-        {
-            messages::tell_output(&self.shared, around, &job.task, output);
-        }
-        let handler = self.finish(&mut core, &job, ended.end, &ended.exchange, ended.chain.as_deref())?;
+        let says = ended.has_returned && messages::wanted(&self.shared, &self.run.ns);
+        let listeners = Listeners { chain: ended.chain.as_deref(), messages: says.then_some(around) };
+        let handler = self.finish(&mut core, &job, ended.end, &ended.exchange, listeners)?;
+        // Told as it ends, like whatever runs beside others.
+        core.hold_chunks = false;
         self.open(&mut core, &handler);
         Some(handler)
     }
@@ -769,7 +808,7 @@ impl Site {
         job: &Job,
         end: End,
         exchange: &Exchange,
-        chain: Option<&NodeChain>,
+        listeners: Listeners<'_>,
     ) -> Option<Job> {
         let Core { execution, hold_chunks, held, outcome, usage, trail, .. } = core;
         let output = match &end {
@@ -805,12 +844,20 @@ impl Site {
         };
         let mut effects: Vec<Effect> = Vec::new();
         let open = execution.questions_of(&job.task.id);
-        let returned = chain.and_then(|chain| match &end {
+        let returned = listeners.chain.and_then(|chain| match &end {
             TaskEnd::Output(output) => Some((chain, chain_events::returned(output))),
+            _ => None,
+        });
+        let said = listeners.messages.and_then(|around| match &end {
+            TaskEnd::Output(output) => Some((around, output.clone())),
             _ => None,
         });
         let finished = execution.finish_task(job, end, &exchange.answers, &mut effects);
         questions::note(&self.shared, &self.run, execution, job, exchange, &open);
+        // Not of an output that could not be written, or that was for the graph around.
+        if let Some((around, output)) = said.filter(|_| matches!(finished, Finished::Done)) {
+            messages::tell_output(&self.shared, around, &job.task, &output);
+        }
         if let Some((chain, output)) = &returned {
             let is_done = matches!(finished, Finished::Done);
             chain.end(&self.shared, &execution.take_routed(), is_done.then_some(output));
@@ -845,7 +892,7 @@ impl Site {
             Finished::Parent(command) if self.run.ns.is_empty() => {
                 let _ = command;
                 let error = EngineError::new("ParentCommand", "there is no parent graph");
-                self.finish(core, job, End::Task(TaskEnd::Failed(error)), exchange, None)
+                self.finish(core, job, End::Task(TaskEnd::Failed(error)), exchange, Listeners::default())
             }
             Finished::Parent(command) => {
                 outcome.parent.get_or_insert(command);
@@ -895,6 +942,16 @@ struct JobEnd {
     exchange: Exchange,
     /// As chain events tell it, if they are asked for.
     chain: Option<Arc<NodeChain>>,
+    /// Its output, if it has one, is what its node returned.
+    has_returned: bool,
+}
+
+/// Who is told how a job ended, besides those who follow the graph.
+#[derive(Default)]
+struct Listeners<'a> {
+    chain: Option<&'a NodeChain>,
+    /// Set if the messages in its output are told.
+    messages: Option<&'a Around>,
 }
 
 enum End {
@@ -917,6 +974,7 @@ async fn run_job(
     let policies = graph.inner.policies.get(name).cloned().unwrap_or_default();
     let host = Arc::new(TaskHost::new(Arc::clone(&shared), Arc::clone(&around), &job, report));
     let mut attempt = 1;
+    let mut has_returned = true;
     let end = loop {
         host.begin_attempt(attempt);
         if let Some(track) = &track {
@@ -932,6 +990,7 @@ async fn run_job(
                 // A Command from a graph inside: the node's own output here (section 1.6). The graph did not end by
                 // itself, and neither did the node.
                 *lock(&host.chain) = None;
+                has_returned = false;
                 break End::Task(TaskEnd::Output(Output::Command(*command)));
             }
             Err(NodeError::Parent(command)) => break End::Parent(command),
@@ -957,7 +1016,7 @@ async fn run_job(
         }
     };
     let chain = lock(&host.chain).take();
-    JobEnd { task_id, end, exchange: host.exchange(), chain }
+    JobEnd { task_id, end, exchange: host.exchange(), chain, has_returned }
 }
 
 /// How long to wait before the next attempt; `None`: no more attempts.

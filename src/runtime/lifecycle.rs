@@ -24,8 +24,8 @@ use crate::engine::execution::{Input, Loaded, StrictResume};
 use crate::engine::{EngineError, RouterContext, ids};
 use crate::graph::Graph;
 use crate::model::{
-    CancelAction, CheckpointId, ErrorInfo, Fields, Json, RunId, RunKwargs, RunStatus, Scope, StreamMode, Thread,
-    ThreadStatus, special,
+    CancelAction, CheckpointId, CheckpointSource, ErrorInfo, Fields, Json, RunId, RunKwargs, RunStatus, Scope,
+    StreamMode, Thread, ThreadStatus, special,
 };
 use crate::storage::{ClaimedRun, RunEnd, StorageError, WebhookEnd, Which};
 
@@ -216,8 +216,7 @@ impl Runtime {
         let mut position = Position { loaded: None, addressed: false, parents: BTreeMap::new(), replay: None };
         let mut base = None;
         if claimed.thread.head.is_some() || configurable.contains_key("checkpoint_id") {
-            let is_null = input == Input::Null;
-            (position, base) = self.position(&reader, claimed, &configurable, is_null).await?;
+            (position, base) = self.position(&reader, claimed, &configurable, &input).await?;
         }
         if let Some(loaded) = &position.loaded {
             newest = newest.max(Some(loaded.checkpoint.id.clone()));
@@ -303,7 +302,7 @@ impl Runtime {
         reader: &Reader<'_>,
         claimed: &ClaimedRun,
         configurable: &Fields,
-        is_null: bool,
+        input: &Input,
     ) -> Result<(Position, Option<super::persist::Stored>), Refused> {
         let text = |key: &str| configurable.get(key).and_then(|value| value.as_str().map(str::to_owned));
         let map: BTreeMap<String, CheckpointId> =
@@ -349,8 +348,14 @@ impl Runtime {
             *id = Json::from(claimed.run.thread_id.as_str());
         }
         named.remove("");
-        let replay = (addressed && is_null).then(|| Replay {
-            before: loaded.checkpoint.id.clone(),
+        // An answer goes on where its question was asked.
+        let is_answer = matches!(input, Input::Command(command) if command.resume.is_some());
+        let has_input = matches!(input, Input::Value(_));
+        // What inner graphs left on the way to an edit or a fork is not the state it started from.
+        let is_branch = matches!(loaded.metadata.source, CheckpointSource::Update | CheckpointSource::Fork);
+        let before = loaded.parent.as_ref().filter(|_| is_branch).unwrap_or(&loaded.checkpoint.id).clone();
+        let replay = (addressed && !is_answer).then(|| Replay {
+            before: (!has_input).then_some(before),
             named,
             visited: Mutex::new(HashSet::new()),
         });

@@ -30,8 +30,13 @@ pub(crate) fn note_input(shared: &Shared, task: &Task) {
     }
 }
 
-/// Tells the messages of an output that were not told before.
+/// Tells the messages of an output that were not told before. LangGraph does not look into updates that are pairs.
 pub(crate) fn tell_output(shared: &Shared, around: &Around, task: &Task, output: &Output) {
+    match output {
+        Output::Command(command) if matches!(command.update, Some(CommandUpdate::Pairs(_))) => return,
+        Output::Many(outputs) => return outputs.iter().for_each(|output| tell_output(shared, around, task, output)),
+        _ => {}
+    }
     each_write(output, &mut |_, value| {
         each_message(value, &mut |message| {
             let is_new = message_id(message).is_none_or(|id| lock(&shared.seen_messages).insert(id.to_owned()));

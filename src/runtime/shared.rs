@@ -120,10 +120,10 @@ impl View {
     }
 }
 
-/// Time travel: where subgraphs look for their state.
+/// The run starts at a checkpoint the caller named: where subgraphs look for their state, on their first visit.
 pub(crate) struct Replay {
-    /// Subgraphs load what they had before this checkpoint, on their first visit.
-    pub(crate) before: CheckpointId,
+    /// Time travel: they load what they had before this checkpoint. A new input starts from what they have.
+    pub(crate) before: Option<CheckpointId>,
     /// Checkpoints the caller named for inner namespaces.
     pub(crate) named: BTreeMap<String, CheckpointId>,
     pub(crate) visited: Mutex<HashSet<String>>,
