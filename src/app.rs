@@ -42,11 +42,12 @@ pub struct Server {
     config: Config,
     graphs: Vec<Graph>,
     embedder: Option<Arc<dyn Embedder>>,
+    clock: Clock,
 }
 
 impl Server {
     pub fn new(config: Config, graphs: Vec<Graph>) -> Server {
-        Server { config, graphs, embedder: None }
+        Server { config, graphs, embedder: None, clock: Clock::default() }
     }
 
     /// Embeds items with an embedder of the program's own, whatever `embedding.provider` says.
@@ -55,10 +56,16 @@ impl Server {
         Server { embedder: Some(embedder), ..self }
     }
 
+    /// With another clock than the machine's: one that is wrong, to see that nothing depends on it.
+    #[must_use]
+    pub fn with_clock(self, clock: Clock) -> Server {
+        Server { clock, ..self }
+    }
+
     /// Binds, connects, migrates an empty or old database, and serves until [`Running::shutdown`]. When this returns,
     /// requests are answered.
     pub async fn start(self) -> anyhow::Result<Running> {
-        let Server { config, graphs, embedder } = self;
+        let Server { config, graphs, embedder, clock } = self;
         config.validate()?;
         check_names(&graphs)?;
         let listen = config.listen_addr().context("server.listen is no address")?;
@@ -69,7 +76,7 @@ impl Server {
 
         let mut settings = runtime_settings(&config)?;
         settings.items.embedder = embedder.or(settings.items.embedder);
-        let runtime = Runtime::new(storage.clone(), graphs.clone(), Clock::default(), settings);
+        let runtime = Runtime::new(storage.clone(), graphs.clone(), clock, settings);
         runtime.start();
 
         let stopping = CancellationToken::new();
@@ -154,9 +161,14 @@ impl Running {
 
 /// `serve`: start, say so on stdout, and stop on SIGTERM or SIGINT. A second signal ends the process at once.
 pub async fn serve(config: Config, graphs: Vec<Graph>) -> anyhow::Result<()> {
+    serve_until_signal(Server::new(config, graphs)).await
+}
+
+/// [`serve`] for a server that is put together already.
+pub(crate) async fn serve_until_signal(server: Server) -> anyhow::Result<()> {
     // Registered before anything is announced, so that a signal right after the start line is not lost.
     let stop = stop_signal()?;
-    let running = Server::new(config, graphs).start().await?;
+    let running = server.start().await?;
     say(&running.greeting());
     let signal = stop.await;
     tracing::info!("{signal}: shutting down; a second signal ends the process at once");
@@ -464,7 +476,7 @@ async fn health_only(request: Request, next: Next) -> Response {
 }
 
 /// Resolves to the name of the first SIGTERM or SIGINT that arrives from now on.
-fn stop_signal() -> anyhow::Result<impl Future<Output = &'static str>> {
+pub(crate) fn stop_signal() -> anyhow::Result<impl Future<Output = &'static str>> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;

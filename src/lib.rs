@@ -2,6 +2,7 @@
 //!
 //! The layers, top down; imports point down only (`tests/it/tidy.rs` proves it):
 //!
+//! * `selfproof`: shows on real processes that nothing is lost, doubled or stuck.
 //! * [`app`], [`cli`](main): the command; configuration, storage, runtime, router; start and shutdown order.
 //! * [`http`]: how it is asked for: routes, wire formats, status codes, event streams.
 //! * [`runtime`]: when it happens: queue, leases, executor, live events.
@@ -22,7 +23,7 @@ pub mod graphs;
 pub mod http;
 pub mod model;
 pub mod runtime;
-
+mod selfproof;
 pub mod storage;
 pub mod telemetry;
 

@@ -35,6 +35,7 @@ pub mod interrupts;
 pub mod items;
 pub mod retention;
 pub mod runs;
+pub mod scratch;
 pub mod sessions;
 pub mod threads;
 pub mod webhooks;

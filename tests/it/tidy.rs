@@ -10,7 +10,7 @@ use crate::support::process::root;
 /// Layers and what each may name with `crate::`, besides itself. DESIGN section 3, with two departures: `runtime` may
 /// name `graph`, because a run executes node bodies, and those live there; `graphs` may name `model`, as other people's
 /// graphs do.
-const LAYERS: [(&str, &[&str]); 12] = [
+const LAYERS: [(&str, &[&str]); 13] = [
     ("model", &[]),
     ("clock", &["model"]),
     ("engine", &["model"]),
@@ -22,7 +22,8 @@ const LAYERS: [(&str, &[&str]); 12] = [
     ("config", &["model"]),
     ("telemetry", &["config"]),
     ("app", &["config", "storage", "runtime", "http", "graph", "model", "clock"]),
-    ("cli", &["app", "config", "telemetry", "graph"]),
+    ("selfproof", &["app", "config", "storage", "graph", "model", "clock"]),
+    ("cli", &["app", "config", "telemetry", "graph", "selfproof"]),
 ];
 
 /// Words and the places (prefixes of paths in `src`) that may use them. Tests inside `src` are free.
@@ -33,9 +34,9 @@ const RESERVED: [(&str, &[&str]); 12] = [
     ),
     ("axum", &["http/", "app.rs"]),
     ("tower_http", &["http/", "app.rs"]),
-    ("tokio", &["app.rs", "cli.rs", "clock.rs", "graph/", "graphs/", "http/", "runtime/", "storage/"]),
-    ("clap", &["cli.rs", "config/", "lib.rs"]),
-    ("anyhow", &["app.rs", "cli.rs", "lib.rs", "telemetry.rs"]),
+    ("tokio", &["app.rs", "cli.rs", "clock.rs", "graph/", "graphs/", "http/", "runtime/", "selfproof/", "storage/"]),
+    ("clap", &["cli.rs", "config/", "lib.rs", "selfproof/"]),
+    ("anyhow", &["app.rs", "cli.rs", "lib.rs", "selfproof/", "telemetry.rs"]),
     // SQLite has no clock but the machine's: there it is the database's.
     ("SystemTime::now", &["clock.rs", "storage/sqlite/"]),
     ("Utc::now", &["clock.rs"]),

@@ -45,6 +45,7 @@ mod items;
 mod listen;
 mod retention;
 mod runs;
+pub(super) mod scratch;
 mod sessions;
 mod threads;
 mod webhooks;
