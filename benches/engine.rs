@@ -2,12 +2,13 @@
 //! them into the rows that a commit hands to storage. `cargo bench --bench engine`; see `benches/README.md`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use session_store::engine::Output;
 use session_store::engine::chunk::Wanted;
-use session_store::engine::execution::{Effect, Execution, Input, Next, Options, TaskEnd};
+use session_store::engine::execution::{Effect, Execution, Input, Next, Options, StrictResume, TaskEnd};
 use session_store::graph::{ChannelKind, Context, Graph, START, StateGraph};
 use session_store::model::{CheckpointId, Fields, Json, Timestamp};
 use session_store::runtime::persist::{Stored, Writer};
@@ -229,7 +230,8 @@ fn options() -> Options {
         recursion_limit: 1_000_000,
         interrupt_before: None,
         interrupt_after: None,
-        strict_resume: false,
+        strict_resume: StrictResume::Off,
+        router_context: Arc::default(),
         resuming: None,
         addressed: false,
         answers_by_id: Fields::new(),

@@ -19,7 +19,7 @@ impl Executions for PostgresStorage {
         after: Option<ExecutionCursor>,
         limit: i64,
     ) -> Result<Vec<LoggedTask>> {
-        read!(async {
+        read!(self, async {
             let mut session = self.session().await?;
             let rows = sqlx::query(
                 "SELECT e.thread_key, e.started_at, e.run_id, e.ended_at, e.step, e.attempt, e.codec, e.ns,

@@ -526,8 +526,11 @@ impl Storage for PostgresStorage {
     }
 
     async fn want_run(&self, run_id: RunId) -> Result<()> {
-        let mut session = self.session().await?;
-        notify(session.conn(), &[Notice::RunWanted(run_id)]).await
+        self.bounded(async {
+            let mut session = self.session().await?;
+            notify(session.conn(), &[Notice::RunWanted(run_id)]).await
+        })
+        .await
     }
 
     fn notices(&self) -> broadcast::Receiver<Notice> {
