@@ -200,9 +200,9 @@ impl Ids {
                     out.insert(key.clone(), value);
                 }
                 for key in ids {
-                    let name = self.name(key);
+                    // The value is named first, as where the transcripts were recorded.
                     let value = self.apply(&fields[key]);
-                    out.insert(name, value);
+                    out.insert(self.name(key), value);
                 }
                 Value::Object(out)
             }
