@@ -3,7 +3,7 @@
 use super::auth::Caller;
 use super::error::{ApiError, ApiResult};
 use crate::model::{
-    Effect, Fields, HeadView, InterruptRecord, Json, LoggedTask, Run, Thread, ThreadStatus, UsageTotals,
+    Effect, Fields, HeadView, InterruptRecord, Json, LoggedTask, Run, RunKwargs, Thread, ThreadStatus, UsageTotals,
 };
 use crate::runtime::Runtime;
 
@@ -36,16 +36,6 @@ pub(crate) const RUN_COLUMNS: [&str; 10] = [
 /// Renders anything that serializes.
 pub(crate) fn json<T: serde::Serialize + ?Sized>(value: &T) -> ApiResult<Json> {
     Json::of(value).map_err(|error| ApiError::Internal(error.0))
-}
-
-/// What the caller asked for, without what the server adds.
-fn shown_kwargs(kwargs: &Json) -> Json {
-    if kwargs.get("heard_by").is_none() {
-        return kwargs.clone();
-    }
-    let mut fields = kwargs.fields().unwrap_or_default();
-    fields.shift_remove("heard_by");
-    Json::from(&fields)
 }
 
 /// Metadata with what models cost, if they cost anything: `usage` is the server's key then.
@@ -213,7 +203,7 @@ pub(crate) fn run(run: &Run) -> ApiResult<Fields> {
         ("updated_at".to_owned(), json(&run.updated_at)?),
         ("status".to_owned(), Json::from(run.status.as_str())),
         ("metadata".to_owned(), with_usage(&run.metadata, &run.usage)),
-        ("kwargs".to_owned(), shown_kwargs(&run.kwargs)),
+        ("kwargs".to_owned(), RunKwargs::shown(&run.kwargs)),
         ("multitask_strategy".to_owned(), Json::from(run.multitask_strategy.as_str())),
         ("langsmith_session_name".to_owned(), Json::null()),
     ]))

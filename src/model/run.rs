@@ -232,6 +232,18 @@ pub struct RunKwargs {
     pub heard_by: Option<Uuid>,
 }
 
+impl RunKwargs {
+    /// What the caller asked for, without what the server adds.
+    pub fn shown(stored: &Json) -> Json {
+        if stored.get("heard_by").is_none() {
+            return stored.clone();
+        }
+        let mut fields = stored.fields().unwrap_or_default();
+        fields.shift_remove("heard_by");
+        Json::from(&fields)
+    }
+}
+
 /// A run row.
 #[derive(Debug, Clone)]
 pub struct Run {

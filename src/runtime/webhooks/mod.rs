@@ -20,7 +20,7 @@ pub use policy::{AllowedHost, WebhookPolicy};
 pub use sign::WebhookSecrets;
 
 use super::Runtime;
-use crate::model::{Json, Scope, Timestamp};
+use crate::model::{Json, RunKwargs, Scope, Timestamp};
 use crate::storage::{AttemptOutcome, DueWebhook};
 
 /// Attempts made at once by this process.
@@ -212,7 +212,7 @@ fn body(due: &DueWebhook, now: Timestamp) -> String {
         ("created_at", of(json!(due.created_at))),
         ("updated_at", of(json!(due.ended_at))),
         ("metadata", due.metadata.clone()),
-        ("kwargs", due.kwargs.clone()),
+        ("kwargs", RunKwargs::shown(&due.kwargs)),
         ("multitask_strategy", Json::from(due.multitask_strategy.as_str())),
         ("status", Json::from(due.status.as_str())),
         ("run_started_at", of(json!(due.started_at))),
