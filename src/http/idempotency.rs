@@ -219,7 +219,7 @@ impl Repeat<'_> {
         let mut row = row;
         for _ in 0..LOOKS {
             if let Some((status, answer)) = row.answer {
-                return replayed(status, answer);
+                return replayed(status, answer, row.location.as_deref());
             }
             if let Some(again) = self.made(row.location.as_deref()).await? {
                 return Ok(marked(again));
@@ -319,13 +319,21 @@ fn json_response(fields: Fields) -> Response {
     axum::Json(fields).into_response()
 }
 
-fn replayed(status: u16, answer: Vec<u8>) -> ApiResult {
+/// The answer that was given. Which run it is about stands in a header, as it did the first time.
+fn replayed(status: u16, answer: Vec<u8>, location: Option<&str>) -> ApiResult {
     let status = StatusCode::from_u16(status).map_err(|error| ApiError::Internal(error.to_string()))?;
-    if answer.is_empty() {
-        return Ok(marked(status.into_response()));
+    let mut response = match answer.is_empty() {
+        true => status.into_response(),
+        false => {
+            let kind = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+            (status, kind, answer).into_response()
+        }
+    };
+    let run = location.filter(|location| location.contains("/runs/"));
+    if let Some(Ok(place)) = run.map(HeaderValue::from_str) {
+        response.headers_mut().insert(header::CONTENT_LOCATION, place);
     }
-    let kind = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-    Ok(marked((status, kind, answer).into_response()))
+    Ok(marked(response))
 }
 
 fn marked(mut response: Response) -> Response {
