@@ -291,7 +291,7 @@ impl Repeat<'_> {
         }
         if self.route.ends_with("/stream") {
             let headers = [(header::LOCATION, format!("{place}/stream")), (header::CONTENT_LOCATION, place)];
-            let is_resumable = run.kwargs.get("resumable").is_some_and(|flag| flag.value() == true);
+            let is_resumable = run.is_resumable();
             let events = if is_resumable || run.status.is_active() {
                 let after = is_resumable.then_some(EventId(0));
                 runtime.join_stream(&scope, &run.thread_id, run.run_id, after, false).await?

@@ -235,7 +235,8 @@ pub struct RunKwargs {
 impl RunKwargs {
     /// What the caller asked for, without what the server adds.
     pub fn shown(stored: &Json) -> Json {
-        if stored.get("heard_by").is_none() {
+        // Most have nothing to leave out, and an input may be long: it is not taken apart for that.
+        if !stored.as_raw().get().contains("\"heard_by\"") {
             return stored.clone();
         }
         let mut fields = stored.fields().unwrap_or_default();
@@ -266,4 +267,11 @@ pub struct Run {
     pub actor: Option<String>,
     /// What models cost in this run, attempts that failed included.
     pub usage: UsageTotals,
+}
+
+impl Run {
+    /// Whether its events are kept for replay. Splits `kwargs`, which hold the input: ask once.
+    pub fn is_resumable(&self) -> bool {
+        self.kwargs.get("resumable").is_some_and(|flag| flag.value() == true)
+    }
 }

@@ -35,24 +35,22 @@ pub(crate) struct Follow {
     /// Stored events after this id come first.
     pub(crate) after: Option<EventId>,
     pub(crate) cancel_on_disconnect: bool,
+    /// Only then events show their ids: nothing else can be resumed by them.
+    pub(crate) is_resumable: bool,
     /// The run's temporary thread stays until this listener has read it.
     pub(crate) is_last_reader: bool,
 }
 
 impl Follow {
-    fn is_resumable(&self) -> bool {
-        self.run.kwargs.get("resumable").is_some_and(|flag| flag.value() == true)
-    }
-
     /// Whether another process tells what this listener wants only if it is asked to.
     fn must_ask(&self, process: Uuid) -> bool {
         let heard_by = self.run.kwargs.get("heard_by").and_then(|by| by.as_str().and_then(|by| by.parse().ok()));
-        !self.is_resumable() && heard_by != Some(process)
+        heard_by != Some(process)
     }
 
-    /// Sends an event; true when the listener has left. Only resumable runs show ids: nothing else can be resumed by them.
+    /// Sends an event; true when the listener has left.
     async fn send(&self, sender: &mpsc::Sender<Event>, mut event: Event) -> bool {
-        if !self.is_resumable() {
+        if !self.is_resumable {
             event.id = None;
         }
         sender.send(event).await.is_err()
@@ -90,7 +88,8 @@ impl Runtime {
         let is_logged = follow.after.is_some();
         // Something was told that no log has.
         let mut is_unstored = false;
-        let must_ask = is_logged && self.storage().is_shared() && follow.must_ask(self.inner.process);
+        let is_unlogged = is_logged && !follow.is_resumable && self.storage().is_shared();
+        let must_ask = is_unlogged && follow.must_ask(self.inner.process);
         let mut looks: u32 = 0;
         let (run_id, thread) = (follow.run.run_id, follow.run.thread_key);
         // What is told here follows on what this listener has: nobody else executed the run in between.
@@ -133,7 +132,7 @@ impl Runtime {
                         }
                     }
                     Heard::Lagged => {
-                        let start = last.or(follow.is_resumable().then_some(EventId(0)));
+                        let start = last.or(follow.is_resumable.then_some(EventId(0)));
                         let Some(after) = start.filter(|_| !is_unstored) else {
                             // Nothing to catch up from: said aloud, so that nobody takes the cut for the end.
                             let _ = sender.send(lagged(run_id)).await;
@@ -154,7 +153,7 @@ impl Runtime {
                         // Handed over to another worker: listen on.
                         is_gapless = false;
                         follow.live = self.inner.hub.run(follow.run.run_id);
-                        follow.receiver = follow.live.subscribe(follow.is_resumable());
+                        follow.receiver = follow.live.subscribe(follow.is_resumable);
                     }
                 },
                 () = sender.closed() => return Ok(Pumped::Left),
@@ -256,6 +255,7 @@ impl Runtime {
             let after = if hear { self.end_of_log(scope, &run).await? } else { None };
             let follow = Follow {
                 scope: *scope,
+                is_resumable: run.is_resumable(),
                 run,
                 live: Arc::clone(&live),
                 receiver,

@@ -67,6 +67,7 @@ impl Runtime {
         let events = request.start_here.then(|| {
             self.follow(Follow {
                 scope: *scope,
+                is_resumable: request.kwargs.resumable,
                 run: run.clone(),
                 live: Arc::clone(&live),
                 receiver,
@@ -348,7 +349,9 @@ impl Runtime {
             after => after,
         };
         let is_last_reader = false;
-        let follow = Follow { scope: *scope, run, live, receiver, after, cancel_on_disconnect, is_last_reader };
+        let is_resumable = run.is_resumable();
+        let follow =
+            Follow { scope: *scope, run, live, receiver, after, cancel_on_disconnect, is_resumable, is_last_reader };
         let events = self.follow(follow);
         Ok(futures_util::stream::iter(gap).chain(events).boxed())
     }
