@@ -74,6 +74,7 @@ impl Runtime {
                 // Another process may execute it: then it is read from the log.
                 after: (is_logged && !starts_here).then_some(EventId(0)),
                 cancel_on_disconnect: request.cancel_on_disconnect,
+                is_first: true,
                 is_last_reader: is_temporary && is_shared && !starts_here,
             })
         });
@@ -348,10 +349,18 @@ impl Runtime {
             None => self.end_of_log(scope, &run).await?,
             after => after,
         };
-        let is_last_reader = false;
         let is_resumable = run.is_resumable();
-        let follow =
-            Follow { scope: *scope, run, live, receiver, after, cancel_on_disconnect, is_resumable, is_last_reader };
+        let follow = Follow {
+            scope: *scope,
+            run,
+            live,
+            receiver,
+            after,
+            cancel_on_disconnect,
+            is_first: false,
+            is_resumable,
+            is_last_reader: false,
+        };
         let events = self.follow(follow);
         Ok(futures_util::stream::iter(gap).chain(events).boxed())
     }
