@@ -3,12 +3,14 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::shared::lock;
+use super::tasks;
 
 /// A thread pool of its own for node bodies.
 #[derive(Debug)]
@@ -32,6 +34,13 @@ impl NodeThreads {
         NodeThreads { runtime, handle, probe: Mutex::default(), are_blocked: AtomicBool::new(false) }
     }
 
+    /// No threads of their own: those of whoever calls this, for simulations.
+    #[cfg(test)]
+    pub(crate) fn here() -> NodeThreads {
+        let are_blocked = AtomicBool::new(false);
+        NodeThreads { runtime: None, handle: Handle::current(), probe: Mutex::default(), are_blocked }
+    }
+
     /// Whether nodes hold every thread, as far as is known: others have no chance to run.
     pub(crate) fn are_blocked(&self) -> bool {
         self.are_blocked.load(Ordering::Relaxed)
@@ -44,7 +53,7 @@ impl NodeThreads {
         let are_blocked = match &*probe {
             Some((since, task)) if !task.is_finished() => self.are_blocked() || now.duration_since(*since) >= patience,
             _ => {
-                *probe = Some((now, self.handle.spawn(async {})));
+                *probe = Some((now, tasks::spawn_on(&self.handle, async {})));
                 false
             }
         };

@@ -9,6 +9,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
 use super::shared::lock;
+use super::tasks;
 use super::{Inner, Runtime};
 use crate::model::{RunId, Scope};
 use crate::storage::{CancelRequest, Claim, ClaimedRun, Lease, Notice};
@@ -67,17 +68,24 @@ impl Inner {
 impl Runtime {
     /// Starts the background loops. Call once, inside the runtime that serves HTTP.
     pub fn start(&self) {
+        self.start_executing();
         if self.inner.settings.claims {
-            tokio::spawn(self.clone().claim_loop());
-            tokio::spawn(self.clone().cron_loop());
-            tokio::spawn(self.clone().sweep_loop());
-            tokio::spawn(self.clone().webhook_loop());
-            tokio::spawn(self.clone().upkeep_loop());
+            tasks::spawn(self.clone().cron_loop());
+            tasks::spawn(self.clone().sweep_loop());
+            tasks::spawn(self.clone().webhook_loop());
+            tasks::spawn(self.clone().upkeep_loop());
         }
-        tokio::spawn(self.clone().watch_loop());
-        tokio::spawn(self.clone().cache_loop());
-        tokio::spawn(self.clone().lease_loop());
-        tokio::spawn(self.clone().notice_loop());
+        tasks::spawn(self.clone().cache_loop());
+    }
+
+    /// Starts the loops that runs need to get on.
+    pub(super) fn start_executing(&self) {
+        if self.inner.settings.claims {
+            tasks::spawn(self.clone().claim_loop());
+        }
+        tasks::spawn(self.clone().watch_loop());
+        tasks::spawn(self.clone().lease_loop());
+        tasks::spawn(self.clone().notice_loop());
     }
 
     /// Stops claiming, lets the running supersteps finish and commit, and hands the runs over. Returns when none is left
@@ -130,9 +138,10 @@ impl Runtime {
                 continue;
             }
             tokio::select! {
+                biased;
+                () = self.inner.draining.cancelled() => return,
                 () = self.inner.wake.notified() => {}
                 () = tokio::time::sleep(self.inner.settings.poll_every) => {}
-                () = self.inner.draining.cancelled() => return,
             }
         }
     }
@@ -154,7 +163,7 @@ impl Runtime {
         let run_id = claimed.run.run_id;
         lock(&self.inner.active).insert(run_id, active.clone());
         let runtime = self.clone();
-        tokio::spawn(async move {
+        tasks::spawn(async move {
             // A panic here is a bug of the server, not of a node: the run is left to its lease, and its attempts count.
             let executed =
                 std::panic::AssertUnwindSafe(runtime.execute_run(claimed, active, announce)).catch_unwind().await;
@@ -176,8 +185,9 @@ impl Runtime {
         let mut renewed = self.clock().instant();
         loop {
             tokio::select! {
-                () = tokio::time::sleep(every) => {}
+                biased;
                 () = self.inner.stopped.cancelled() => return,
+                () = tokio::time::sleep(every) => {}
             }
             let active: Vec<Active> = lock(&self.inner.active).values().cloned().collect();
             // A renewal that hangs must not keep the run from being stopped when its lease is over.
@@ -219,8 +229,9 @@ impl Runtime {
         let mut notices = self.storage().notices();
         loop {
             let notice = tokio::select! {
-                notice = notices.recv() => notice,
+                biased;
                 () = self.inner.stopped.cancelled() => return,
+                notice = notices.recv() => notice,
             };
             match notice {
                 Ok(Notice::RunPending) => self.inner.wake.notify_one(),
@@ -229,7 +240,7 @@ impl Runtime {
                     if let Some(active) = active {
                         // Beside the loop: a slow database must not hold up the next notice.
                         let runtime = self.clone();
-                        tokio::spawn(async move { runtime.renew(&[active]).await });
+                        tasks::spawn(async move { runtime.renew(&[active]).await });
                     }
                 }
                 // What waited behind it on its thread is announced by itself.

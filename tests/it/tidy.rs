@@ -27,7 +27,7 @@ const LAYERS: [(&str, &[&str]); 13] = [
 ];
 
 /// Words and the places (prefixes of paths in `src`) that may use them. Tests inside `src` are free.
-const RESERVED: [(&str, &[&str]); 12] = [
+const RESERVED: [(&str, &[&str]); 13] = [
     (
         "sqlx",
         &["storage/postgres/", "storage/sqlite/", "storage/connect.rs", "storage/migrations.rs", "storage/rows.rs"],
@@ -35,6 +35,11 @@ const RESERVED: [(&str, &[&str]); 12] = [
     ("axum", &["http/", "app.rs"]),
     ("tower_http", &["http/", "app.rs"]),
     ("tokio", &["app.rs", "cli.rs", "clock.rs", "graph/", "graphs/", "http/", "runtime/", "selfproof/", "storage/"]),
+    // What the runtime spawns belongs to a process that simulations can kill.
+    (
+        "tokio::spawn",
+        &["app.rs", "graph/", "http/", "runtime/simulation/", "runtime/tasks.rs", "selfproof/", "storage/"],
+    ),
     ("clap", &["cli.rs", "config/", "lib.rs", "selfproof/"]),
     ("anyhow", &["app.rs", "cli.rs", "lib.rs", "selfproof/", "telemetry.rs"]),
     // SQLite has no clock but the machine's: there it is the database's.
