@@ -3,7 +3,10 @@
 //! Rows are opaque, as those of [`super::checkpoints`] are: `runtime::foreign` gives their bodies meaning. Their values are
 //! payloads of the thread in bytes. Such a thread holds no checkpoints of this server's graphs, and the other way round.
 
+use std::collections::HashMap;
+
 use async_trait::async_trait;
+use futures_util::future::join_all;
 
 use super::{PayloadHash, Pruned, Result};
 use crate::model::{CheckpointId, Scope, ThreadId, ThreadKey, ThreadStatus, Timestamp, Ttl};
@@ -150,6 +153,10 @@ pub trait Foreign {
     /// on which nothing has run.
     async fn put_foreign(&self, scope: &Scope, batch: &ForeignBatch) -> Result<ForeignOutcome>;
 
+    /// Stores batches as [`Foreign::put_foreign`] does, each of them whole or not at all whatever becomes of the others.
+    /// Batches of one thread are stored in their order. Returns an outcome for each.
+    async fn put_foreign_each(&self, scope: &Scope, batches: &[ForeignBatch]) -> Vec<Result<ForeignOutcome>>;
+
     /// Those of the threads whose checkpoints come from elsewhere, in any order.
     async fn foreign_among(&self, scope: &Scope, threads: &[ThreadKey]) -> Result<Vec<ThreadKey>>;
 
@@ -197,6 +204,28 @@ pub trait Foreign {
 
     /// Copies a thread with all its checkpoints under a name that is free.
     async fn copy_foreign(&self, scope: &Scope, from: &ThreadId, to: &ThreadId) -> Result<ForeignCopied>;
+}
+
+/// Puts some of the batches: one after the other those of one thread, at once those of others. Returns their positions with
+/// what came of them.
+pub(crate) async fn put_by_thread<'a, F: Future<Output = Result<ForeignOutcome>>>(
+    batches: &'a [ForeignBatch],
+    some: impl Iterator<Item = usize>,
+    put: impl Fn(&'a ForeignBatch) -> F,
+) -> Vec<(usize, Result<ForeignOutcome>)> {
+    let mut threads: HashMap<&ThreadId, Vec<usize>> = HashMap::new();
+    for at in some {
+        threads.entry(&batches[at].thread_id).or_default().push(at);
+    }
+    let put = &put;
+    let groups = threads.into_values().map(|group| async move {
+        let mut outcomes = Vec::with_capacity(group.len());
+        for at in group {
+            outcomes.push((at, put(&batches[at]).await));
+        }
+        outcomes
+    });
+    join_all(groups).await.into_iter().flatten().collect()
 }
 
 /// A batch as every backend stores it: of what is there twice, what counts.

@@ -4,7 +4,6 @@ use axum::Json as Reply;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use crate::http::AppState;
@@ -65,35 +64,38 @@ pub(super) async fn batch(State(state): State<AppState>, caller: Caller, path: P
 pub(super) async fn batch_of_many(State(state): State<AppState>, caller: Caller, typed: Typed) -> ApiResult {
     let Typed { mut body, bytes } = typed;
     let parts = body.objects("threads", MAX_OPERATIONS)?.ok_or_else(|| body.missing("threads"))?;
-    let results = parts.into_iter().map(|mut part| {
+    let mut threads = Vec::with_capacity(parts.len());
+    let mut results: Vec<Option<Value>> = Vec::with_capacity(parts.len());
+    for mut part in parts {
         let read = part.required_string("thread_id").and_then(|id| {
             let id = thread_id(&id)?;
             Ok((id, operations(part, &bytes)?))
         });
-        let (state, caller) = (&state, &caller);
-        async move {
-            let (thread, operations) = match read {
-                Ok(read) => read,
-                Err(error) => return refused(error),
-            };
-            match state.runtime.put_foreign(&caller.scope, &thread, &operations).await {
-                Ok(ForeignOutcome::Stored) => json!({"status": 204}),
-                Ok(outcome) => {
-                    let missing = match &outcome {
-                        ForeignOutcome::PayloadsMissing(hashes) => Some(hashes.iter().map(hex).collect::<Vec<_>>()),
-                        _ => None,
-                    };
-                    let mut shown = refused(refusal(&thread, outcome));
-                    if let Some(missing) = missing {
-                        shown["missing_hashes"] = json!(missing);
-                    }
-                    shown
-                }
-                Err(error) => refused(error.into()),
+        match read {
+            Ok(read) => {
+                threads.push(read);
+                results.push(None);
             }
+            Err(error) => results.push(Some(refused(error))),
         }
+    }
+    let outcomes = state.runtime.put_foreign_each(&caller.scope, &threads).await;
+    let mut shown = threads.iter().zip(outcomes).map(|((thread, _), outcome)| match outcome {
+        Ok(ForeignOutcome::Stored) => json!({"status": 204}),
+        Ok(outcome) => {
+            let missing = match &outcome {
+                ForeignOutcome::PayloadsMissing(hashes) => Some(hashes.iter().map(hex).collect::<Vec<_>>()),
+                _ => None,
+            };
+            let mut shown = refused(refusal(thread, outcome));
+            if let Some(missing) = missing {
+                shown["missing_hashes"] = json!(missing);
+            }
+            shown
+        }
+        Err(error) => refused(error.into()),
     });
-    let results: Vec<Value> = join_all(results).await;
+    let results: Vec<Value> = results.into_iter().filter_map(|result| result.or_else(|| shown.next())).collect();
     Ok(Reply(json!({"results": results})).into_response())
 }
 

@@ -312,6 +312,9 @@ impl Foreign for Nowhere {
     async fn put_foreign(&self, _: &Scope, _: &ForeignBatch) -> Result<ForeignOutcome> {
         gone()
     }
+    async fn put_foreign_each(&self, _: &Scope, batches: &[ForeignBatch]) -> Vec<Result<ForeignOutcome>> {
+        batches.iter().map(|_| gone()).collect()
+    }
     async fn foreign_among(&self, _: &Scope, _: &[ThreadKey]) -> Result<Vec<ThreadKey>> {
         gone()
     }

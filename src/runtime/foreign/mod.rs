@@ -131,6 +131,36 @@ impl Runtime {
         thread: &ThreadId,
         operations: &[Operation],
     ) -> Result<ForeignOutcome, RuntimeError> {
+        Ok(self.storage().put_foreign(scope, &self.packed(thread, operations)?).await?)
+    }
+
+    /// Stores changes of several threads as [`Runtime::put_foreign`] does, with an outcome for each.
+    pub async fn put_foreign_each(
+        &self,
+        scope: &Scope,
+        threads: &[(ThreadId, Vec<Operation>)],
+    ) -> Vec<Result<ForeignOutcome, RuntimeError>> {
+        let packed: Vec<_> = threads.iter().map(|(thread, operations)| self.packed(thread, operations)).collect();
+        let mut refused = Vec::new();
+        let mut batches = Vec::new();
+        for batch in packed {
+            match batch {
+                Ok(batch) => {
+                    batches.push(batch);
+                    refused.push(None);
+                }
+                Err(error) => refused.push(Some(error)),
+            }
+        }
+        let mut outcomes = self.storage().put_foreign_each(scope, &batches).await.into_iter();
+        let outcome = |refused: Option<RuntimeError>| match refused {
+            Some(error) => Err(error),
+            None => Ok(outcomes.next().unwrap_or_else(|| Err(StorageError::Other("no outcome".to_owned())))?),
+        };
+        refused.into_iter().map(outcome).collect()
+    }
+
+    fn packed(&self, thread: &ThreadId, operations: &[Operation]) -> Result<ForeignBatch, RuntimeError> {
         let mut batch = ForeignBatch {
             thread_id: thread.clone(),
             ttl: self.inner.settings.default_ttl,
@@ -153,7 +183,7 @@ impl Runtime {
         let brought: std::collections::HashSet<PayloadHash> = packer.payloads.iter().map(|row| row.hash).collect();
         batch.references.retain(|hash| !brought.contains(hash));
         batch.payloads = packer.payloads;
-        Ok(self.storage().put_foreign(scope, &batch).await?)
+        Ok(batch)
     }
 
     /// The checkpoint with this id, or the latest of its namespace.

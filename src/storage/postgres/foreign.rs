@@ -1,5 +1,8 @@
-//! Checkpoints from elsewhere on Postgres. A batch is one autocommit statement when nothing stands in its way; otherwise it
-//! is repeated behind a lock on its thread, where what it sees is true.
+//! Checkpoints from elsewhere on Postgres. Batches are one autocommit statement when nothing stands in their way
+//! (`foreign_together`). Of the others each is a statement of its own, and then, if need be, one behind a lock on its
+//! thread, where what it sees is true.
+
+use std::collections::HashSet;
 
 use async_trait::async_trait;
 use sqlx::postgres::{PgConnection, PgRow};
@@ -8,9 +11,9 @@ use uuid::Uuid;
 use super::retention::prune_rows;
 use super::rows::get;
 use super::threads::{copy_thread, lock_thread};
-use super::{PostgresStorage, now, read};
+use super::{PostgresStorage, foreign_together, now, read};
 use crate::model::{CheckpointId, Scope, ThreadId, ThreadKey, Timestamp};
-use crate::storage::foreign::settled;
+use crate::storage::foreign::{put_by_thread, settled};
 use crate::storage::foreign_rows::{body_columns, body_from, complete, payload_columns, payload_from};
 use crate::storage::rows::driver_error;
 use crate::storage::{
@@ -395,14 +398,48 @@ async fn prune(conn: &mut PgConnection, scope: &Scope, key: ThreadKey, kept: &Fo
     Ok(Pruned::Done)
 }
 
-#[async_trait]
-impl Foreign for PostgresStorage {
-    async fn put_foreign(&self, scope: &Scope, batch: &ForeignBatch) -> Result<ForeignOutcome> {
+/// What failed for several at once, for one of them.
+fn again(error: &StorageError) -> StorageError {
+    match error {
+        StorageError::Unavailable(text) => StorageError::Unavailable(text.clone()),
+        StorageError::KeyUsed => StorageError::KeyUsed,
+        other => StorageError::Other(other.to_string()),
+    }
+}
+
+impl PostgresStorage {
+    /// Stores what needs no second look in one statement. Returns the positions of what is stored now.
+    async fn together(&self, tenant: Uuid, batches: &[ForeignBatch]) -> Result<HashSet<usize>> {
+        let mut seen = HashSet::new();
+        // The first of a thread: the next may build on it.
+        let usual: Vec<usize> = (0..batches.len())
+            .filter(|at| seen.insert(&batches[*at].thread_id) && foreign_together::is_usual(&batches[*at]))
+            .collect();
+        if self.distributed || usual.is_empty() {
+            return Ok(HashSet::new());
+        }
         self.bounded(async {
-            let tenant = scope.tenant();
-            let batch = settled(batch);
             let mut session = self.session().await?;
-            if let Tried::Done(ForeignOutcome::Stored) = statement(session.conn(), tenant, &batch).await? {
+            let some: Vec<&ForeignBatch> = usual.iter().map(|at| &batches[*at]).collect();
+            let stored = match foreign_together::put(session.conn(), tenant, &some).await {
+                Ok(stored) => stored,
+                // Somebody was quicker with one of the rows: each is looked at by itself.
+                Err(sqlx::Error::Database(error)) if error.is_unique_violation() => return Ok(HashSet::new()),
+                Err(error) => return Err(driver_error(error)),
+            };
+            if !stored.is_empty() {
+                self.wrote(session).await?;
+            }
+            Ok(usual.into_iter().filter(|at| stored.contains(&batches[*at].thread_id.key(tenant))).collect())
+        })
+        .await
+    }
+
+    /// Stores a batch that something may stand in the way of.
+    async fn apart(&self, tenant: Uuid, batch: &ForeignBatch) -> Result<ForeignOutcome> {
+        self.bounded(async {
+            let mut session = self.session().await?;
+            if let Tried::Done(ForeignOutcome::Stored) = statement(session.conn(), tenant, batch).await? {
                 self.wrote(session).await?;
                 return Ok(ForeignOutcome::Stored);
             }
@@ -410,7 +447,7 @@ impl Foreign for PostgresStorage {
             drop(session);
             for _ in 0..ATTEMPTS {
                 let mut transaction = self.begin().await?;
-                match locked(&mut transaction, tenant, &batch).await? {
+                match locked(&mut transaction, tenant, batch).await? {
                     Tried::Done(ForeignOutcome::Stored) => {
                         self.commit(transaction).await?;
                         return Ok(ForeignOutcome::Stored);
@@ -427,6 +464,30 @@ impl Foreign for PostgresStorage {
             Err(StorageError::Unavailable(format!("thread {} is being created and deleted", batch.thread_id)))
         })
         .await
+    }
+}
+
+#[async_trait]
+impl Foreign for PostgresStorage {
+    async fn put_foreign(&self, scope: &Scope, batch: &ForeignBatch) -> Result<ForeignOutcome> {
+        let mut outcomes = self.put_foreign_each(scope, std::slice::from_ref(batch)).await;
+        outcomes.pop().unwrap_or_else(|| Err(StorageError::Other("a batch without an outcome".to_owned())))
+    }
+
+    async fn put_foreign_each(&self, scope: &Scope, batches: &[ForeignBatch]) -> Vec<Result<ForeignOutcome>> {
+        let tenant = scope.tenant();
+        let batches: Vec<ForeignBatch> = batches.iter().map(settled).collect();
+        let stored = match self.together(tenant, &batches).await {
+            Ok(stored) => stored,
+            Err(error) => return batches.iter().map(|_| Err(again(&error))).collect(),
+        };
+        let left = (0..batches.len()).filter(|at| !stored.contains(at));
+        let apart = put_by_thread(&batches, left, |batch| self.apart(tenant, batch)).await;
+        let mut outcomes: Vec<Result<ForeignOutcome>> = batches.iter().map(|_| Ok(ForeignOutcome::Stored)).collect();
+        for (at, outcome) in apart {
+            outcomes[at] = outcome;
+        }
+        outcomes
     }
 
     async fn foreign_among(&self, scope: &Scope, threads: &[ThreadKey]) -> Result<Vec<ThreadKey>> {

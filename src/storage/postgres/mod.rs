@@ -38,6 +38,7 @@ mod crons;
 mod effects;
 mod executions;
 mod foreign;
+mod foreign_together;
 mod health;
 mod idempotency;
 mod interrupts;

@@ -9,7 +9,7 @@ use super::rows::get;
 use super::threads::{copy_thread, insert_thread};
 use super::{SqliteStorage, Write};
 use crate::model::{CheckpointId, Json, Scope, ThreadId, ThreadKey, Timestamp};
-use crate::storage::foreign::settled;
+use crate::storage::foreign::{put_by_thread, settled};
 use crate::storage::foreign_rows::{body_columns, body_from, complete, payload_columns, payload_from};
 use crate::storage::idempotency;
 use crate::storage::rows::driver_error;
@@ -461,6 +461,12 @@ impl Foreign for SqliteStorage {
             idempotency::aside(self.reclaim_thread(batch.thread_id.key(tenant))).await?;
         }
         Err(StorageError::Unavailable(format!("thread {} is being created and deleted", batch.thread_id)))
+    }
+
+    async fn put_foreign_each(&self, scope: &Scope, batches: &[ForeignBatch]) -> Vec<Result<ForeignOutcome>> {
+        let mut outcomes = put_by_thread(batches, 0..batches.len(), |batch| self.put_foreign(scope, batch)).await;
+        outcomes.sort_by_key(|(at, _)| *at);
+        outcomes.into_iter().map(|(_, outcome)| outcome).collect()
     }
 
     async fn foreign_among(&self, scope: &Scope, threads: &[ThreadKey]) -> Result<Vec<ThreadKey>> {

@@ -8,6 +8,8 @@ for_each_backend!(
     what_does_not_fit_changes_nothing,
     threads_belong_to_one_side,
     racing_batches_of_one_thread_are_whole,
+    batches_of_several_threads_stand_for_themselves,
+    racing_batches_of_several_threads_are_whole,
     deletion_is_final,
     a_closed_thread_takes_no_checkpoint,
     pages_follow_each_other,
@@ -213,6 +215,109 @@ async fn racing_batches_of_one_thread_are_whole(lab: Lab) {
     assert_eq!(all(&lab.storage, "t").await, won);
     let rows = lab.storage.list_foreign(&TENANT, key("t"), &ForeignFilter::default(), 100).await.unwrap();
     assert!(rows.iter().all(|stored| stored.writes.len() == 1), "each with its writes");
+}
+
+async fn batches_of_several_threads_stand_for_themselves(lab: Lab) {
+    let storage = &lab.storage;
+    stored(storage, ForeignBatch { payloads: vec![raw(1)], ..batch("old", vec![row("c1", None)]) }).await;
+    stored(storage, batch("closed", vec![row("c1", None)])).await;
+    let close = Close { how: ClosedAs::Ended, actor: None, reason: None, ttl: None, cancels: true };
+    storage.close_thread(&TENANT, &tid("closed"), &close).await.unwrap();
+    stored(storage, batch("gone", vec![row("c1", None)])).await;
+    storage.delete_thread(&TENANT, &tid("gone")).await.unwrap();
+    storage.create_thread(&TENANT, thread("empty")).await.unwrap();
+    let after = |name: &str, id: &str| ForeignBatch {
+        parents: vec![(String::new(), id.into())],
+        ..batch(name, vec![row("c2", Some(id))])
+    };
+    let batches = [
+        batch("new", vec![row("c1", None)]),
+        ForeignBatch {
+            references: vec![[1; 16]],
+            payloads: vec![raw(1), raw(2)],
+            writes: vec![writes("c1", "b", "ff", "first"), writes("c1", "a", "-3", "second")],
+            status: Some(ThreadStatus::Interrupted),
+            ..after("old", "c1")
+        },
+        // Needs the one before it.
+        after("new", "c1"),
+        after("orphan", "c1"),
+        batch("closed", vec![row("c2", None)]),
+        batch("gone", vec![row("c3", None)]),
+        batch("empty", vec![row("c1", None)]),
+        ForeignBatch { references: vec![[9; 16]], ..batch("lost", vec![row("c1", None)]) },
+        batch("nothing", Vec::new()),
+        ForeignBatch { latest: vec![(String::new(), None)], ..batch("first", vec![row("c1", None)]) },
+        // Again, and otherwise.
+        ForeignBatch { payloads: vec![raw(3)], ..batch("new", vec![row("c1", None)]) },
+    ];
+    let outcomes = storage.put_foreign_each(&TENANT, &batches).await;
+    let outcomes: Vec<ForeignOutcome> = outcomes.into_iter().map(|outcome| outcome.unwrap()).collect();
+    let expected = [
+        ForeignOutcome::Stored,
+        ForeignOutcome::Stored,
+        ForeignOutcome::Stored,
+        ForeignOutcome::ParentMissing(String::new(), "c1".into()),
+        ForeignOutcome::ThreadClosed,
+        ForeignOutcome::Stored,
+        ForeignOutcome::Stored,
+        ForeignOutcome::PayloadsMissing(vec![[9; 16]]),
+        ForeignOutcome::ThreadMissing,
+        ForeignOutcome::Stored,
+        ForeignOutcome::Stored,
+    ];
+    assert_eq!(outcomes, expected);
+    for (name, checkpoints) in [
+        ("new", &["/c2", "/c1"][..]),
+        ("old", &["/c2", "/c1"]),
+        ("orphan", &[]),
+        ("closed", &["/c1"]),
+        ("gone", &["/c3"]),
+        ("empty", &["/c1"]),
+        ("lost", &[]),
+        ("first", &["/c1"]),
+    ] {
+        assert_eq!(all(storage, name).await, checkpoints, "{name}");
+    }
+    let old = load(storage, "old", Some("c1")).await.unwrap();
+    assert_eq!(old.writes, [writes("c1", "b", "ff", "first"), writes("c1", "a", "-3", "second")], "in their order");
+    assert_eq!(find_thread(storage, "old").await.unwrap().status, ThreadStatus::Interrupted);
+    assert_eq!(storage.load_foreign_payloads(&TENANT, key("old"), &[[1; 16], [2; 16]]).await.unwrap().len(), 2);
+    assert!(find_thread(storage, "orphan").await.is_none() && find_thread(storage, "nothing").await.is_none());
+}
+
+/// Writers with the same threads in any order: nobody waits for ever, and no batch is stored twice or in part.
+async fn racing_batches_of_several_threads_are_whole(lab: Lab) {
+    let writers = (0..6).map(|writer: usize| {
+        let storage = lab.storage.clone();
+        tokio::spawn(async move {
+            for step in 0..5 {
+                let mut batches: Vec<ForeignBatch> = (0..5)
+                    .map(|thread| {
+                        let id = format!("{step}-{writer}");
+                        ForeignBatch {
+                            writes: vec![writes(&id, "a", "ff", &id)],
+                            payloads: vec![raw(step)],
+                            ..batch(&format!("t{thread}"), vec![row(&id, None)])
+                        }
+                    })
+                    .collect();
+                batches.rotate_left((writer * 2 + usize::from(step)) % 5);
+                for outcome in storage.put_foreign_each(&TENANT, &batches).await {
+                    assert_eq!(outcome.unwrap(), ForeignOutcome::Stored);
+                }
+            }
+        })
+    });
+    for outcome in futures_util::future::join_all(writers).await {
+        outcome.unwrap();
+    }
+    for thread in 0..5 {
+        let filter = ForeignFilter::default();
+        let rows = lab.storage.list_foreign(&TENANT, key(&format!("t{thread}")), &filter, 100).await.unwrap();
+        assert_eq!(rows.len(), 30);
+        assert!(rows.iter().all(|stored| stored.writes.len() == 1), "each with its writes");
+    }
 }
 
 async fn deletion_is_final(lab: Lab) {
