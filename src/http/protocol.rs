@@ -47,7 +47,8 @@ impl<E: Into<ApiError>> From<E> for Refusal {
 pub(crate) struct Command {
     pub(crate) id: i64,
     pub(crate) method: String,
-    pub(crate) params: Object,
+    /// A refusal where they are no object: the envelope itself is well-formed then (contract section 5.1).
+    pub(crate) params: Result<Object, Refusal>,
 }
 
 impl Command {
@@ -64,10 +65,10 @@ impl Command {
             return refuse("method: expected a string");
         };
         let params = fields.get("params").filter(|params| !params.is_null()).cloned().unwrap_or_else(Json::object);
-        if !params.is_object() {
-            return refuse("params: expected an object");
-        }
-        let params = Object::body(&params).map_err(|error| failure(id, &error.into()))?;
+        let params = match params.is_object() {
+            true => Object::body(&params).map_err(Refusal::from),
+            false => Err(Refusal::new("invalid_argument", "params: expected an object")),
+        };
         Ok(Command { id: number, method: method.to_owned(), params })
     }
 }
@@ -89,8 +90,9 @@ pub(crate) async fn execute(
     caller: &Caller,
     thread: &ThreadId,
     method: &str,
-    params: Object,
+    params: Result<Object, Refusal>,
 ) -> Result<Json, Refusal> {
+    let params = params?;
     match method {
         "run.start" => start(state, caller, thread, params).await,
         "input.respond" => respond(state, caller, thread, params).await,

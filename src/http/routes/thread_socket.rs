@@ -6,8 +6,9 @@
 use std::time::Duration;
 
 use axum::extract::State;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
@@ -42,8 +43,15 @@ pub(super) async fn connect(
     State(state): State<AppState>,
     caller: SocketCaller,
     path: PathIds,
-    upgrade: WebSocketUpgrade,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Response {
+    let upgrade = match upgrade {
+        Ok(upgrade) => upgrade,
+        Err(error) => {
+            let text = format!("{error}: this address is a WebSocket; without one, POST to it");
+            return ApiError::BadRequest(text).into_response();
+        }
+    };
     let limit = state.settings.body_limit;
     let ready = caller.0.and_then(|caller| Ok((caller, path.thread()?)));
     upgrade.max_message_size(limit).max_frame_size(limit).on_upgrade(move |socket| async move {
@@ -141,7 +149,11 @@ impl Session {
             Ok(command) => command,
             Err(answer) => return self.commands.push(refused(answer)),
         };
-        let (id, mut params) = (command.id, command.params);
+        let id = command.id;
+        let mut params = match command.params {
+            Ok(params) => params,
+            Err(refusal) => return self.commands.push(refused(protocol::failure(Some(id), &refusal))),
+        };
         let work = match command.method.as_str() {
             "subscription.subscribe" => self.subscribe(id, &mut params),
             "subscription.unsubscribe" => self.unsubscribe(id, &mut params),
@@ -150,7 +162,7 @@ impl Session {
                 let (state, caller, thread) = (self.state.clone(), self.caller.clone(), self.thread.clone());
                 let method = method.to_owned();
                 let work = async move {
-                    let answer = match protocol::execute(&state, &caller, &thread, &method, params).await {
+                    let answer = match protocol::execute(&state, &caller, &thread, &method, Ok(params)).await {
                         Ok(result) => protocol::success(id, &result),
                         Err(refusal) => protocol::failure(Some(id), &refusal),
                     };

@@ -214,6 +214,7 @@ fn body(due: &DueWebhook, now: Timestamp) -> String {
         ("metadata", due.metadata.clone()),
         ("kwargs", RunKwargs::shown(&due.kwargs)),
         ("multitask_strategy", Json::from(due.multitask_strategy.as_str())),
+        ("langsmith_session_name", Json::null()),
         ("status", Json::from(due.status.as_str())),
         ("run_started_at", of(json!(due.started_at))),
         ("run_ended_at", of(json!(due.ended_at))),

@@ -351,7 +351,6 @@ async fn commands_are_refused_in_their_envelope() {
         (json!({"method": "run.start"}), Value::Null),
         (json!({"id": "x", "method": "run.start"}), Value::Null),
         (json!({"id": 3}), json!(3)),
-        (json!({"id": 3, "method": "run.start", "params": []}), json!(3)),
         (json!([]), Value::Null),
     ] {
         let answer = server.post(&place, body.clone()).await;
@@ -381,6 +380,12 @@ async fn commands_are_refused_in_their_envelope() {
         assert_eq!(answer["type"], "error", "{method} {params}");
         assert_eq!(answer["error"], code, "{method} {params}: {answer}");
     }
+    // Well-formed envelopes whose `params` are no object: refused inside one, too.
+    for params in [json!([]), json!("x"), json!(1)] {
+        let answer = command(&server, &thread, "run.start", params).await;
+        assert_eq!((&answer["id"], &answer["error"]), (&json!(7), &json!("invalid_argument")), "{answer}");
+        assert_eq!(answer["message"], "params: expected an object");
+    }
     let events = format!("/threads/{thread}/stream/events");
     for body in [
         json!({}),
@@ -394,6 +399,7 @@ async fn commands_are_refused_in_their_envelope() {
         server.post(&events, body.clone()).await.refused(400);
     }
     server.send("POST", "/threads/bad%20id/commands", "{}").await.refused(422);
+    assert!(server.get(&events).await.refused(400).contains("WebSocket"), "a socket, without asking for one");
 }
 
 #[tokio::test]

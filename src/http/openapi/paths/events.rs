@@ -39,8 +39,7 @@ pub(in crate::http) fn connect() -> Operation {
         .query("api_key", text(), "A key, for who cannot send headers")
         .header("Upgrade", string(), "`websocket`")
         .empty(101, "The socket is open; refusals close it with 4000 plus their status")
-        .answer(400, "text/plain", string(), "No upgrade was asked for")
-        .answer(426, "text/plain", string(), "The connection cannot be upgraded")
+        .refuses(400, "No upgrade was asked for, or the connection cannot be upgraded")
 }
 
 pub(in crate::http) fn join() -> Operation {
