@@ -320,5 +320,6 @@ fn as_new(assistant: Assistant) -> NewAssistant {
         config: assistant.config,
         context: assistant.context,
         metadata: assistant.metadata,
+        created_at: Some(assistant.created_at),
     }
 }

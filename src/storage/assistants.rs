@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::{Page, Result, matching};
-use crate::model::{Assistant, Fields, Json, Scope};
+use crate::model::{Assistant, Fields, Json, Scope, Timestamp};
 
 /// An assistant to insert, as its version 1.
 #[derive(Debug, Clone)]
@@ -24,6 +24,8 @@ pub struct NewAssistant {
     pub context: Json,
     /// An object.
     pub metadata: Json,
+    /// When it was made, if that was before now: one that a graph has is there before it has a row.
+    pub created_at: Option<Timestamp>,
 }
 
 /// What [`Assistants::create_assistant`] did.
@@ -183,7 +185,6 @@ pub trait Assistants {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Timestamp;
 
     fn json(text: &str) -> Json {
         Json::parse(text).expect("valid")

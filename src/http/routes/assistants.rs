@@ -51,6 +51,7 @@ pub(super) async fn create(State(state): State<AppState>, caller: Caller, Body(m
         config.insert("configurable".to_owned(), Json::from(&given.configurable));
     }
     let new = NewAssistant {
+        created_at: None,
         assistant_id: body.uuid("assistant_id")?.unwrap_or_else(|| state.runtime.clock().new_uuid()),
         graph_id,
         name: body.string("name")?.unwrap_or_else(|| "Untitled".to_owned()),

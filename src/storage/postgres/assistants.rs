@@ -25,9 +25,9 @@ macro_rules! assistant_columns {
 }
 
 const CREATE: &str = concat!(
-    "WITH clock AS MATERIALIZED (SELECT ",
+    "WITH clock AS MATERIALIZED (SELECT LEAST($11::bigint, ",
     now!(),
-    " AS now),
+    ") AS now),
     a AS (
         INSERT INTO assistants AS a (assistant_id, tenant, graph_id, name, folded_name, description, metadata, codec,
                                      config, context, version, created_at, updated_at)
@@ -60,6 +60,7 @@ async fn insert(conn: &mut PgConnection, tenant: Uuid, new: &NewAssistant) -> Re
         .bind(PLAIN)
         .bind(encoding::bytes(&new.config))
         .bind(encoding::bytes(&new.context))
+        .bind(new.created_at.map(|at| at.0))
         .fetch_optional(conn)
         .await
         .map_err(driver_error)?;

@@ -94,6 +94,8 @@ async fn write_version(conn: &mut SqliteConnection, tenant: Uuid, assistant: &As
 }
 
 async fn insert(write: &mut Write, tenant: Uuid, new: NewAssistant) -> Result<Assistant> {
+    let now = Timestamp(write.now);
+    let at = new.created_at.unwrap_or(now).min(now);
     let assistant = Assistant {
         assistant_id: new.assistant_id,
         graph_id: new.graph_id,
@@ -102,8 +104,8 @@ async fn insert(write: &mut Write, tenant: Uuid, new: NewAssistant) -> Result<As
         metadata: new.metadata,
         name: new.name,
         description: new.description,
-        created_at: Timestamp(write.now),
-        updated_at: Timestamp(write.now),
+        created_at: at,
+        updated_at: at,
         version: 1,
     };
     write_current(&mut write.conn, tenant, &assistant).await?;

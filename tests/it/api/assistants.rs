@@ -24,6 +24,24 @@ async fn every_graph_has_an_assistant() {
 }
 
 #[tokio::test]
+async fn changing_a_graphs_assistant_does_not_make_it_younger() {
+    let server = TestServer::start().await;
+    let oldest_first = json!({"sort_by": "created_at", "sort_order": "asc", "limit": 100, "select": ["graph_id"]});
+    let order = server.post("/assistants/search", oldest_first.clone()).await.ok();
+    let id = session_store::model::system_assistant_id("counter");
+    let place = format!("/assistants/{id}");
+    let before = server.get(&place).await.ok();
+    for version in [2, 3] {
+        let after = server.send("PATCH", &place, r#"{"metadata":{"a":1}}"#).await.ok();
+        assert_eq!((&after["version"], &after["created_at"]), (&json!(version), &before["created_at"]));
+        assert!(after["updated_at"].as_str() > before["updated_at"].as_str(), "{after}");
+    }
+    let versions = server.post(&format!("{place}/versions"), json!({})).await.ok();
+    assert_eq!(versions[2]["created_at"], before["created_at"]);
+    assert_eq!(server.post("/assistants/search", oldest_first).await.ok(), order);
+}
+
+#[tokio::test]
 async fn pages_follow_the_headers() {
     let server = TestServer::start().await;
     let first = server.post("/assistants/search", json!({"limit": 2, "sort_by": "name", "sort_order": "asc"})).await;

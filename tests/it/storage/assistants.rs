@@ -16,6 +16,7 @@ for_each_backend!(
 
 fn new(n: u128) -> NewAssistant {
     NewAssistant {
+        created_at: None,
         assistant_id: id(n),
         graph_id: "graph".into(),
         name: format!("Name {n}"),
@@ -89,6 +90,14 @@ async fn a_base_becomes_the_first_version(lab: Lab) {
     assert_eq!(versions.iter().map(|v| v.name.as_str()).collect::<Vec<_>>(), ["changed", "Name 1"]);
     let again = storage.update_assistant(&TENANT, id(1), named("again"), Some(new(1))).await.unwrap().unwrap();
     assert_eq!(again.version, 3);
+    // It was there before it had a row, though never in the future.
+    let old = NewAssistant { created_at: Some(Timestamp(1)), ..new(2) };
+    let old = storage.update_assistant(&TENANT, id(2), named("old"), Some(old)).await.unwrap().unwrap();
+    assert_eq!(old.created_at, Timestamp(1));
+    assert!(old.updated_at > old.created_at);
+    let future = NewAssistant { created_at: Some(Timestamp(i64::MAX)), ..new(3) };
+    let future = storage.update_assistant(&TENANT, id(3), named("future"), Some(future)).await.unwrap().unwrap();
+    assert!(future.created_at < future.updated_at, "{future:?}");
 }
 
 async fn lists_are_filtered_sorted_and_paged(lab: Lab) {

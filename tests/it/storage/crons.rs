@@ -215,6 +215,7 @@ async fn crons_go_with_their_thread_and_their_assistant(lab: Lab) {
     storage.delete_thread(&TENANT, &tid("t")).await.unwrap();
     assert!(found(storage, 1).await.is_none() && found(storage, 2).await.is_some());
     let assistant = NewAssistant {
+        created_at: None,
         assistant_id: id(901),
         graph_id: "graph".into(),
         name: "x".into(),
