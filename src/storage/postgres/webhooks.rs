@@ -87,7 +87,7 @@ pub(super) async fn ended(
     error: Option<&[u8]>,
 ) -> Result<()> {
     sqlx::query(concat!(
-        "UPDATE webhooks w SET run_status = $3, error = COALESCE($4, r.error), ",
+        "UPDATE webhooks w SET run_status = $3, error = COALESCE($4, r.error), run_started_at = r.started_at, ",
         copy_run!(),
         " FROM runs r, (SELECT ",
         now!(),
@@ -258,7 +258,7 @@ impl Webhooks for PostgresStorage {
             let mut changed = 0;
             let mut session = self.session().await?;
             let ended = concat!(
-                "UPDATE webhooks w SET run_status = r.status, error = r.error, ",
+                "UPDATE webhooks w SET run_status = r.status, error = r.error, run_started_at = r.started_at, ",
                 copy_run!(),
                 " FROM runs r, (SELECT ",
                 now!(),

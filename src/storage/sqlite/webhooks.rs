@@ -85,7 +85,7 @@ pub(super) async fn ended(
     error: Option<&[u8]>,
 ) -> Result<()> {
     sqlx::query(concat!(
-        "UPDATE webhooks AS w SET run_status = $3, error = COALESCE($4, r.error), ended_at = $5, next_attempt_at = $5, ",
+        "UPDATE webhooks AS w SET run_status = $3, error = COALESCE($4, r.error), run_started_at = r.started_at, ended_at = $5, next_attempt_at = $5, ",
         copy_run!(),
         " FROM runs r WHERE w.thread_key = $1 AND w.run_id = $2 AND w.state = 'waiting'
            AND r.thread_key = w.thread_key AND r.run_id = w.run_id"
@@ -191,7 +191,7 @@ async fn sweep(write: &mut Write, scope: Scope, keep_dead: Duration) -> Result<u
     let mut changed = 0;
     for statement in [
         concat!(
-            "UPDATE webhooks AS w SET run_status = r.status, error = r.error, ended_at = $2, next_attempt_at = $2, ",
+            "UPDATE webhooks AS w SET run_status = r.status, error = r.error, run_started_at = r.started_at, ended_at = $2, next_attempt_at = $2, ",
             copy_run!(),
             " FROM runs r WHERE w.state = 'waiting' AND ($1 IS NULL OR w.tenant = $1)
                 AND r.thread_key = w.thread_key AND r.run_id = w.run_id AND r.status NOT IN ('pending', 'running')"
