@@ -53,6 +53,19 @@ impl Runtime {
         self.state(*scope, thread, at.clone(), subgraphs).await
     }
 
+    /// [`Runtime::thread_state`] as another graph than the thread's present one shows it.
+    pub(super) async fn state_by(
+        &self,
+        scope: &Scope,
+        thread: &ThreadId,
+        graph_id: Option<String>,
+        at: &CheckpointRef,
+    ) -> Result<ThreadState, RuntimeError> {
+        let thread = self.thread(scope, thread).await?;
+        let graph_id = graph_id.or_else(|| thread.graph_id.clone());
+        self.state(*scope, Thread { graph_id, ..thread }, at.clone(), false).await
+    }
+
     fn state(
         &self,
         scope: Scope,

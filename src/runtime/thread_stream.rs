@@ -99,7 +99,8 @@ impl Legacy {
             id: text("checkpoint_id"),
             ..Default::default()
         };
-        let state = match self.runtime.thread_state(&self.scope, &self.thread_id, &at, false).await {
+        // By the graph that the thread had then: another one may run on it since.
+        let state = match self.runtime.state_by(&self.scope, &self.thread_id, text("graph_id"), &at).await {
             Ok(state) if state.metadata.is_some() => state,
             Ok(_) | Err(RuntimeError::ThreadNotFound(_)) => return Ok(None),
             Err(error) => return Err(error),
@@ -114,7 +115,8 @@ impl Runtime {
     /// The record of a state change for the log.
     pub(crate) fn state_update(&self, thread: &Thread, ns: &str, checkpoint_id: &str) -> StoredEvent {
         let id = EventId::next(thread.last_event, self.clock().now().millis());
-        let data = Json::from(json!({"checkpoint_id": checkpoint_id, "checkpoint_ns": ns}));
+        let data = json!({"checkpoint_id": checkpoint_id, "checkpoint_ns": ns, "graph_id": thread.graph_id});
+        let data = Json::from(data);
         StoredEvent { id, run_id: RunId::nil(), name: STATE_UPDATE.to_owned(), data }
     }
 

@@ -60,6 +60,11 @@ async fn a_thread_is_heard_over_all_its_runs() {
     assert_eq!(told.data["thread_id"], thread);
     assert_eq!(told.data["state"]["values"]["counter"], 40);
     assert_eq!(told.data["state"], server.get(&place).await.ok());
+    // Whatever runs on the thread since: the change is told as it was.
+    let other = json!({"assistant_id": "slow", "input": {"steps": 0, "sleep_ms": 0}});
+    server.post(&format!("/threads/{thread}/runs/wait"), other).await.ok();
+    let mut again = join(&server, &thread, "?stream_mode=state_update", Some("-")).await;
+    assert_eq!(again.next().await.as_ref(), Some(told));
 }
 
 #[tokio::test]
