@@ -28,6 +28,9 @@ const LINGERS: Ttl = Ttl { strategy: TtlStrategy::Delete, micros: 300_000_000 };
 /// Delays up to this are waited for here: the next look at the queue may be later.
 const SHORT: Duration = Duration::from_secs(60);
 
+/// How long deleting an active run waits for it to stop.
+const STOPPING: Duration = Duration::from_secs(30);
+
 /// From the commit of a run's end until its result is kept: at most this.
 const MOMENT: Duration = Duration::from_millis(200);
 
@@ -449,6 +452,34 @@ impl Runtime {
             }
         }
         Ok(())
+    }
+
+    /// Deletes a run and its checkpoints. An active one is rolled back: this returns once it has stopped, or with
+    /// [`RuntimeError::Conflict`] if that takes long; it goes all the same then.
+    pub async fn delete_run(
+        &self,
+        scope: &Scope,
+        thread: &ThreadId,
+        run_id: RunId,
+        actor: Option<String>,
+    ) -> Result<(), RuntimeError> {
+        let reason = Some("the run was deleted".to_owned());
+        let request = CancelRequest { action: CancelAction::Rollback, actor, reason };
+        match self.storage().delete_run(scope, thread, run_id).await? {
+            None => return Err(RuntimeError::RunNotFound(run_id)),
+            Some(true) => return Ok(()),
+            Some(false) => {}
+        }
+        match tokio::time::timeout(STOPPING, self.cancel(scope, thread, run_id, &request, true)).await {
+            // It stopped, or ended by itself before it was told to; then it is still there.
+            Ok(Ok(()) | Err(RuntimeError::RunNotFound(_))) => {}
+            Ok(Err(error)) => return Err(error),
+            Err(_) => return Err(RuntimeError::Conflict("The run is being stopped, and then deleted".into())),
+        }
+        match self.storage().delete_run(scope, thread, run_id).await? {
+            Some(false) => Err(RuntimeError::Conflict("The run is active again: delete it once more".into())),
+            Some(true) | None => Ok(()),
+        }
     }
 
     /// Reads a run.

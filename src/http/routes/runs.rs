@@ -83,13 +83,11 @@ pub(super) async fn find(State(state): State<AppState>, caller: Caller, path: Pa
     Ok(Reply(document::run(&run)?).into_response())
 }
 
-/// `DELETE /threads/{thread_id}/runs/{run_id}`.
+/// `DELETE /threads/{thread_id}/runs/{run_id}`. An active one is rolled back, which deletes it.
 pub(super) async fn delete(State(state): State<AppState>, caller: Caller, path: PathIds) -> ApiResult {
-    match state.runtime.storage().delete_run(&caller.scope, &path.thread()?, path.run()?).await? {
-        Some(true) => Ok(StatusCode::NO_CONTENT.into_response()),
-        Some(false) => Err(ApiError::Conflict("Run is active: cancel it before deleting it".to_owned())),
-        None => Err(ApiError::run_not_found()),
-    }
+    let (thread, run) = (path.thread()?, path.run()?);
+    state.runtime.delete_run(&caller.scope, &thread, run, caller.actor.clone()).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 /// `GET /threads/{thread_id}/runs/{run_id}/join`.

@@ -194,3 +194,20 @@ async fn a_stateless_run_keeps_its_thread_when_asked() {
     server.get(&format!("{place}/join")).await.ok();
     assert_eq!(status(&server, &place).await, "success");
 }
+
+#[tokio::test]
+async fn deleting_an_active_run_takes_it_back() {
+    let server = TestServer::start().await;
+    server.post("/threads/t/runs/wait", quick("enqueue")).await.ok();
+    let before = server.post("/threads/t/history", json!({"limit": 100})).await.ok();
+    let first = busy(&server, "t").await;
+    let waiting = server.post("/threads/t/runs", quick("enqueue")).await.ok();
+    let waiting = format!("/threads/t/runs/{}", waiting["run_id"].as_str().expect("an id"));
+    for place in [&waiting, &first] {
+        assert_eq!(server.send("DELETE", place, "").await.status, 204);
+        server.get(place).await.refused(404);
+    }
+    assert_eq!(server.post("/threads/t/history", json!({"limit": 100})).await.ok(), before);
+    server.send("DELETE", &first, "").await.refused(404);
+    server.post("/threads/t/runs/wait", quick("reject")).await.ok();
+}

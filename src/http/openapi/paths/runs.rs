@@ -90,9 +90,10 @@ pub(in crate::http) fn find() -> Operation {
 
 pub(in crate::http) fn delete() -> Operation {
     operation("runs.delete", "Delete a run and what it wrote")
+        .about("One that is active is stopped first, and rolled back.")
         .empty(204, "It is gone")
         .refuses(404, "There is none")
-        .refuses(409, "It is active: cancel it first")
+        .refuses(409, "It is still being stopped, and goes then")
 }
 
 pub(in crate::http) fn join() -> Operation {
