@@ -339,6 +339,15 @@ pub trait Runs {
         page: Page,
     ) -> Result<Option<Vec<Run>>>;
 
+    /// The runs of an assistant on all threads, newest id first: those with an id smaller than `before`, if given.
+    async fn list_assistant_runs(
+        &self,
+        scope: &Scope,
+        assistant_id: Uuid,
+        before: Option<RunId>,
+        limit: i64,
+    ) -> Result<Vec<Run>>;
+
     /// Deletes a run that is not active, with its checkpoints, writes and events; the head moves to the newest
     /// checkpoint left, and the thread's view is cleared. `None` when missing, `Some(false)` when active (nothing
     /// changed).

@@ -11,7 +11,7 @@ use crate::http::object::Object;
 use crate::http::page::{cut, with_one_more};
 use crate::model::{Assistant, CancelAction, Json, Run, RunId, RunStatus, ThreadId, ThreadStatus, special};
 use crate::runtime::{Runtime, RuntimeError};
-use crate::storage::{CancelRequest, Page, RunFilter};
+use crate::storage::{CancelRequest, ClosedFilter, Page, RunFilter, ThreadFilter, ThreadSort};
 
 const DEFAULT_PAGE: i64 = 50;
 const MAX_OFFSET: i64 = 1_000_000_000;
@@ -115,7 +115,7 @@ pub(super) async fn cancel(
     Ok(Json::from(dialect.task(&task(&state.runtime, caller, &run).await?)))
 }
 
-/// `ListTasks`: a page of a context's tasks, newest first, without their artifacts.
+/// `ListTasks`: a page of a context's tasks, or of the agent's in all contexts, newest first, without their artifacts.
 pub(super) async fn list(
     state: &AppState,
     caller: &Caller,
@@ -123,19 +123,19 @@ pub(super) async fn list(
     mut params: Object,
     dialect: Dialect,
 ) -> Result<Json, Refusal> {
+    let limit = params.integer("pageSize", 0..=100)?.filter(|size| *size > 0).unwrap_or(DEFAULT_PAGE);
+    let token = wire::filled(&mut params, "pageToken")?;
     let Some(context) = wire::filled(&mut params, "contextId")? else {
-        return Err(Refusal::new(INVALID_PARAMS, "params.contextId: field required: tasks are listed by context"));
+        return all(state, caller, assistant, limit, token, dialect).await;
     };
-    let page = Page {
-        limit: params.integer("pageSize", 0..=100)?.filter(|size| *size > 0).unwrap_or(DEFAULT_PAGE),
-        offset: match wire::filled(&mut params, "pageToken")? {
-            Some(token) => {
-                let offset = token.parse().ok().filter(|offset| (0..=MAX_OFFSET).contains(offset));
-                offset.ok_or_else(|| Refusal::new(INVALID_PARAMS, "params.pageToken: expected a nextPageToken"))?
-            }
-            None => 0,
-        },
+    let offset = match token {
+        Some(token) => {
+            let offset = token.parse().ok().filter(|offset| (0..=MAX_OFFSET).contains(offset));
+            offset.ok_or_else(bad_token)?
+        }
+        None => 0,
     };
+    let page = Page { limit, offset };
     let thread = thread_id(&context)?;
     let storage = state.runtime.storage();
     let status = storage.find_thread(&caller.scope, &thread).await?.map(|thread| thread.status);
@@ -143,19 +143,76 @@ pub(super) async fn list(
     let mut runs = runs.unwrap_or_default();
     let more = cut(&mut runs, page);
     let total = page.offset + runs.len() as i64 + i64::from(more);
+    let is_asking = status == Some(ThreadStatus::Interrupted);
     let tasks: Vec<Value> = runs
         .iter()
         .enumerate()
         .filter(|(_, run)| run.assistant_id == assistant.assistant_id)
-        .map(|(index, run)| {
-            let mut task = rendered(run, None);
-            let is_latest = index == 0 && page.offset == 0;
-            if is_latest && task.state == TaskState::Completed && status == Some(ThreadStatus::Interrupted) {
-                task.state = TaskState::InputRequired;
-            }
-            dialect.task(&task)
-        })
+        .map(|(index, run)| dialect.task(&listed(run, is_asking && index == 0 && page.offset == 0)))
         .collect();
     let next = if more { (page.offset + page.limit).to_string() } else { String::new() };
-    Ok(Json::from(json!({"tasks": tasks, "nextPageToken": next, "pageSize": page.limit, "totalSize": total})))
+    Ok(page_of(&tasks, &next, page.limit, total))
+}
+
+/// The agent's tasks in all contexts. A token says how many came before, and after which run it goes on.
+async fn all(
+    state: &AppState,
+    caller: &Caller,
+    assistant: &Assistant,
+    limit: i64,
+    token: Option<String>,
+    dialect: Dialect,
+) -> Result<Json, Refusal> {
+    let (seen, before) = match &token {
+        Some(token) => {
+            let (seen, run) = token.split_once('.').ok_or_else(bad_token)?;
+            let seen: i64 = seen.parse().ok().filter(|seen| (0..=MAX_OFFSET).contains(seen)).ok_or_else(bad_token)?;
+            (seen, Some(RunId::try_parse(run).map_err(|_| bad_token())?))
+        }
+        None => (0, None),
+    };
+    let storage = state.runtime.storage();
+    let mut runs = storage.list_assistant_runs(&caller.scope, assistant.assistant_id, before, limit + 1).await?;
+    let more = cut(&mut runs, Page { limit, offset: 0 });
+    let mut ids: Vec<ThreadId> = runs.iter().map(|run| run.thread_id.clone()).collect();
+    ids.sort();
+    ids.dedup();
+    let filter = ThreadFilter {
+        ids: Some(ids),
+        status: Some(ThreadStatus::Interrupted),
+        closed: ClosedFilter::Any,
+        ..ThreadFilter::default()
+    };
+    let page = Page { limit, offset: 0 };
+    let asking = storage.search_threads(&caller.scope, &filter, ThreadSort::ThreadId, true, page).await?;
+    let mut latest = Vec::with_capacity(asking.len());
+    for thread in asking {
+        let page = Page { limit: 1, offset: 0 };
+        let run = storage.list_runs(&caller.scope, &thread.id, &RunFilter { status: None }, page).await?;
+        latest.extend(run.into_iter().flatten().map(|run| run.run_id));
+    }
+    let tasks: Vec<Value> = runs.iter().map(|run| dialect.task(&listed(run, latest.contains(&run.run_id)))).collect();
+    let count = seen + runs.len() as i64;
+    let next = match runs.last() {
+        Some(last) if more => format!("{count}.{}", last.run_id),
+        _ => String::new(),
+    };
+    Ok(page_of(&tasks, &next, limit, count + i64::from(more)))
+}
+
+/// A task in a list. `is_asking`: its thread waits for an answer, and it is the thread's latest.
+fn listed(run: &Run, is_asking: bool) -> Task {
+    let mut task = rendered(run, None);
+    if is_asking && task.state == TaskState::Completed {
+        task.state = TaskState::InputRequired;
+    }
+    task
+}
+
+fn page_of(tasks: &[Value], next: &str, size: i64, total: i64) -> Json {
+    Json::from(json!({"tasks": tasks, "nextPageToken": next, "pageSize": size, "totalSize": total}))
+}
+
+fn bad_token() -> Refusal {
+    Refusal::new(INVALID_PARAMS, "params.pageToken: expected a nextPageToken")
 }

@@ -250,6 +250,9 @@ impl Runs for Nowhere {
     async fn list_runs(&self, _: &Scope, _: &ThreadId, _: &RunFilter, _: Page) -> Result<Option<Vec<Run>>> {
         Ok(None)
     }
+    async fn list_assistant_runs(&self, _: &Scope, _: uuid::Uuid, _: Option<RunId>, _: i64) -> Result<Vec<Run>> {
+        Ok(Vec::new())
+    }
     async fn delete_run(&self, _: &Scope, _: &ThreadId, _: RunId) -> Result<Option<bool>> {
         Ok(Some(false))
     }

@@ -134,6 +134,39 @@ async fn questions_are_answered_under_the_task_that_asked() {
 }
 
 #[tokio::test]
+async fn tasks_of_all_contexts_are_listed_page_by_page() {
+    let server = server().await;
+    let mut ids = Vec::new();
+    for (context, text) in [("a", "hi"), ("b", "ask"), ("a", "hi")] {
+        let task = ask(&server, "SendMessage", v1(text, json!({"contextId": context}))).await["result"]["task"].clone();
+        ids.insert(0, task["id"].clone());
+    }
+    // Of another agent.
+    server.post("/threads/a/runs/wait", json!({"assistant_id": "counter", "input": {"counter": 0}})).await.ok();
+    let whole = ask(&server, "ListTasks", json!({})).await["result"].clone();
+    let of = |page: &Value, key: &str| -> Vec<Value> {
+        page["tasks"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|task| task.pointer(key).cloned().unwrap_or_default())
+            .collect()
+    };
+    assert_eq!(of(&whole, "/id"), ids, "newest first");
+    let states = ["TASK_STATE_COMPLETED", "TASK_STATE_INPUT_REQUIRED", "TASK_STATE_COMPLETED"];
+    assert_eq!(of(&whole, "/status/state"), states.map(Value::from));
+    assert_eq!((&whole["totalSize"], &whole["nextPageToken"]), (&json!(3), &json!("")));
+    let first = ask(&server, "ListTasks", json!({"pageSize": 2})).await["result"].clone();
+    assert_eq!((of(&first, "/id"), &first["totalSize"]), (ids[..2].to_vec(), &json!(3)));
+    let next = json!({"pageSize": 2, "pageToken": first["nextPageToken"]});
+    let last = ask(&server, "ListTasks", next).await["result"].clone();
+    assert_eq!(
+        (of(&last, "/id"), &last["totalSize"], &last["nextPageToken"]),
+        (ids[2..].to_vec(), &json!(3), &json!(""))
+    );
+}
+
+#[tokio::test]
 async fn tasks_fail_and_are_cancelled() {
     let server = server().await;
     let failed = ask(&server, "SendMessage", v1("fail", json!({}))).await["result"]["task"].clone();
@@ -160,7 +193,9 @@ async fn what_cannot_be_done_is_refused_with_its_code() {
         ("GetTask", json!({"id": missing}), -32001),
         ("GetTask", json!({"id": "x"}), -32001),
         ("CancelTask", json!({}), -32602),
-        ("ListTasks", json!({}), -32602),
+        ("ListTasks", json!({"pageToken": "1"}), -32602),
+        ("ListTasks", json!({"pageToken": "1.x"}), -32602),
+        ("ListTasks", json!({"contextId": "c", "pageToken": "x"}), -32602),
         ("SendMessage", json!({}), -32602),
         ("SendMessage", v1("hi", json!({"contextId": "a b"})), -32602),
         ("SendMessage", v1("hi", json!({"taskId": missing})), -32001),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use uuid::Uuid;
 
 use super::rows::{event_from, get, run_from};
 use super::{PostgresStorage, now, read};
@@ -64,6 +65,17 @@ const LOCATE: &str = concat!(
       JOIN runs r ON r.thread_key = l.thread_key AND r.run_id = l.run_id
       JOIN threads t ON t.thread_key = l.thread_key
       WHERE l.run_id = $1 AND ($2::uuid IS NULL OR l.tenant = $2)"
+);
+
+const OF_ASSISTANT: &str = concat!(
+    "SELECT ",
+    run_columns!(),
+    run_usage!(),
+    " FROM run_lookup l
+      JOIN runs r ON r.thread_key = l.thread_key AND r.run_id = l.run_id
+      JOIN threads t ON t.thread_key = l.thread_key
+      WHERE r.assistant_id = $1 AND ($2::uuid IS NULL OR l.tenant = $2) AND ($3::uuid IS NULL OR l.run_id < $3)
+      ORDER BY l.run_id DESC LIMIT $4"
 );
 
 /// One row with only `found` when the thread is there but has no such runs.
@@ -186,6 +198,27 @@ impl Runs for PostgresStorage {
             }
         }
         Ok(Some(runs))
+    }
+
+    async fn list_assistant_runs(
+        &self,
+        scope: &Scope,
+        assistant_id: Uuid,
+        before: Option<RunId>,
+        limit: i64,
+    ) -> Result<Vec<Run>> {
+        read!(self, async {
+            let mut session = self.session().await?;
+            let rows = sqlx::query(OF_ASSISTANT)
+                .bind(assistant_id)
+                .bind(scope.filter())
+                .bind(before)
+                .bind(limit)
+                .fetch_all(session.conn())
+                .await
+                .map_err(driver_error)?;
+            rows.iter().map(run_from).collect::<Result<Vec<_>>>()
+        })
     }
 
     async fn delete_run(&self, scope: &Scope, thread_id: &ThreadId, run_id: RunId) -> Result<Option<bool>> {

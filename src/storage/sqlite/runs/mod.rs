@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::sqlite::SqliteConnection;
+use uuid::Uuid;
 
 use super::rows::{event_from, get, run_from};
 use super::threads::thread_by_key;
@@ -193,6 +194,39 @@ impl Runs for SqliteStorage {
     ) -> Result<Option<Vec<Run>>> {
         let (scope, key, status) = (*scope, thread_id.key(scope.tenant()), filter.status);
         self.read(move |conn| Box::pin(list(conn, scope, key, status, page))).await
+    }
+
+    async fn list_assistant_runs(
+        &self,
+        scope: &Scope,
+        assistant_id: Uuid,
+        before: Option<RunId>,
+        limit: i64,
+    ) -> Result<Vec<Run>> {
+        let scope = *scope;
+        self.read(move |conn| {
+            Box::pin(async move {
+                // In the order of the lookup's key: no list of all runs is sorted.
+                let rows = sqlx::query(concat!(
+                    "SELECT ",
+                    run_columns!(),
+                    " FROM run_lookup l
+                      CROSS JOIN runs r ON r.thread_key = l.thread_key AND r.run_id = l.run_id
+                      JOIN threads t ON t.thread_key = l.thread_key
+                      WHERE r.assistant_id = $1 AND ($2 IS NULL OR l.tenant = $2) AND ($3 IS NULL OR l.run_id < $3)
+                      ORDER BY l.run_id DESC LIMIT $4"
+                ))
+                .bind(assistant_id)
+                .bind(scope.filter())
+                .bind(before)
+                .bind(limit)
+                .fetch_all(conn)
+                .await
+                .map_err(driver_error)?;
+                rows.iter().map(run_from).collect()
+            })
+        })
+        .await
     }
 
     async fn delete_run(&self, scope: &Scope, thread_id: &ThreadId, run_id: RunId) -> Result<Option<bool>> {
