@@ -10,6 +10,7 @@ use super::auth::Caller;
 use super::error::{ApiError, ApiResult};
 use super::object::{Object, parse_uuid};
 use super::run_request;
+use crate::model::event::RESUME_GAP;
 use crate::model::{Fields, Interrupt, Json, MultitaskStrategy, OnCompletion, Thread, ThreadId};
 use crate::runtime::protocol::{Channel, Filter};
 use crate::runtime::{AssistantName, RunRequest};
@@ -28,18 +29,28 @@ const MAX_ANSWERS: usize = 1000;
 pub(crate) struct Refusal {
     pub(crate) code: &'static str,
     pub(crate) message: String,
+    /// Further members of the envelope.
+    pub(crate) more: Fields,
 }
 
 impl Refusal {
     pub(crate) fn new(code: &'static str, message: impl Into<String>) -> Refusal {
-        Refusal { code, message: message.into() }
+        Refusal { code, message: message.into(), more: Fields::new() }
+    }
+
+    /// Events after `since` are gone; those from `available` on are there.
+    pub(crate) fn gap(since: i64, available: i64) -> Refusal {
+        let message = format!("Events after {since} are gone; what follows them begins at {available}");
+        let more = [("since", since), ("min_available_seq", available)];
+        let more = more.into_iter().map(|(key, seq)| (key.to_owned(), Json::from(seq))).collect();
+        Refusal { more, ..Refusal::new(RESUME_GAP, message) }
     }
 }
 
 impl<E: Into<ApiError>> From<E> for Refusal {
     fn from(error: E) -> Refusal {
         let (code, message) = error.into().into_protocol();
-        Refusal { code, message }
+        Refusal::new(code, message)
     }
 }
 
@@ -81,7 +92,10 @@ pub(crate) fn success(id: i64, result: &Json) -> Json {
 
 /// The envelope of a refusal.
 pub(crate) fn failure(id: Option<i64>, refusal: &Refusal) -> Json {
-    Json::from(json!({"type": "error", "id": id, "error": refusal.code, "message": refusal.message}))
+    let envelope = json!({"type": "error", "id": id, "error": refusal.code, "message": refusal.message});
+    let mut fields = Json::from(envelope).fields().unwrap_or_default();
+    fields.extend(refusal.more.clone());
+    Json::from(&fields)
 }
 
 /// Carries out a command that both transports know.

@@ -74,7 +74,7 @@ pub use items::{ItemSearch, ItemSettings, PutItem};
 pub(crate) use persist::written_by;
 pub use request::{Answer, AssistantName, HistoryQuery, RunRequest, StateUpdate, Submitted};
 pub use retention::StorageReport;
-pub use tail::ProtocolStream;
+pub use tail::{Backlog, ProtocolStream};
 pub use thread_stream::ThreadStream;
 pub use versions::{Unresumable, unresumable_threads};
 pub use webhooks::{WebhookPolicy, WebhookSettings};

@@ -11,6 +11,7 @@ use tokio::sync::broadcast::error::RecvError;
 use super::log;
 use super::protocol::{Filter, ProtocolEvent, Renderer};
 use super::{Outcome, Runtime, RuntimeError};
+use crate::model::event::RESUME_GAP;
 use crate::model::{EventId, RunId, Scope, ThreadId, ThreadKey};
 use crate::storage::{Notice, StorageError, StoredEvent};
 
@@ -193,22 +194,38 @@ impl ProtocolTail {
     }
 }
 
+/// What a subscription begins with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Stored events that pass its filter.
+    pub events: usize,
+    /// Something is missing among them: the number of the first event behind the last gap, or of the gap itself while
+    /// nothing is behind it.
+    pub gap: Option<i64>,
+}
+
 impl Runtime {
-    /// How many stored events of a thread pass a filter now: what a subscription begins with.
-    pub async fn count_protocol_events(
+    /// What is stored of a thread now and passes a filter, after the sequence number `since`.
+    pub async fn protocol_backlog(
         &self,
         scope: &Scope,
         thread_id: &ThreadId,
         filter: &Filter,
         since: i64,
-    ) -> Result<usize, RuntimeError> {
+    ) -> Result<Backlog, RuntimeError> {
         let mut tail = ProtocolTail::new(self, scope, thread_id.clone());
-        let mut count = 0;
+        let (mut backlog, mut is_behind_gap) = (Backlog::default(), false);
         while tail.tail.is_behind {
-            let page = tail.next().await?;
-            count += page.iter().filter(|event| event.seq > since && filter.passes(event)).count();
+            for event in tail.next().await?.iter().filter(|event| event.seq > since) {
+                if event.method == RESUME_GAP {
+                    (backlog.gap, is_behind_gap) = (Some(event.seq), true);
+                } else if std::mem::take(&mut is_behind_gap) {
+                    backlog.gap = Some(event.seq);
+                }
+                backlog.events += usize::from(filter.passes(event));
+            }
         }
-        Ok(count)
+        Ok(backlog)
     }
 
     /// The stored events of a thread that pass a filter, after the sequence number `since` up to and with `until`. Ends.

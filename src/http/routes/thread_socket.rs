@@ -23,6 +23,7 @@ use crate::http::object::Object;
 use crate::http::protocol::{self, Command, Refusal};
 use crate::http::sse::ticker;
 use crate::model::{Json, ThreadId};
+use crate::runtime::Backlog;
 use crate::runtime::protocol::Filter;
 
 /// Commands of one socket carried out side by side; more wait.
@@ -196,7 +197,7 @@ impl Session {
         }
         // Of no other socket either: a client that comes back has those of the last one in the same table.
         let name = self.state.runtime.clock().new_uuid().to_string();
-        Ok(self.begin(id, name, filter, since.unwrap_or(0)))
+        Ok(self.begin(id, name, filter, since.unwrap_or(0), false))
     }
 
     fn unsubscribe(&self, id: i64, params: &mut Object) -> Result<BoxFuture<'static, Done>, Refusal> {
@@ -205,11 +206,12 @@ impl Session {
         Ok(std::future::ready(Done { answer, subscription: Some((name, None)) }).boxed())
     }
 
-    /// Begins a subscription again after a sequence number.
+    /// Begins a subscription again after a sequence number. Where events behind it are gone, it stays as it is, and the
+    /// client is told from where on they are there.
     fn reconnect(&self, id: i64, params: &mut Object) -> Result<BoxFuture<'static, Done>, Refusal> {
         let (name, filter) = self.known(params)?;
         let since = params.integer("since", 0..=i64::MAX)?.unwrap_or(0);
-        Ok(self.begin(id, name, filter, since))
+        Ok(self.begin(id, name, filter, since, true))
     }
 
     fn known(&self, params: &mut Object) -> Result<(String, Filter), Refusal> {
@@ -221,12 +223,16 @@ impl Session {
     }
 
     /// Counts what is there already, for the answer, then streams it and all that comes.
-    fn begin(&self, id: i64, name: String, filter: Filter, since: i64) -> BoxFuture<'static, Done> {
+    fn begin(&self, id: i64, name: String, filter: Filter, since: i64, gapless: bool) -> BoxFuture<'static, Done> {
         let (runtime, scope, thread) = (self.state.runtime.clone(), self.caller.scope, self.thread.clone());
         async move {
-            match runtime.count_protocol_events(&scope, &thread, &filter, since).await {
-                Ok(count) => {
-                    let result = serde_json::json!({"subscription_id": name, "replayed_events": count});
+            match runtime.protocol_backlog(&scope, &thread, &filter, since).await {
+                Ok(Backlog { gap: Some(available), .. }) if gapless => {
+                    let refusal = Refusal::gap(since, available);
+                    Done { answer: protocol::failure(Some(id), &refusal), subscription: None }
+                }
+                Ok(Backlog { events, .. }) => {
+                    let result = serde_json::json!({"subscription_id": name, "replayed_events": events});
                     let answer = protocol::success(id, &Json::from(result));
                     Done { answer, subscription: Some((name, Some((filter, since)))) }
                 }

@@ -17,7 +17,7 @@ struct Paper {
 }
 
 /// Writes a text long enough to be stored once and referred to by events; the next one replaces it.
-fn paper() -> Graph {
+pub(super) fn paper() -> Graph {
     let graph = StateGraph::<Paper>::new("paper")
         .node("write", async |state: Paper, _: Context| {
             Ok(update!(Paper { text: format!("{}{}", "x".repeat(5_000), state.n) }))
@@ -27,7 +27,7 @@ fn paper() -> Graph {
     graph.expect("builds")
 }
 
-async fn write(server: &TestServer, n: i64) -> String {
+pub(super) async fn write(server: &TestServer, n: i64) -> String {
     let run = json!({"input": {"n": n}, "stream_mode": ["values", "custom"], "stream_resumable": true});
     let run = server.post("/threads/t/runs", run).await.ok();
     let run_id = run["run_id"].as_str().expect("an id").to_owned();

@@ -9,6 +9,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 use uuid::Uuid;
 
+use super::gaps::{paper, write};
 use super::protocol::{ALL, agent, hello, history, server};
 use crate::support::server::TestServer;
 
@@ -99,6 +100,37 @@ async fn one_socket_carries_commands_and_subscriptions() {
     socket.0.send(Message::text("{")).await.expect("sent");
     let refused = socket.next().await.expect("open");
     assert_eq!((&refused["error"], &refused["id"]), (&json!("invalid_argument"), &Value::Null));
+}
+
+#[tokio::test]
+async fn coming_back_to_what_is_gone_is_refused_with_where_it_goes_on() {
+    let server = TestServer::serving(HttpSettings::default(), vec![paper()]).await;
+    server.post("/threads", json!({"thread_id": "t"})).await.ok();
+    for n in 1..=2 {
+        write(&server, n).await;
+    }
+    let mut socket = Socket::open(&server, "t", "", &[]).await;
+    socket.send(1, "subscription.subscribe", json!({"channels": ["values", "lifecycle"]})).await;
+    let subscribed = socket.answer(1).await.0["result"].clone();
+    let id = &subscribed["subscription_id"];
+    let told = socket.events(subscribed["replayed_events"].as_u64().expect("a number") as usize).await;
+    let reconnect = |since: &Value| json!({"subscription_id": id, "since": since});
+    socket.send(2, "subscription.reconnect", reconnect(&json!(0))).await;
+    let answer = socket.answer(2).await.0;
+    assert_eq!(answer["result"]["replayed_events"], subscribed["replayed_events"], "nothing is gone yet");
+    assert_eq!(socket.events(told.len()).await, told);
+    server.post("/threads/prune", json!({"thread_ids": ["t"], "strategy": "keep_latest"})).await.ok();
+    socket.send(3, "subscription.reconnect", reconnect(&json!(0))).await;
+    let refused = socket.answer(3).await.0;
+    assert_eq!((&refused["type"], &refused["error"]), (&json!("error"), &json!("resume_gap")), "{refused}");
+    assert_eq!(refused["since"], 0);
+    let available = refused["min_available_seq"].as_i64().expect("a number");
+    let rest: Vec<&Value> = told.iter().filter(|event| event["seq"].as_i64() >= Some(available)).collect();
+    assert!(!rest.is_empty() && rest.len() < told.len(), "{available} in {told:?}");
+    // The subscription is as it was, and goes on from where it is told to.
+    socket.send(4, "subscription.reconnect", reconnect(&json!(available - 1))).await;
+    assert_eq!(socket.answer(4).await.0["result"]["replayed_events"], rest.len());
+    assert_eq!(socket.events(rest.len()).await.iter().collect::<Vec<_>>(), rest);
 }
 
 /// A client stops reading all its subscriptions at the end of a run, whichever of them tells it, and keeps those of a
