@@ -142,8 +142,10 @@ impl Cli {
             Command::Serve(args) => {
                 let config = valid(args)?;
                 let graphs = Registry::new(graphs)?;
-                telemetry::init(&config.log)?;
-                block_on(app::serve(config, graphs.iter().cloned().collect()))
+                let traces = telemetry::start(&config)?;
+                let served = block_on(app::serve(config, graphs.iter().cloned().collect()));
+                traces.finish();
+                served
             }
             Command::Migrate => {
                 let config = valid(ServeArgs::default())?;

@@ -24,6 +24,7 @@ pub mod http;
 pub mod model;
 pub mod runtime;
 mod selfproof;
+pub mod spans;
 pub mod storage;
 pub mod telemetry;
 

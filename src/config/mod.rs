@@ -22,6 +22,9 @@ pub use models::{ModelConfig, ModelsConfig};
 /// The list of all settings with their defaults.
 pub const DEFAULTS: &str = include_str!("../../config.toml");
 
+/// Why a build without the feature refuses a collector.
+pub const NO_OTLP: &str = "this build exports no traces: build it with --features otlp, or leave this empty";
+
 const ENV_PREFIX: &str = "SESSION_STORE";
 
 /// The section whose keys are not known beforehand.
@@ -43,6 +46,7 @@ pub struct Config {
     pub webhooks: WebhooksConfig,
     #[serde(default)]
     pub models: ModelsConfig,
+    pub telemetry: TelemetryConfig,
     pub log: LogConfig,
 }
 
@@ -172,6 +176,12 @@ pub struct WebhooksConfig {
     pub max_attempts: i32,
     pub timeout_secs: f64,
     pub keep_dead_days: f64,
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct TelemetryConfig {
+    pub otlp_endpoint: String,
 }
 
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -572,6 +582,15 @@ impl Config {
             &webhooks.keep_dead_days,
             (0.01..=365.0).contains(&webhooks.keep_dead_days),
             "must be days between 0.01 and 365",
+        );
+
+        let endpoint = &self.telemetry.otlp_endpoint;
+        rule("telemetry.otlp_endpoint", endpoint, endpoint.is_empty() || cfg!(feature = "otlp"), NO_OTLP);
+        rule(
+            "telemetry.otlp_endpoint",
+            endpoint,
+            endpoint.is_empty() || is_base_url(endpoint),
+            "must be an http or https URL without a query, as in http://127.0.0.1:4318; /v1/traces is added",
         );
 
         let filter = tracing_subscriber::EnvFilter::try_new(&self.log.filter);

@@ -188,3 +188,16 @@ fn what_is_printed_can_be_read_again() {
     std::fs::write(&path, config.render().expect("renders")).expect("written");
     Config::load(Some(&path), &env(&[]), &Overrides::default()).expect("valid");
 }
+
+#[test]
+fn a_collector_needs_a_build_that_exports_traces() {
+    let name = "SESSION_STORE__TELEMETRY__OTLP_ENDPOINT";
+    let told = load(&[(name, "http://127.0.0.1:4318")], &Overrides::default());
+    if cfg!(feature = "otlp") {
+        assert_eq!(told.expect("valid").telemetry.otlp_endpoint, "http://127.0.0.1:4318");
+    } else {
+        let told = told.expect_err("is refused").to_string();
+        assert!(told.contains("telemetry.otlp_endpoint") && told.contains("--features otlp"), "{told}");
+    }
+    assert!(problem(&[(name, "127.0.0.1:4318")]).contains("must be an http or https URL"));
+}

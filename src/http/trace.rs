@@ -10,8 +10,11 @@ use tracing::Span;
 use tracing::field::Empty;
 
 use crate::runtime::Runtime;
+use crate::spans;
 
 pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 const MAX_REQUEST_ID: usize = 128;
 
 /// Makes an id for requests that bring none.
@@ -52,8 +55,9 @@ fn without_trailing_slash(uri: &http::Uri) -> Option<http::Uri> {
 /// The span of a request. Ids of thread and run are recorded once they have been read from the path.
 pub(super) fn span(request: &http::Request<Body>) -> Span {
     let path = request.extensions().get::<MatchedPath>().map_or("(none)", MatchedPath::as_str);
-    let request_id = request.headers().get(X_REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default();
-    tracing::info_span!(
+    let header = |name: HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let request_id = header(X_REQUEST_ID).unwrap_or_default();
+    let span = tracing::info_span!(
         "request",
         method = %request.method(),
         path,
@@ -61,7 +65,11 @@ pub(super) fn span(request: &http::Request<Body>) -> Span {
         thread.id = Empty,
         run.id = Empty,
         status = Empty,
-    )
+    );
+    if let Some(traceparent) = header(TRACEPARENT) {
+        spans::continue_from(&span, traceparent, header(TRACESTATE));
+    }
+    span
 }
 
 /// The access line: when the response begins, streams included.

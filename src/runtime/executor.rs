@@ -14,6 +14,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use super::cache::Place;
 use super::chain_events::{self, Chain, NodeChain};
@@ -102,6 +103,8 @@ pub(crate) struct Around {
     pub(crate) outermost: String,
     /// The graph as chain events tell it, if they are asked for.
     pub(crate) chain: Option<Arc<Chain>>,
+    /// The span of the superstep.
+    span: tracing::Span,
 }
 
 impl Around {
@@ -530,6 +533,12 @@ impl Site {
             anchor: self.run.anchor.clone(),
             outermost: self.run.outermost.clone(),
             chain: self.run.chain.clone(),
+            span: tracing::debug_span!(
+                "superstep",
+                step = core.execution.step(),
+                checkpoint.id = core.execution.checkpoint_id(),
+                checkpoint.ns = self.run.ns
+            ),
         })
     }
 
@@ -692,7 +701,14 @@ impl Site {
                 (core.usage.open(&job.task.id), core.trail.track(&job.task.id))
             };
             let (shared, graph) = (Arc::clone(&self.shared), self.run.graph.clone());
-            let work = run_job(shared, graph, job, Arc::clone(around), report, track);
+            let span = tracing::debug_span!(
+                parent: &around.span,
+                "task",
+                node = &*job.task.name,
+                task.id = &*job.task.id,
+                outcome = tracing::field::Empty
+            );
+            let work = run_job(shared, graph, job, Arc::clone(around), report, track).instrument(span.clone());
             // A panic of a node is caught here: an error of that node, not of the run.
             let ended = std::panic::AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|panic| {
                 let error = EngineError::panicked(&*panic);
@@ -704,6 +720,8 @@ impl Site {
                     has_returned: false,
                 }
             });
+            span.record("outcome", ended.end.name());
+            drop(span);
             let has_routed = matches!(ended.end, End::Task(TaskEnd::Output(_)));
             turns.pass(after + if has_routed { routers * rounds::ROUTER } else { 0 }).await;
             next = self.record(ended, around);
@@ -958,6 +976,19 @@ enum End {
     Task(TaskEnd),
     Parent(Box<Command>),
     Inner(GraphEnd),
+}
+
+impl End {
+    /// For spans: a word, or the class of the failure.
+    fn name(&self) -> &str {
+        match self {
+            End::Task(TaskEnd::Output(_)) | End::Parent(_) => "success",
+            End::Task(TaskEnd::Failed(error)) => &error.class,
+            End::Task(TaskEnd::Interrupted(_)) => "interrupted",
+            End::Task(TaskEnd::Cancelled) => "cancelled",
+            End::Inner(_) => "stopped",
+        }
+    }
 }
 
 /// Runs a job: its node's body or the graph that is the node, with the node's policies.

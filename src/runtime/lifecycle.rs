@@ -153,6 +153,7 @@ impl Runtime {
                         events.ended(false, &end);
                     }
                     self.inner.metrics.ended(status);
+                    tracing::Span::current().record("status", status.as_str());
                     if has_webhook {
                         self.wake_webhooks();
                     }
@@ -166,6 +167,7 @@ impl Runtime {
             Outcome::RolledBack(thread_status) => {
                 if committer.rollback(thread_status).await {
                     self.wake_webhooks();
+                    tracing::Span::current().record("status", "rollback");
                     let _ = live.result.set(Json::object());
                     tracing::debug!(run.id = %run_id, "run rolled back");
                 } else {

@@ -7,10 +7,13 @@ use std::sync::atomic::Ordering;
 use futures_util::FutureExt;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
+use tracing::field::Empty;
+use tracing::{Instrument as _, Span};
 
 use super::shared::lock;
 use super::{Inner, Runtime};
 use crate::model::{RunId, Scope};
+use crate::spans;
 use crate::storage::{CancelRequest, Claim, ClaimedRun, Lease, Notice};
 
 /// A run that this process executes.
@@ -154,7 +157,8 @@ impl Runtime {
         let run_id = claimed.run.run_id;
         lock(&self.inner.active).insert(run_id, active.clone());
         let runtime = self.clone();
-        tokio::spawn(async move {
+        let span = span_of(&claimed);
+        let executing = async move {
             // A panic here is a bug of the server, not of a node: the run is left to its lease, and its attempts count.
             let executed =
                 std::panic::AssertUnwindSafe(runtime.execute_run(claimed, active, announce)).catch_unwind().await;
@@ -167,7 +171,8 @@ impl Runtime {
             if runtime.inner.at_limit.swap(false, Ordering::SeqCst) {
                 runtime.inner.wake.notify_one();
             }
-        });
+        };
+        tokio::spawn(executing.instrument(span));
     }
 
     /// Renews the leases of all runs here, in one statement. Nodes cannot block it: they run on threads of their own.
@@ -249,4 +254,26 @@ impl Runtime {
             }
         }
     }
+}
+
+/// The span of an attempt at a run, which follows the request that asked for it.
+fn span_of(claimed: &ClaimedRun) -> Span {
+    let run = &claimed.run;
+    let span = tracing::debug_span!(
+        parent: None,
+        "run",
+        run.id = %run.run_id,
+        thread.id = %run.thread_id,
+        graph.id = run.graph_id,
+        attempt = run.attempts,
+        status = Empty,
+    );
+    if !span.is_disabled() {
+        let configurable = run.kwargs.get("config").and_then(|config| config.get("configurable"));
+        let asked = configurable.and_then(|configurable| configurable.get(spans::TRACEPARENT));
+        if let Some(traceparent) = asked.as_ref().and_then(|asked| asked.as_str()) {
+            spans::continue_from(&span, traceparent, None);
+        }
+    }
+    span
 }

@@ -10,15 +10,16 @@ use crate::support::process::root;
 /// Layers and what each may name with `crate::`, besides itself. DESIGN section 3, with two departures: `runtime` may
 /// name `graph`, because a run executes node bodies, and those live there; `graphs` may name `model`, as other people's
 /// graphs do.
-const LAYERS: [(&str, &[&str]); 13] = [
+const LAYERS: [(&str, &[&str]); 14] = [
     ("model", &[]),
     ("clock", &["model"]),
+    ("spans", &[]),
     ("engine", &["model"]),
     ("graph", &["engine", "model"]),
     ("graphs", &["graph", "model"]),
     ("storage", &["model"]),
-    ("runtime", &["storage", "engine", "graph", "model", "clock"]),
-    ("http", &["runtime", "storage", "model", "clock"]),
+    ("runtime", &["storage", "engine", "graph", "model", "clock", "spans"]),
+    ("http", &["runtime", "storage", "model", "clock", "spans"]),
     ("config", &["model"]),
     ("telemetry", &["config"]),
     ("app", &["config", "storage", "runtime", "http", "graph", "model", "clock"]),
@@ -27,16 +28,31 @@ const LAYERS: [(&str, &[&str]); 13] = [
 ];
 
 /// Words and the places (prefixes of paths in `src`) that may use them. Tests inside `src` are free.
-const RESERVED: [(&str, &[&str]); 12] = [
+const RESERVED: [(&str, &[&str]); 13] = [
     (
         "sqlx",
         &["storage/postgres/", "storage/sqlite/", "storage/connect.rs", "storage/migrations.rs", "storage/rows.rs"],
     ),
     ("axum", &["http/", "app.rs"]),
     ("tower_http", &["http/", "app.rs"]),
-    ("tokio", &["app.rs", "cli.rs", "clock.rs", "graph/", "graphs/", "http/", "runtime/", "selfproof/", "storage/"]),
+    (
+        "tokio",
+        &[
+            "app.rs",
+            "cli.rs",
+            "clock.rs",
+            "graph/",
+            "graphs/",
+            "http/",
+            "runtime/",
+            "selfproof/",
+            "storage/",
+            "telemetry/otlp.rs",
+        ],
+    ),
+    ("opentelemetry", &["spans.rs", "telemetry/otlp.rs"]),
     ("clap", &["cli.rs", "config/", "lib.rs", "selfproof/"]),
-    ("anyhow", &["app.rs", "cli.rs", "lib.rs", "selfproof/", "telemetry.rs"]),
+    ("anyhow", &["app.rs", "cli.rs", "lib.rs", "selfproof/", "telemetry/"]),
     // SQLite has no clock but the machine's: there it is the database's.
     ("SystemTime::now", &["clock.rs", "storage/sqlite/"]),
     ("Utc::now", &["clock.rs"]),
