@@ -1,6 +1,7 @@
 //! Who asks: a static API key, or nobody in particular when none is configured.
 
 use std::fmt;
+use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, MatchedPath, Query, Request, State};
 use axum::http::HeaderMap;
@@ -11,10 +12,11 @@ use axum::response::{IntoResponse, Response};
 use subtle::{Choice, ConstantTimeEq};
 
 use super::AppState;
+use super::carried::carried;
 use super::error::{ApiError, ApiResult};
 use super::extract::discard;
 use super::object::Object;
-use crate::model::Scope;
+use crate::model::{Fields, Scope};
 
 /// Who acts, as the client says: a label for records of who did what, trusted for nothing else.
 const X_ACTOR: &str = "x-actor";
@@ -51,6 +53,8 @@ pub(crate) struct Caller {
     pub(crate) scope: Scope,
     /// A name for records of who did what: the label the client gave, else how it proved who it is.
     pub(crate) actor: Option<String>,
+    /// What runs that it starts take along in their `configurable`.
+    pub(crate) carried: Arc<Fields>,
 }
 
 /// Who acted and why, for records.
@@ -175,7 +179,7 @@ pub(super) async fn authenticate(State(state): State<AppState>, mut request: Req
 fn identify(keys: &[ApiKey], path: &str, headers: &HeaderMap, more: &[Vec<u8>]) -> ApiResult<Caller> {
     let caller = |identity: Option<&str>| {
         let actor = labelled(headers)?.or_else(|| identity.map(str::to_owned));
-        Ok(Caller { scope: Scope::default(), actor })
+        Ok(Caller { scope: Scope::default(), actor, carried: Arc::new(carried(headers)) })
     };
     if keys.is_empty() || OPEN.contains(&path) {
         return caller(None);

@@ -7,6 +7,7 @@
 
 mod a2a;
 mod auth;
+mod carried;
 mod contain;
 mod cursor;
 mod document;

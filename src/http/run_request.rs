@@ -31,6 +31,10 @@ pub(crate) fn read(
     if let Some(strict) = body.bool("strict_resume")? {
         config = with_strict_resume(&config, strict);
     }
+    if !caller.carried.is_empty() {
+        config = with_configurable(&config, Fields::clone(&caller.carried));
+    }
+    let (during, durability) = durability(&mut body)?;
     let kwargs = RunKwargs {
         input: body.json("input"),
         command,
@@ -44,6 +48,7 @@ pub(crate) fn read(
         temporary: thread.is_none() && on_completion == OnCompletion::Delete,
         subgraphs: body.bool("stream_subgraphs")?.unwrap_or(false),
         resumable: body.bool("stream_resumable")?.unwrap_or(false),
+        checkpoint_during: during,
         durability: Durability::default(),
         protocol: false,
         heard_by: None,
@@ -51,7 +56,7 @@ pub(crate) fn read(
     let after = body.number("after_seconds", 0.0..=MAX_AFTER_SECONDS)?.unwrap_or(0.0);
     let strategies = ["enqueue", "reject", "interrupt", "rollback"];
     Ok(RunRequest {
-        durability: durability(&mut body)?,
+        durability,
         assistant: body.string("assistant_id")?.filter(|name| !name.is_empty()).map(|name| AssistantName::parse(&name)),
         metadata: metadata(&mut body, "metadata")?.unwrap_or_else(Json::object),
         multitask_strategy: body
@@ -80,10 +85,12 @@ fn two(word: &str, yes: &str, no: &str) -> Option<bool> {
     (word == yes).then_some(true).or_else(|| (word == no).then_some(false))
 }
 
-fn durability(body: &mut Object) -> ApiResult<Option<Durability>> {
+/// `checkpoint_during`, and the durability that is asked for, by its new name or by that old one.
+fn durability(body: &mut Object) -> ApiResult<(Option<bool>, Option<Durability>)> {
     let during = body.bool("checkpoint_during")?;
     let given = body.choice("durability", &["sync", "async", "exit"], Durability::parse)?;
-    Ok(given.or(during.map(|during| if during { Durability::Async } else { Durability::Exit })))
+    let by_old_name = during.map(|during| if during { Durability::Async } else { Durability::Exit });
+    Ok((during, given.or(by_old_name)))
 }
 
 /// A Command keeps its JSON; its shape is checked so that mistakes are told at once.
@@ -161,10 +168,15 @@ fn config_and_context(body: &mut Object) -> ApiResult<(Json, Json)> {
 
 /// `strict_resume`: answers that no pending question waits for fail the run (engine specification, section 5.3).
 fn with_strict_resume(config: &Json, strict: bool) -> Json {
+    let flags = ["__pregel_strict_resume", EXPLAIN_STRICT_RESUME];
+    with_configurable(config, flags.into_iter().map(|flag| (flag.to_owned(), Json::from(strict))).collect())
+}
+
+/// The config with more in `configurable`.
+fn with_configurable(config: &Json, more: Fields) -> Json {
     let mut fields = config.fields().unwrap_or_default();
     let mut configurable = fields.get("configurable").and_then(Json::fields).unwrap_or_default();
-    configurable.insert("__pregel_strict_resume".to_owned(), Json::from(strict));
-    configurable.insert(EXPLAIN_STRICT_RESUME.to_owned(), Json::from(strict));
+    configurable.extend(more);
     fields.insert("configurable".to_owned(), Json::from(&configurable));
     Json::from(&fields)
 }
@@ -324,7 +336,7 @@ mod tests {
 
     #[test]
     fn checkpoint_during_is_the_old_name_of_durability() {
-        let read = |text: &str| durability(&mut body(text)).expect("valid");
+        let read = |text: &str| durability(&mut body(text)).expect("valid").1;
         assert_eq!(read(r#"{"checkpoint_during":false}"#), Some(Durability::Exit));
         assert_eq!(read(r#"{"checkpoint_during":false,"durability":"sync"}"#), Some(Durability::Sync));
         assert_eq!(read("{}"), None);

@@ -223,6 +223,8 @@ pub struct RunKwargs {
     pub subgraphs: bool,
     /// Events are kept for replay.
     pub resumable: bool,
+    /// What the caller said by the old name of `durability`; that one counts.
+    pub checkpoint_during: Option<bool>,
     pub durability: Durability,
     /// Started by a command of protocol v2: legacy streams show its events in that form (contract section 5.3).
     #[serde(skip_serializing_if = "std::ops::Not::not")]

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Answer, AssistantName, EXPLAIN_STRICT_RESUME, RunRequest, Runtime, RuntimeError};
+use super::{Answer, Answerer, AssistantName, EXPLAIN_STRICT_RESUME, RunRequest, Runtime, RuntimeError};
 use crate::graph::question::ResponseSchema;
 use crate::model::{
     Fields, InterruptRecord, InterruptStatus, Json, MultitaskStrategy, OnCompletion, Run, RunKwargs, Scope, ThreadId,
@@ -26,7 +26,7 @@ impl Runtime {
         &self,
         scope: &Scope,
         answers: Vec<Answer>,
-        actor: Option<String>,
+        by: &Answerer,
     ) -> Result<Vec<Result<Run, RuntimeError>>, RuntimeError> {
         let mut by_thread: BTreeMap<String, Vec<usize>> = BTreeMap::new();
         for (index, answer) in answers.iter().enumerate() {
@@ -58,7 +58,7 @@ impl Runtime {
         for (part, (indexes, question)) in accepted.into_iter().enumerate() {
             let given =
                 indexes.iter().map(|index| (answers[*index].interrupt_id.clone(), answers[*index].answer.clone()));
-            let resuming = self.resume(scope, &question, given.collect(), actor.clone());
+            let resuming = self.resume(scope, &question, given.collect(), by);
             // Under an idempotency key every run of several has its own: a repeat accepts what is left.
             let started = if is_one { resuming.await } else { idempotency::part(part, resuming).await };
             for index in indexes {
@@ -101,7 +101,7 @@ impl Runtime {
         scope: &Scope,
         question: &InterruptRecord,
         answers: Fields,
-        actor: Option<String>,
+        by: &Answerer,
     ) -> Result<Run, RuntimeError> {
         let thread: &ThreadId = &question.thread_id;
         let asked = self.storage().find_run(scope, thread, question.run_id).await?;
@@ -115,7 +115,7 @@ impl Runtime {
             kwargs: RunKwargs {
                 input: None,
                 command: Some(command),
-                config: resuming_config(&kwargs.config),
+                config: resuming_config(&kwargs.config, &by.carried),
                 stream_mode: vec!["values".to_owned()],
                 temporary: false,
                 ..kwargs
@@ -128,7 +128,7 @@ impl Runtime {
             on_completion: OnCompletion::default(),
             cancel_on_disconnect: false,
             start_here: false,
-            actor,
+            actor: by.actor.clone(),
         };
         self.submit_once(scope, request).await
     }
@@ -163,13 +163,18 @@ fn not_pending(question: &InterruptRecord) -> RuntimeError {
     })
 }
 
-/// The config of the run that asked, without the place it started from.
-fn resuming_config(config: &Json) -> Json {
+/// What in a run's `configurable` is about that run alone, besides its place in a trace of LangSmith.
+const OF_ITS_OWN: [&str; 5] =
+    ["checkpoint_id", "checkpoint_ns", "checkpoint_map", "langgraph_request_id", crate::spans::TRACEPARENT];
+
+/// The config of the run that asked, without the place it started from, and with another request.
+fn resuming_config(config: &Json, carried: &Fields) -> Json {
     let mut fields = config.fields().unwrap_or_default();
     let mut configurable = fields.get("configurable").and_then(Json::fields).unwrap_or_default();
-    configurable.retain(|key, _| !["checkpoint_id", "checkpoint_ns", "checkpoint_map"].contains(&key.as_str()));
+    configurable.retain(|key, _| !OF_ITS_OWN.contains(&key.as_str()) && !key.starts_with("langsmith-"));
     configurable.insert("__pregel_strict_resume".to_owned(), Json::from(true));
     configurable.insert(EXPLAIN_STRICT_RESUME.to_owned(), Json::from(true));
+    configurable.extend(carried.clone());
     fields.insert("configurable".to_owned(), Json::from(&configurable));
     Json::from(&fields)
 }

@@ -72,7 +72,7 @@ pub use events::Outcome;
 pub use explain::{Explanation, Places, Superstep, WaitsFor};
 pub use items::{ItemSearch, ItemSettings, PutItem};
 pub(crate) use persist::written_by;
-pub use request::{Answer, AssistantName, HistoryQuery, RunRequest, StateUpdate, Submitted};
+pub use request::{Answer, Answerer, AssistantName, HistoryQuery, RunRequest, StateUpdate, Submitted};
 pub use retention::StorageReport;
 pub use tail::{Backlog, ProtocolStream};
 pub use thread_stream::ThreadStream;

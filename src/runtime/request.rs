@@ -7,7 +7,9 @@ use uuid::Uuid;
 
 use super::EventStream;
 use super::live::LiveRun;
-use crate::model::{CheckpointRef, Durability, Json, MultitaskStrategy, OnCompletion, Run, RunKwargs, ThreadId};
+use crate::model::{
+    CheckpointRef, Durability, Fields, Json, MultitaskStrategy, OnCompletion, Run, RunKwargs, ThreadId,
+};
 
 /// An assistant as clients name it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,4 +89,13 @@ pub struct Answer {
     pub answer: Json,
     /// Where it is in the request, for messages: `answers[2].`, or nothing.
     pub place: String,
+}
+
+/// Who answers.
+#[derive(Debug, Clone, Default)]
+pub struct Answerer {
+    /// A name for records.
+    pub actor: Option<String>,
+    /// What the run takes along in its `configurable`.
+    pub carried: Fields,
 }

@@ -1,5 +1,7 @@
 //! Crons (contract section 3.8).
 
+use std::sync::Arc;
+
 use axum::Json as Reply;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -152,7 +154,8 @@ fn read(caller: &Caller, thread: Option<ThreadId>, fields: &Fields) -> ApiResult
         enabled: body.bool("enabled")?.unwrap_or(true),
         on_run_completed: if thread.is_some() { None } else { Some(completed.unwrap_or_default()) },
         metadata: run_request::metadata(&mut Object::body(&payload)?, "metadata")?.unwrap_or_else(Json::object),
-        run: run_request::read(caller, thread, body, false)?,
+        // A tick is no part of the request that made the cron.
+        run: run_request::read(&Caller { carried: Arc::default(), ..caller.clone() }, thread, body, false)?,
         payload,
     })
 }

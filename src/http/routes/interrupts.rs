@@ -15,7 +15,7 @@ use crate::http::object::{Object, check_text, parse_uuid};
 use crate::http::page::{self, DEFAULT_LIMIT, LIMITS, X_PAGINATION_NEXT};
 use crate::http::query::Query;
 use crate::model::{Fields, InterruptRecord, InterruptStatus, Json, ThreadId, ThreadKey, Timestamp};
-use crate::runtime::Answer;
+use crate::runtime::{Answer, Answerer};
 use crate::storage::{InterruptCursor, InterruptFilter, Page};
 
 /// The most answers of one request.
@@ -71,6 +71,10 @@ async fn answer_with_page(
     Ok(response)
 }
 
+fn answerer(caller: &Caller, body: &mut Object) -> ApiResult<Answerer> {
+    Ok(Answerer { actor: caller.attribution(body)?.actor, carried: Fields::clone(&caller.carried) })
+}
+
 /// `POST /threads/{thread_id}/interrupts/{interrupt_id}/answer`: starts the run that goes on with the answer.
 pub(super) async fn answer(
     State(state): State<AppState>,
@@ -80,10 +84,10 @@ pub(super) async fn answer(
 ) -> ApiResult {
     let interrupt_id = path.text("interrupt_id")?.to_owned();
     check_text("interrupt_id", &interrupt_id)?;
-    let by = caller.attribution(&mut body)?;
+    let by = answerer(&caller, &mut body)?;
     let answer = body.json("answer").ok_or_else(|| body.missing("answer"))?;
     let answer = Answer { thread: path.thread()?, interrupt_id, answer, place: String::new() };
-    let started = state.runtime.answer(&caller.scope, vec![answer], by.actor).await?.pop();
+    let started = state.runtime.answer(&caller.scope, vec![answer], &by).await?.pop();
     let run = started.ok_or_else(|| ApiError::Internal("one answer, no outcome".to_owned()))??;
     Ok(Reply(document::run(&run)?).into_response())
 }
@@ -91,12 +95,12 @@ pub(super) async fn answer(
 /// `POST /interrupts/answer`: `{answers: [{thread_id, interrupt_id, answer}, ..]}`. Answers for one thread share a run.
 /// Each has a result; a malformed one refuses them all.
 pub(super) async fn answer_many(State(state): State<AppState>, caller: Caller, Body(mut body): Body) -> ApiResult {
-    let by = caller.attribution(&mut body)?;
+    let by = answerer(&caller, &mut body)?;
     let items = body.objects("answers", MAX_ANSWERS)?.ok_or_else(|| body.missing("answers"))?;
     let answers: Vec<Answer> = items.into_iter().enumerate().map(read_answer).collect::<ApiResult<_>>()?;
     let places: Vec<(ThreadId, String)> =
         answers.iter().map(|answer| (answer.thread.clone(), answer.interrupt_id.clone())).collect();
-    let outcomes = state.runtime.answer(&caller.scope, answers, by.actor).await?;
+    let outcomes = state.runtime.answer(&caller.scope, answers, &by).await?;
     let mut results: Vec<Fields> = Vec::with_capacity(outcomes.len());
     for ((thread, interrupt_id), outcome) in places.into_iter().zip(outcomes) {
         let mut result = Fields::from_iter([

@@ -86,7 +86,6 @@ async fn cancelling_is_accepted_at_once_or_waits() {
     let slow = json!({"assistant_id": "slow", "input": {"steps": 1000, "sleep_ms": 50}});
     let run = server.post(&format!("/threads/{id}/runs"), slow.clone()).await.ok();
     let place = format!("/threads/{id}/runs/{}", run["run_id"].as_str().expect("an id"));
-    server.send("DELETE", &place, "").await.refused(409);
     let busy = server.post(&format!("/threads/{id}/state"), json!({"values": {"n": 1}})).await;
     busy.refused(409);
     let mut reject = slow.clone();
@@ -109,4 +108,66 @@ async fn joining_what_is_not_there_is_an_error_inside_the_answer() {
     let id = server.thread().await;
     let joined = server.get(&format!("/threads/{id}/runs/{}/join", Uuid::nil())).await.ok();
     assert_eq!(joined, json!({"__error__": {"error": "HTTPException", "message": "404: Run not found"}}));
+}
+
+#[tokio::test]
+async fn a_run_knows_the_request_that_asked_for_it() {
+    let server = TestServer::start().await;
+    let headers = [
+        ("x-request-id", "req-1"),
+        ("langsmith-trace", "20261127T0-abc"),
+        ("baggage", "langsmith-project=a%20b,tenant=secret"),
+        ("x-api-key", "s3cret"),
+    ];
+    let mut body = counter();
+    body["config"] = json!({"configurable": {"langgraph_request_id": "forged", "mine": 1}});
+    let answer = server.send_with("POST", "/threads/t/runs", &headers, &body.to_string()).await;
+    let run = answer.ok();
+    let configurable = &run["kwargs"]["config"]["configurable"];
+    assert_eq!(configurable["langgraph_request_id"], "req-1");
+    assert_eq!(answer.header("x-request-id"), Some("req-1"));
+    assert_eq!(configurable["langsmith-trace"], "20261127T0-abc");
+    assert_eq!((&configurable["langsmith-project"], &configurable["mine"]), (&json!("a b"), &json!(1)));
+    assert!(!run.to_string().contains("s3cret") && !run.to_string().contains("tenant="), "{run}");
+    assert_eq!(run["kwargs"]["context"], json!({"mine": 1}), "it is no context");
+    server.get(&format!("/threads/t/runs/{}/join", run["run_id"].as_str().expect("an id"))).await.ok();
+    let state = server.get("/threads/t/state").await.ok();
+    assert!(state["metadata"].get("langgraph_request_id").is_none(), "{state}");
+    // Without one the server makes an id, and says it.
+    let answer = server.post("/runs", counter()).await;
+    let id = answer.header("x-request-id").expect("an id").to_owned();
+    assert_eq!(answer.ok()["kwargs"]["config"]["configurable"]["langgraph_request_id"], json!(id));
+    // A command over protocol v2 is such a request, too; a tick of a cron is none.
+    let start = json!({"id": 1, "method": "run.start", "params": {"assistant_id": "counter", "input": {"counter": 0}}});
+    server.send_with("POST", "/threads/v/commands", &headers[..1], &start.to_string()).await.ok();
+    let run = server.get("/threads/v/runs").await.ok()[0].clone();
+    assert_eq!(run["kwargs"]["config"]["configurable"]["langgraph_request_id"], "req-1");
+    let ask = json!({"assistant_id": "approval", "input": {"topic": "tea"}});
+    server.send_with("POST", "/threads/asks/runs/wait", &headers, &ask.to_string()).await.ok();
+    let question = server.get("/threads/asks/interrupts").await.ok()[0]["interrupt_id"].clone();
+    let place = format!("/threads/asks/interrupts/{}/answer", question.as_str().expect("an id"));
+    let run = server.send_with("POST", &place, &[("x-request-id", "req-2")], r#"{"answer":"yes"}"#).await.ok();
+    let configurable = &run["kwargs"]["config"]["configurable"];
+    assert_eq!(configurable["langgraph_request_id"], "req-2");
+    assert!(configurable.get("langsmith-trace").is_none(), "{configurable}");
+    let cron = json!({"assistant_id": "counter", "schedule": "0 0 1 1 *"});
+    let cron = server.send_with("POST", "/runs/crons", &headers, &cron.to_string()).await.ok();
+    assert!(!cron.to_string().contains("req-1"), "{cron}");
+}
+
+#[tokio::test]
+async fn kwargs_tell_durability_by_both_names() {
+    let server = TestServer::start().await;
+    for (given, during, durability) in [
+        (json!({}), json!(null), "async"),
+        (json!({"checkpoint_during": false}), json!(false), "exit"),
+        (json!({"checkpoint_during": true}), json!(true), "async"),
+        (json!({"checkpoint_during": false, "durability": "sync"}), json!(false), "sync"),
+    ] {
+        let mut body = counter();
+        body.as_object_mut().expect("an object").extend(given.as_object().expect("an object").clone());
+        let run = server.post("/threads/d/runs", body).await.ok();
+        let kwargs = &run["kwargs"];
+        assert_eq!((&kwargs["checkpoint_during"], &kwargs["durability"]), (&during, &json!(durability)), "{given}");
+    }
 }
