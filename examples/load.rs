@@ -6,6 +6,8 @@
 //! * `counter`: creates a thread, runs `counter` on it and waits for the result.
 //! * `state`: reads the state of one thread that has run `counter`.
 //! * `chat`: `--turns` runs of `chat` on one thread, one after the other.
+//! * `items`: searches `--items` items, which it writes first, for the five nearest to a query. The server needs an
+//!   `embedding.provider`.
 //! * `durability`: `counter` in each durability mode, in turns, with one client and with `--concurrency`; how each mode
 //!   compares with `sync`. With `--postgres URL` (the server's database, used by nobody else meanwhile) also the
 //!   transactions and bytes of WAL per run.
@@ -23,7 +25,7 @@ type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 fn main() -> Outcome<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [work, url, options @ ..] = args.as_slice() else {
-        let usage = "usage: load counter|state|chat|durability URL [--concurrency N] [--seconds S] [--turns N] [--postgres URL]";
+        let usage = "usage: load counter|state|chat|items|durability URL [--concurrency N] [--seconds S] [--turns N] [--items N] [--postgres URL]";
         return Err(usage.into());
     };
     let option = |name: &str, default: f64| -> Outcome<f64> {
@@ -33,7 +35,7 @@ fn main() -> Outcome<()> {
     let address = url.strip_prefix("http://").ok_or("the URL must be http://HOST:PORT")?.trim_end_matches('/');
     let (concurrency, turns) = (option("--concurrency", 1.0)? as usize, option("--turns", 100.0)? as usize);
     let limit = Duration::from_secs_f64(option("--seconds", 5.0)?);
-    let began = Instant::now();
+    let mut began = Instant::now();
     let times = match work.as_str() {
         "durability" => {
             let postgres = options.iter().position(|option| option == "--postgres").and_then(|at| options.get(at + 1));
@@ -47,7 +49,12 @@ fn main() -> Outcome<()> {
             everybody(concurrency, limit, || state(address, &path))?
         }
         "chat" => chat(address, turns)?,
-        other => return Err(format!("unknown work {other:?}: counter, state, chat or durability").into()),
+        "items" => {
+            write_items(address, option("--items", 10_000.0)? as usize)?;
+            began = Instant::now();
+            everybody(concurrency, limit, || search_items(address))?
+        }
+        other => return Err(format!("unknown work {other:?}: counter, state, chat, items or durability").into()),
     };
     println!("{}", report(work, concurrency, began.elapsed(), times));
     Ok(())
@@ -179,6 +186,43 @@ fn state(address: &str, path: &str) -> Outcome<impl FnMut() -> Outcome<()>> {
     Ok(move || expect(&client.send("GET", path, "")?["values"]["counter"], &json!(3)))
 }
 
+/// Writes items of some ten words each, on eight connections.
+fn write_items(address: &str, count: usize) -> Outcome<()> {
+    const WRITERS: usize = 8;
+    const WORDS: [&str; 16] = [
+        "coffee", "invoice", "monday", "holiday", "garden", "python", "violin", "harbour", "letter", "winter",
+        "engine", "mother", "ticket", "museum", "salad", "doctor",
+    ];
+    let write = |from: usize| -> Outcome<()> {
+        let mut client = Client::connect(address)?;
+        for n in (from..count).step_by(WRITERS) {
+            // Words chosen by the digits of a number that grows in large steps: all different, and always the same.
+            let words: Vec<&str> = (0..10).map(|place| WORDS[((n * 7919) >> (place * 2)) % WORDS.len()]).collect();
+            let value = json!({"text": format!("{} {n}", words.join(" ")), "n": n % 10});
+            let item = json!({"namespace": ["load", "items"], "key": n.to_string(), "value": value});
+            client.send("PUT", "/store/items", &item.to_string())?;
+        }
+        Ok(())
+    };
+    let write = &write;
+    thread::scope(|scope| {
+        let writers: Vec<_> = (0..WRITERS).map(|from| scope.spawn(move || write(from))).collect();
+        writers.into_iter().try_for_each(|writer| writer.join().map_err(|_| "a writer panicked")?)
+    })
+}
+
+fn search_items(address: &str) -> Outcome<impl FnMut() -> Outcome<()>> {
+    let mut client = Client::connect(address)?;
+    let search =
+        json!({"namespace_prefix": ["load"], "query": "coffee in the museum", "limit": 5, "refresh_ttl": false});
+    let search = search.to_string();
+    Ok(move || {
+        let found = client.send("POST", "/store/items/search", &search)?;
+        let scores = found["items"].as_array().into_iter().flatten().filter(|item| item["score"].is_number()).count();
+        expect(&json!(scores), &json!(5))
+    })
+}
+
 fn chat(address: &str, turns: usize) -> Outcome<Vec<f64>> {
     let mut client = Client::connect(address)?;
     let thread = client.send("POST", "/threads", "{}")?;
@@ -252,7 +296,7 @@ impl Client {
         );
         self.stream.get_mut().write_all(request.as_bytes())?;
         let status = self.line()?;
-        let mut length = None;
+        let mut length = status.starts_with("HTTP/1.1 204").then_some(0);
         loop {
             let header = self.line()?.to_ascii_lowercase();
             match header.split_once(':') {
@@ -267,6 +311,9 @@ impl Client {
         };
         if !status.starts_with("HTTP/1.1 2") {
             return Err(format!("{method} {path}: {status}: {}", String::from_utf8_lossy(&body)).into());
+        }
+        if body.is_empty() {
+            return Ok(Value::Null);
         }
         Ok(serde_json::from_slice(&body)?)
     }
