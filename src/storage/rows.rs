@@ -14,12 +14,26 @@ pub(crate) fn driver_error(error: sqlx::Error) -> StorageError {
         Error::Protocol(text) if text.contains("SSLRequest") => StorageError::Unavailable(error.to_string()),
         Error::Database(inner) => {
             let code = inner.code().unwrap_or_default();
-            // Connection exceptions, too many connections, shutdown and start-up, serialization and deadlock victims,
-            // statement timeout, SQLITE_BUSY.
+            // Connection exceptions; too many connections, a full disk, no memory; shutdown and start-up, serialization and
+            // deadlock victims, statement timeout. SQLITE_BUSY; SQLITE_FULL and its kin: the file, or the index of its log,
+            // cannot grow. Room comes back, and what a run has computed is worth waiting for it.
             let passing = code.starts_with("08")
+                || code.starts_with("53")
                 || matches!(
                     &*code,
-                    "53300" | "57P01" | "57P02" | "57P03" | "57014" | "40001" | "40P01" | "55P03" | "5" | "261" | "517"
+                    "57P01"
+                        | "57P02"
+                        | "57P03"
+                        | "57014"
+                        | "40001"
+                        | "40P01"
+                        | "55P03"
+                        | "5"
+                        | "261"
+                        | "517"
+                        | "13"
+                        | "778"
+                        | "4874"
                 );
             if passing {
                 StorageError::Unavailable(error.to_string())
