@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::caller::{Answer, Ask, Caller, NoAnswer};
 use super::graphs;
-use super::story::{Stories, Story, TellTale, Turn, lock, trail};
+use super::story::{Stories, Story, TellTale, Turn, lock, receipts, trail};
 
 /// How a client follows its run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +26,7 @@ enum Kind {
     Count,
     Fan,
     Ask,
+    Pay,
     Items,
 }
 
@@ -34,11 +35,11 @@ pub(super) async fn live(name: String, mut caller: Caller, stories: Stories, sto
     let mut number = 0;
     while !*stop.borrow() {
         number += 1;
-        let kinds = [(5, Kind::Count), (2, Kind::Fan), (2, Kind::Ask), (1, Kind::Items)];
+        let kinds = [(5, Kind::Count), (2, Kind::Fan), (2, Kind::Ask), (2, Kind::Pay), (1, Kind::Items)];
         let kind = caller.dice.weighted(&kinds).unwrap_or(Kind::Count);
         let thread = format!("{name}-{number}");
-        let unordered = kind == Kind::Fan;
-        let story = stories.begin(Story { thread: thread.clone(), unordered, ..Story::default() });
+        let (unordered, pays) = (kind == Kind::Fan, kind == Kind::Pay);
+        let story = stories.begin(Story { thread: thread.clone(), unordered, pays, ..Story::default() });
         let mut life = Life { caller: &mut caller, stories: &stories, story: &story, thread };
         if let Err(error) = life.through(kind).await {
             lock(&story).complaints.push(error.to_string());
@@ -65,9 +66,10 @@ impl Life<'_> {
             let pause_ms = if self.caller.dice.percent(50) { self.caller.dice.below(40) } else { 0 };
             let input = json!({"turn": turn, "n": 0, "to": to, "pause_ms": pause_ms});
             match kind {
-                Kind::Count => {
+                Kind::Count | Kind::Pay => {
                     trail.extend((1..=to).map(|n| format!("{turn}.{n}")));
-                    self.run(graphs::COUNT, json!({"input": input}), &trail).await?;
+                    let graph = if kind == Kind::Pay { graphs::PAY } else { graphs::COUNT };
+                    self.run(graph, json!({"input": input}), &trail).await?;
                 }
                 Kind::Fan => {
                     trail.extend((0..to).map(|i| format!("{turn}.{i}")));
@@ -108,9 +110,7 @@ impl Life<'_> {
             Way::Wait => {
                 let path = format!("{base}/wait");
                 let answer = self.caller.json(Ask::post(&path, &body).once(&key)).await?;
-                if let Some(result) = trail(&answer.body) {
-                    lock(self.story).turns[index].result = Some(result);
-                }
+                self.told(index, &answer.body);
                 answer.run_id
             }
             Way::Stream => {
@@ -127,10 +127,15 @@ impl Life<'_> {
         lock(self.story).turns[index].status = Some(status);
         let path = format!("{base}/{run_id}/join");
         let answer = self.caller.json(Ask::get(&path)).await?;
-        if let Some(result) = trail(&answer.body) {
-            lock(self.story).turns[index].result = Some(result);
-        }
+        self.told(index, &answer.body);
         Ok(())
+    }
+
+    /// A result, if this is one.
+    fn told(&self, index: usize, body: &Value) {
+        let Some(result) = trail(body) else { return };
+        let turn = &mut lock(self.story).turns[index];
+        (turn.result, turn.receipts) = (Some(result), receipts(body));
     }
 
     fn accepted(&self, index: usize, run_id: Uuid) {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::till;
 use crate::graph::{BuildErrors, Context, Destination, END, Graph, NodeError, START, StateGraph, Update, send};
 use crate::model::Json;
 use crate::update;
@@ -14,6 +15,8 @@ use crate::update;
 pub(super) const COUNT: &str = "proof_count";
 /// `to` tasks in one superstep, then one more: `turn.0` to `turn.to-1`, then `turn.joined`.
 pub(super) const FAN: &str = "proof_fan";
+/// One external call per superstep: `turn.1` to `turn.to`, and a receipt for each in `receipts`.
+pub(super) const PAY: &str = "proof_pay";
 /// Asks between two supersteps: `turn.asked`, `turn.answer=..`, `turn.told`.
 pub(super) const ASK: &str = "proof_ask";
 
@@ -29,6 +32,8 @@ struct Proof {
     trail: Vec<String>,
     /// How many tasks of `proof_fan` there were, summed by a reducer.
     sum: u64,
+    /// `turn.n=receipt` for each call of `proof_pay`.
+    receipts: Vec<String>,
 }
 
 /// What one task of `proof_fan` is sent.
@@ -40,7 +45,7 @@ struct Share {
 }
 
 pub(super) fn all() -> Vec<Result<Graph, BuildErrors>> {
-    vec![count(), fan(), ask()]
+    vec![count(), fan(), ask(), pay()]
 }
 
 async fn pause(millis: u64) {
@@ -104,5 +109,30 @@ fn ask() -> Result<Graph, BuildErrors> {
         .edge("draft", "ask")
         .edge("ask", "tell")
         .edge("tell", END)
+        .build()
+}
+
+fn pay() -> Result<Graph, BuildErrors> {
+    StateGraph::<Proof>::new(PAY)
+        .append("trail")
+        .append("receipts")
+        .node("pay", async |state: Proof, ctx: Context| -> Result<Update, NodeError> {
+            let n = state.n + 1;
+            let name = format!("{}.{n}", state.turn);
+            let (thread, key) = (ctx.info().thread_id.clone(), ctx.idempotency_key_of("pay").await?);
+            let receipt: String = ctx
+                .effect("pay", async || {
+                    // A crash may find it before, in the middle of, and after the call.
+                    pause(state.pause_ms / 2).await;
+                    let receipt = till::pay(&thread, &name, &key)?;
+                    pause(state.pause_ms / 2).await;
+                    Ok(receipt)
+                })
+                .await?;
+            let receipts = vec![format!("{name}={receipt}")];
+            Ok(update!(Proof { n, trail: vec![name], receipts }))
+        })
+        .edge(START, "pay")
+        .branch("pay", "more", ["pay", END], |state: &Proof| if state.n < state.to { "pay" } else { END })
         .build()
 }

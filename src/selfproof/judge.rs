@@ -1,10 +1,11 @@
 //! Compares what clients were told with what the database holds. Pure: what is there goes in, findings come out.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use uuid::Uuid;
 
 use super::story::{Story, TellTale, Turn};
+use super::till::Call;
 
 /// A checkpoint of the root graph as the history shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,6 +13,15 @@ pub(super) struct Step {
     pub(super) step: i64,
     pub(super) id: String,
     pub(super) parent: Option<String>,
+}
+
+/// An external call as the thread's journal shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Journaled {
+    pub(super) state: String,
+    pub(super) attempt: u64,
+    /// The receipt.
+    pub(super) result: Option<String>,
 }
 
 /// What there is of a thread.
@@ -25,6 +35,11 @@ pub(super) struct Found {
     /// The stored events of the runs that were streamed.
     pub(super) events: BTreeMap<Uuid, Vec<TellTale>>,
     pub(super) item: Option<u64>,
+    /// `name=receipt` of the state.
+    pub(super) receipts: Vec<String>,
+    pub(super) journal: Vec<Journaled>,
+    /// What the world remembers of it, oldest first.
+    pub(super) calls: Vec<Call>,
 }
 
 /// What is wrong, a line each.
@@ -60,6 +75,9 @@ pub(super) fn judge(story: &Story, found: &Found) -> Findings {
     let accepted = story.turns.iter().rev().find(|turn| turn.run_id.is_some());
     if let Some(last) = accepted.filter(|turn| turn.status.is_some()) {
         compare(&format!("{thread}: the state"), story, &last.expected, &found.trail, &mut findings);
+        if story.pays {
+            effects(story, &last.expected, found, &mut findings);
+        }
     }
     steps(thread, &found.history, &mut findings);
     if let Some((acknowledged, tried)) = story.item {
@@ -172,6 +190,63 @@ fn events(thread: &str, run: Uuid, told: &[TellTale], stored: &[TellTale], findi
     }
 }
 
+/// External calls: what the state and the journal say of each is what the world remembers, and what was told.
+fn effects(story: &Story, expected: &[String], found: &Found, findings: &mut Findings) {
+    let thread = &story.thread;
+    let mut names_of: HashMap<&str, HashSet<&str>> = HashMap::new();
+    for call in &found.calls {
+        names_of.entry(&call.key).or_default().insert(&call.name);
+        if !expected.contains(&call.name) {
+            findings.doubled.push(format!("{thread}: nobody asked for the call {}", call.name));
+        }
+    }
+    for (key, names) in names_of.iter().filter(|(_, names)| names.len() > 1) {
+        findings
+            .lost
+            .push(format!("{thread}: the calls {names:?} have one key, {key}: only one of them would be made"));
+    }
+    for name in expected {
+        let of_name = |entry: &&String| entry.split_once('=').is_some_and(|(other, _)| other == name);
+        let receipts: Vec<&str> =
+            found.receipts.iter().filter(of_name).filter_map(|entry| Some(entry.split_once('=')?.1)).collect();
+        let calls: Vec<&Call> = found.calls.iter().filter(|call| call.name == *name).collect();
+        let keys: HashSet<&str> = calls.iter().map(|call| call.key.as_str()).collect();
+        if keys.len() > 1 {
+            findings.doubled.push(format!("{thread}: the call {name} was made under {} keys", keys.len()));
+        }
+        match receipts[..] {
+            [] => findings.lost.push(format!("{thread}: no receipt for {name}")),
+            [receipt] => {
+                if !calls.iter().any(|call| call.receipt == receipt) {
+                    findings.lost.push(format!("{thread}: nobody gave the receipt {receipt} for {name}"));
+                }
+                let mut journaled = found.journal.iter().filter(|entry| entry.result.as_deref() == Some(receipt));
+                match (journaled.next(), journaled.next()) {
+                    (Some(entry), None) if entry.state == "recorded" => {
+                        if calls.len() as u64 > entry.attempt {
+                            let (made, known) = (calls.len(), entry.attempt);
+                            findings
+                                .doubled
+                                .push(format!("{thread}: {name} was called {made} times, attempted {known}"));
+                        }
+                    }
+                    (None, _) => findings.lost.push(format!("{thread}: the receipt for {name} is not in the journal")),
+                    other => findings.doubled.push(format!("{thread}: the journal says of {name} {other:?}")),
+                }
+            }
+            _ => findings.doubled.push(format!("{thread}: {} receipts for {name}", receipts.len())),
+        }
+    }
+    for entry in found.journal.iter().filter(|entry| entry.state != "recorded") {
+        findings.lost.push(format!("{thread}: what became of a call is not known: {entry:?}"));
+    }
+    for turn in &story.turns {
+        if turn.receipts.as_ref().is_some_and(|told| !found.receipts.starts_with(told)) {
+            findings.lost.push(format!("{thread}: {} was told receipts that are not there", shown(turn)));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -194,6 +269,7 @@ mod tests {
             result: Some(expected.clone()),
             events: Some(vec![event("5-0"), event("5-1")]),
             expected: expected.clone(),
+            receipts: None,
         };
         let step = |step: i64, id: &str, parent: Option<&str>| Step {
             step,
@@ -206,6 +282,7 @@ mod tests {
             history: vec![step(-1, "a", None), step(0, "b", Some("a")), step(1, "c", Some("b"))],
             events: [(run, vec![event("5-0"), event("5-1")])].into(),
             item: Some(4),
+            ..Found::default()
         };
         let story = Story { thread: "t".to_owned(), turns: vec![turn], item: Some((3, 4)), ..Story::default() };
         (story, found)
@@ -248,6 +325,48 @@ mod tests {
             after(|story, _| story.turns[0].events.iter_mut().for_each(|all| all.push(event("5-1")))),
             (0, 1, 0)
         );
+    }
+
+    /// The same with an external call behind each entry; the second was made twice, since the first attempt was cut off.
+    fn after_paying(change: impl FnOnce(&mut Story, &mut Found)) -> (usize, usize, usize) {
+        let call = |name: &str, key: &str, receipt: &str| Call {
+            thread: "t".to_owned(),
+            name: name.to_owned(),
+            key: key.to_owned(),
+            receipt: receipt.to_owned(),
+        };
+        let journaled = |receipt: &str, attempt| Journaled {
+            state: "recorded".to_owned(),
+            attempt,
+            result: Some(receipt.to_owned()),
+        };
+        after(|story, found| {
+            story.pays = true;
+            found.receipts = words(&["1.1=a", "1.2=c"]);
+            found.journal = vec![journaled("a", 1), journaled("c", 2)];
+            found.calls = vec![call("1.1", "x", "a"), call("1.2", "y", "b"), call("1.2", "y", "c")];
+            story.turns[0].receipts = Some(found.receipts.clone());
+            change(story, found);
+        })
+    }
+
+    #[test]
+    fn external_calls_are_compared_with_what_the_world_remembers() {
+        assert_eq!(after_paying(|_, _| {}), (0, 0, 0));
+        assert_eq!(after_paying(|_, found| found.calls[1].key = "z".to_owned()), (0, 1, 0), "another key");
+        assert_eq!(after_paying(|_, found| found.calls[0].key = "y".to_owned()), (1, 0, 0), "one key for two");
+        assert_eq!(after_paying(|_, found| found.journal[1].attempt = 1), (0, 1, 0), "called more often than known");
+        assert_eq!(after_paying(|_, found| drop(found.calls.remove(0))), (1, 0, 0), "never called");
+        assert_eq!(after_paying(|_, found| drop(found.calls.pop())), (1, 0, 0), "told of another call");
+        assert_eq!(after_paying(|_, found| drop(found.journal.pop())), (1, 0, 0), "forgotten");
+        assert_eq!(after_paying(|_, found| found.journal.push(found.journal[0].clone())), (0, 1, 0));
+        assert_eq!(after_paying(|_, found| found.receipts.push("1.2=b".to_owned())), (0, 1, 0));
+        assert_eq!(after_paying(|_, found| drop(found.receipts.remove(0))), (2, 0, 0), "it was told, too");
+        assert_eq!(after_paying(|_, found| found.calls[0].name = "9.9".to_owned()), (1, 1, 0), "nobody asked");
+        let open = |_: &mut Story, found: &mut Found| {
+            found.journal.push(Journaled { state: "started".to_owned(), attempt: 1, result: None });
+        };
+        assert_eq!(after_paying(open), (1, 0, 0));
     }
 
     #[test]

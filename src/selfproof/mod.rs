@@ -17,10 +17,11 @@ mod proxy;
 mod storm;
 mod story;
 mod takeover;
+mod till;
 mod verdict;
 mod wire;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -47,6 +48,11 @@ pub(crate) use verdict::Sabotage;
 
 /// How long clients and runs have to come to an end after the last fault.
 const DRAIN: Duration = Duration::from_secs(90);
+/// From this long on a proof is held to the times it promises, too. A short one, as in CI, tells them: its machine may be busy
+/// with other things.
+const LONG_SECS: u64 = 600;
+/// How often a long proof measures takeovers, unless it is told otherwise.
+const TAKEOVERS: usize = 10;
 /// One-hour steps: clocks of replicas are wrong by this much in either direction, or right.
 const SKEW_SECS: i64 = 3600;
 /// Of the findings so many are shown.
@@ -61,8 +67,8 @@ pub(crate) struct Options {
     pub(crate) seed: Option<u64>,
     pub(crate) replicas: usize,
     pub(crate) clients: usize,
-    /// How often takeovers are measured before the faults begin.
-    pub(crate) takeovers: usize,
+    /// How often takeovers are measured before the faults begin. `None`: where the proof is a long one.
+    pub(crate) takeovers: Option<usize>,
     /// A Postgres of its own in this folder instead of the database of the configuration.
     pub(crate) own_postgres: Option<PathBuf>,
     /// Damages the data before they are judged, to see that the judge sees it.
@@ -116,12 +122,15 @@ pub(crate) async fn run(config: Config, options: Options) -> anyhow::Result<()> 
         folder.keep();
         eprintln!("selfproof: the replicas' logs are in {}", folder.path().display());
     }
-    let line = proved?;
+    let (line, late) = proved?;
     closed?;
     app::say(&line.to_string());
     if line.lost + line.doubled + line.stuck > 0 {
         folder.keep();
         bail!("the proof failed with seed {seed}; the replicas' logs are in {}", folder.path().display());
+    }
+    if !late.is_empty() {
+        bail!("a run stands still for longer than it may: {}", late.join("; "));
     }
     Ok(())
 }
@@ -133,7 +142,7 @@ async fn prove(
     place: &Place,
     folder: &Folder,
     own: Option<Arc<OwnPostgres>>,
-) -> anyhow::Result<Line> {
+) -> anyhow::Result<(Line, Vec<String>)> {
     let (hits_in, hits) = mpsc::unbounded_channel();
     let is_file = matches!(place, Place::Sqlite { .. });
     // A file is served by one process.
@@ -155,13 +164,16 @@ async fn prove(
         }
     }
     let mut dice = Dice::of(seed, "replicas", 0);
+    let till = folder.path().join("till");
     let mut replicas = Vec::new();
     for number in 0..count {
         let url = proxies.get(number).map_or_else(|| place.url(), |proxy| place.through(proxy.port));
         let role = if number == 3 { "api" } else { "all" };
         let skew_secs = if is_file { 0 } else { SKEW_SECS * (dice.below(3) as i64 - 1) };
         let log = folder.path().join(format!("replica-{number}.log"));
-        let launch = Launch { settings: settings(config, &url, role), skew_secs, log };
+        let mut settings = settings(config, &url, role);
+        settings.insert(till::VARIABLE.to_owned(), till.display().to_string());
+        let launch = Launch { settings, skew_secs, log };
         let replica = Replica::new(format!("replica {number}"), launch);
         if let Some(proxy) = proxies.get(number) {
             proxy.serves(Arc::clone(&replica));
@@ -173,9 +185,21 @@ async fn prove(
     wait_for_all(&fleet.0).await?;
     eprintln!("selfproof: {count} replicas, {} clients, {} s", options.clients, options.seconds);
 
-    if options.takeovers > 0 && count > 1 {
-        let measured = takeover::measure(&fleet.0, options.takeovers).await.context("measuring takeovers")?;
+    let mut late = Vec::new();
+    let takeovers = options.takeovers.unwrap_or(if options.seconds < LONG_SECS { 0 } else { TAKEOVERS });
+    if takeovers > 0 && count > 1 {
+        let measured = takeover::measure(&fleet.0, takeovers).await.context("measuring takeovers")?;
+        let lease = Duration::from_secs_f64(config.runtime.lease_secs);
         eprintln!("selfproof: a run stands still {}", measured.text());
+        eprintln!("selfproof: promised: {}", takeover::promise(lease));
+        late = measured.late(lease);
+        for line in &late {
+            eprintln!("selfproof: late: {line}");
+        }
+        if options.seconds < LONG_SECS && !late.is_empty() {
+            eprintln!("selfproof: a proof of less than {LONG_SECS} s does not fail for that");
+            late.clear();
+        }
     }
     let stories = Stories::default();
     let (stop, stopped) = watch::channel(false);
@@ -218,17 +242,20 @@ async fn prove(
     let judge = EndsWithMe(Fleet::new(vec![Replica::new("the judge", launch)]));
     let supervisor = tokio::spawn(judge.0.clone().supervise());
     wait_for_all(&judge.0).await?;
-    let findings = verdict::of(&judge.0, &stories, options.sabotage, seed).await?;
+    let findings = verdict::of(&judge.0, &stories, &till, options.sabotage, seed).await?;
     judge.0.end();
     supervisor.await.context("the supervisor")?;
 
     let tally = tallied.borrow().clone();
     let line = tell(&stories, &tally, &findings, retries);
+    let calls = till::read(&till)?;
+    let distinct: HashSet<_> = calls.iter().map(|call| (&call.thread, &call.name)).collect();
+    eprintln!("selfproof: effects: {} external calls made {} times", distinct.len(), calls.len());
     if surprises > 0 {
         bail!("{surprises} times a replica ended by itself ({line})");
     }
     drained.with_context(|| line.to_string())?;
-    Ok(line)
+    Ok((line, late))
 }
 
 /// Says what was done and found; the line that sums it up.

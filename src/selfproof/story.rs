@@ -25,6 +25,8 @@ pub(super) struct Turn {
     pub(super) result: Option<Vec<String>>,
     /// All events of its stream, over all connections.
     pub(super) events: Option<Vec<TellTale>>,
+    /// The `receipts` of the result it was given.
+    pub(super) receipts: Option<Vec<String>>,
     /// The thread's `trail` after this run.
     pub(super) expected: Vec<String>,
 }
@@ -35,6 +37,8 @@ pub(super) struct Story {
     pub(super) thread: String,
     /// The order within the trail is not part of the promise.
     pub(super) unordered: bool,
+    /// Each entry of its trail stands for an external call.
+    pub(super) pays: bool,
     pub(super) turns: Vec<Turn>,
     /// What went against what the API says, in the client's eyes.
     pub(super) complaints: Vec<String>,
@@ -87,6 +91,15 @@ impl Stories {
 
 /// The `trail` in an answer; `None` when there is no such list.
 pub(super) fn trail(values: &Value) -> Option<Vec<String>> {
-    let list = values.get("trail")?.as_array()?;
+    texts(values, "trail")
+}
+
+/// The `receipts` in an answer; `None` when there is no such list.
+pub(super) fn receipts(values: &Value) -> Option<Vec<String>> {
+    texts(values, "receipts")
+}
+
+fn texts(values: &Value, key: &str) -> Option<Vec<String>> {
+    let list = values.get(key)?.as_array()?;
     Some(list.iter().map(|entry| entry.as_str().unwrap_or("?").to_owned()).collect())
 }

@@ -16,6 +16,15 @@ const PAUSE_MS: u64 = 25;
 const LOOK_EVERY: Duration = Duration::from_millis(15);
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long a run may stand still at its 99th percentile after a clean stop, and beyond the lease after a kill.
+const PROMISED: Duration = Duration::from_secs(1);
+
+/// What is promised, in words.
+pub(super) fn promise(lease: Duration) -> String {
+    let (kill, stop) = ((lease + PROMISED).as_millis(), PROMISED.as_millis());
+    format!("after a kill p99 under {kill} ms (the lease and {stop} ms); after a stop under {stop} ms")
+}
+
 /// What was measured, sorted.
 #[derive(Debug, Default)]
 pub(super) struct Measured {
@@ -27,11 +36,26 @@ impl Measured {
     pub(super) fn text(&self) -> String {
         format!("after a kill {}; after a stop {}", shown(&self.kill), shown(&self.stop))
     }
+
+    /// Which promise was not kept, a line each.
+    pub(super) fn late(&self, lease: Duration) -> Vec<String> {
+        let promises = [("a kill", &self.kill, lease + PROMISED), ("a stop", &self.stop, PROMISED)];
+        let broken = promises.into_iter().filter_map(|(what, sorted, limit)| {
+            let took = percentile(sorted, 99);
+            (took >= limit)
+                .then(|| format!("after {what} p99 {} ms, promised under {}", took.as_millis(), limit.as_millis()))
+        });
+        broken.collect()
+    }
+}
+
+/// Zero of nothing.
+fn percentile(sorted: &[Duration], share: usize) -> Duration {
+    sorted.get((sorted.len() * share).div_ceil(100).saturating_sub(1)).copied().unwrap_or_default()
 }
 
 fn shown(sorted: &[Duration]) -> String {
-    let at =
-        |share: usize| sorted.get((sorted.len() * share).div_ceil(100).saturating_sub(1)).map_or(0, |d| d.as_millis());
+    let at = |share| percentile(sorted, share).as_millis();
     format!("p50 {} ms, p99 {} ms of {} runs", at(50), at(99), sorted.len())
 }
 
@@ -126,4 +150,26 @@ async fn progress(http: &Client, url: &str, thread: &str) -> i64 {
     let bytes = response.bytes().await.unwrap_or_default();
     let state: Value = serde_json::from_slice(&bytes).unwrap_or_default();
     state["values"]["n"].as_i64().unwrap_or(-1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broken_promise_is_named_with_both_figures() {
+        let lease = Duration::from_secs(4);
+        let all = |millis: u64| vec![Duration::from_millis(millis); 100];
+        assert_eq!(Measured { kill: all(4999), stop: all(999) }.late(lease), [""; 0]);
+        let late = Measured { kill: all(5000), stop: all(1200) }.late(lease);
+        assert_eq!(
+            late,
+            ["after a kill p99 5000 ms, promised under 5000", "after a stop p99 1200 ms, promised under 1000"]
+        );
+        // One in a hundred may take longer.
+        let mut stop = all(300);
+        stop[99] = Duration::from_secs(3);
+        assert_eq!(Measured { kill: all(4200), stop }.late(lease), [""; 0]);
+        assert_eq!(Measured::default().late(lease), [""; 0], "nothing was measured");
+    }
 }

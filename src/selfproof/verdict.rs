@@ -1,5 +1,6 @@
 //! After the storm: waits for what is under way, reads what there is from a fresh process, and has it judged.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -11,8 +12,9 @@ use uuid::Uuid;
 use super::caller::{Ask, Caller, NoAnswer};
 use super::dice::Dice;
 use super::fleet::Fleet;
-use super::judge::{Findings, Found, Step, judge};
-use super::story::{Stories, Story, trail};
+use super::judge::{Findings, Found, Journaled, Step, judge};
+use super::story::{Stories, Story, receipts, trail};
+use super::till::{self, Call};
 
 /// Threads read side by side.
 const READERS: usize = 8;
@@ -27,6 +29,8 @@ pub(crate) enum Sabotage {
     Doubled,
     /// A thread is gone that clients were told of.
     Lost,
+    /// An external call was made once more than anybody knows.
+    Called,
 }
 
 /// Waits until no thread is busy any more. An error: the servers did not even say.
@@ -53,6 +57,7 @@ pub(super) async fn drain(
 pub(super) async fn of(
     fleet: &Fleet,
     stories: &Stories,
+    till: &Path,
     sabotage: Option<Sabotage>,
     seed: u64,
 ) -> anyhow::Result<Findings> {
@@ -61,18 +66,22 @@ pub(super) async fn of(
     let (_never, limit) = watch::channel(None);
     if let Some(sabotage) = sabotage {
         let mut caller = Caller::new(fleet.clone(), Dice::of(seed, "sabotage", 0), limit.clone())?;
-        damage(&mut caller, &stories, sabotage).await.map_err(|error| anyhow::anyhow!("{error}"))?;
+        damage(&mut caller, &stories, till, sabotage).await.map_err(|error| anyhow::anyhow!("{error}"))?;
     }
+    let calls = std::sync::Arc::new(till::read(till)?);
     let mut reading = tokio::task::JoinSet::new();
     let share = stories.len().div_ceil(READERS).max(1);
     for (number, part) in stories.chunks(share).enumerate() {
         let mut caller = Caller::new(fleet.clone(), Dice::of(seed, "judge", number), limit.clone())?;
-        let part = part.to_vec();
+        let (part, calls) = (part.to_vec(), std::sync::Arc::clone(&calls));
         reading.spawn(async move {
             let mut findings = Findings::default();
             for story in &part {
                 match find(&mut caller, story).await {
-                    Ok(found) => findings.add(judge(story, &found)),
+                    Ok(mut found) => {
+                        found.calls = calls.iter().filter(|call| call.thread == story.thread).cloned().collect();
+                        findings.add(judge(story, &found));
+                    }
                     Err(error) => findings.lost.push(format!("{}: {error}", story.thread)),
                 }
             }
@@ -86,11 +95,12 @@ pub(super) async fn of(
     Ok(findings)
 }
 
-async fn damage(caller: &mut Caller, stories: &[Story], sabotage: Sabotage) -> Result<(), NoAnswer> {
+async fn damage(caller: &mut Caller, stories: &[Story], till: &Path, sabotage: Sabotage) -> Result<(), NoAnswer> {
     // Of a counter, whose first entry is this.
     let first = "1.1".to_owned();
     let is_counter = |story: &&Story| {
         !story.unordered
+            && story.pays == (sabotage == Sabotage::Called)
             && story.turns.iter().any(|turn| turn.status.is_some() && turn.expected.first() == Some(&first))
     };
     let story = stories.iter().find(is_counter);
@@ -101,6 +111,14 @@ async fn damage(caller: &mut Caller, stories: &[Story], sabotage: Sabotage) -> R
             let path = format!("{thread}/state");
             let body = json!({"values": {"trail": [first]}, "as_node": "step"});
             caller.json(Ask::post(&path, &body)).await.map(drop)
+        }
+        Sabotage::Called => {
+            let there = till::read(till).map_err(|error| NoAnswer::Refused(format!("{error:#}")))?;
+            let call = there.into_iter().find(|call| call.thread == story.thread);
+            let call = call.ok_or_else(|| NoAnswer::Refused("no call to repeat".to_owned()))?;
+            let again = Call { receipt: format!("{}-again", call.receipt), ..call };
+            // As often as no number of attempts accounts for.
+            (0..20).try_for_each(|_| till::add(till, &again)).map_err(|error| NoAnswer::Refused(format!("{error:#}")))
         }
         Sabotage::Lost => caller.json(Ask { method: Method::DELETE, ..Ask::get(&thread) }).await.map(drop),
     }
@@ -127,6 +145,12 @@ async fn find(caller: &mut Caller, story: &Story) -> Result<Found, NoAnswer> {
     let path = format!("{base}/state");
     let state = caller.json(Ask::get(&path)).await?.body;
     found.trail = trail(&state["values"]).unwrap_or_default();
+    if story.pays {
+        found.receipts = receipts(&state["values"]).unwrap_or_default();
+        let path = format!("{base}/effects?results=true&limit={PAGE}");
+        let journal = caller.json(Ask::get(&path)).await?.body;
+        found.journal = journal.as_array().into_iter().flatten().map(journaled).collect();
+    }
     let path = format!("{base}/history?limit={PAGE}");
     let history = caller.json(Ask::get(&path)).await?.body;
     found.history = history.as_array().into_iter().flatten().map(step).collect();
@@ -149,6 +173,14 @@ async fn item(caller: &mut Caller, key: &str) -> Result<Option<u64>, NoAnswer> {
         Ok(answer) => Ok(answer.body["value"]["number"].as_u64()),
         Err(NoAnswer::Refused(text)) if text.contains("404") => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+fn journaled(effect: &Value) -> Journaled {
+    Journaled {
+        state: effect["state"].as_str().unwrap_or_default().to_owned(),
+        attempt: effect["attempt"].as_u64().unwrap_or_default(),
+        result: effect["result"].as_str().map(str::to_owned),
     }
 }
 

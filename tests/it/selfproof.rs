@@ -47,6 +47,12 @@ fn faults(log: &str, prefix: &str) -> u64 {
     counts.filter_map(|(_, count)| count.parse::<u64>().ok()).sum()
 }
 
+/// How many external calls there were to compare.
+fn effects(log: &str) -> u64 {
+    let line = log.lines().find_map(|line| line.strip_prefix("selfproof: effects: ")).unwrap_or_default();
+    line.split(' ').next().and_then(|count| count.parse().ok()).unwrap_or(0)
+}
+
 #[test]
 fn nothing_is_lost_doubled_or_stuck() {
     if !Path::new("/usr/lib/postgresql").exists() && !available("initdb") {
@@ -59,6 +65,7 @@ fn nothing_is_lost_doubled_or_stuck() {
     });
     eprintln!("{}{}", said.log, said.line);
     said.held();
+    assert!(effects(&said.log) > 0, "external calls were made: {}", said.log);
     assert!(faults(&said.log, "kill.") > 0 && faults(&said.log, "postgres.") > 0, "{}", said.log);
     assert_eq!(std::fs::read_dir(&own).expect("the folder is left").count(), 0, "and nothing in it");
 }
@@ -104,6 +111,17 @@ fn a_lost_write_is_found() {
     });
     assert_eq!(said.code, Some(1), "{}\n{}", said.line, said.log);
     assert!(said.number("lost") > 0, "{}\n{}", said.line, said.log);
+}
+
+#[test]
+fn a_call_that_nobody_knows_of_is_found() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let url = sqlite_url(&dir);
+    let said = prove(|command| {
+        command.args(["--seconds", "2", "--seed", "4", "--sabotage", "called", "--database-url", &url]);
+    });
+    assert_eq!(said.code, Some(1), "{}\n{}", said.line, said.log);
+    assert!(said.number("doubled") > 0 && said.number("lost") == 0, "{}\n{}", said.line, said.log);
 }
 
 #[test]
