@@ -615,7 +615,17 @@ impl Site {
             let (site, around) = (Arc::clone(self), Arc::clone(around));
             async move { site.carry_out(job, &around, is_lone).await }.boxed()
         });
+        let before = self.shared.turns.given();
         let siblings = Siblings::spawn(&self.shared.turns, work.collect());
+        // Nodes of other runs hold every thread of this process, and none of these has begun: another process takes them.
+        let is_stranded = async {
+            self.shared.runtime.nodes_blocked().await;
+            // Jobs inside a job have begun with it.
+            if !self.is_root() || self.shared.turns.given() != before {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::pin!(is_stranded);
         let mut push: Option<Instant> = None;
         // Set by the first failure: siblings that are about to end anyway keep what they did.
         let mut give_up: Option<Instant> = None;
@@ -634,6 +644,11 @@ impl Site {
                 biased;
                 // Not waited for: a node that blocks its thread must not hold up the stop.
                 () = self.shared.stop.cancelled() => return Err(GraphEnd::Stopped),
+                () = &mut is_stranded => {
+                    drop(siblings);
+                    lock(&self.core).open.clear();
+                    return Err(GraphEnd::HandedOver);
+                }
                 () = self.ended.notified() => {
                     push.get_or_insert_with(|| Instant::now() + TOGETHER);
                 }

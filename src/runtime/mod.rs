@@ -220,6 +220,11 @@ impl Runtime {
         self.inner.graphs.iter().find(|graph| graph.name() == name)
     }
 
+    /// Returns once nodes hold every thread there is for them here.
+    pub(crate) fn nodes_blocked(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.inner.nodes.blocked()
+    }
+
     pub(crate) fn nodes(&self) -> &tokio::runtime::Handle {
         self.inner.nodes.handle()
     }

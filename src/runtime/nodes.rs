@@ -2,10 +2,10 @@
 //! from being renewed or a request from being answered.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::shared::lock;
@@ -17,7 +17,7 @@ pub(crate) struct NodeThreads {
     handle: Handle,
     /// A task that does nothing, and since when it has waited for a thread.
     probe: Mutex<Option<(Instant, JoinHandle<()>)>>,
-    are_blocked: AtomicBool,
+    are_blocked: watch::Sender<bool>,
 }
 
 impl NodeThreads {
@@ -29,12 +29,23 @@ impl NodeThreads {
             .inspect_err(|error| tracing::warn!(%error, "no threads for nodes; they share those of the server"))
             .ok();
         let handle = runtime.as_ref().map_or_else(Handle::current, |runtime| runtime.handle().clone());
-        NodeThreads { runtime, handle, probe: Mutex::default(), are_blocked: AtomicBool::new(false) }
+        NodeThreads { runtime, handle, probe: Mutex::default(), are_blocked: watch::Sender::new(false) }
     }
 
     /// Whether nodes hold every thread, as far as is known: others have no chance to run.
     pub(crate) fn are_blocked(&self) -> bool {
-        self.are_blocked.load(Ordering::Relaxed)
+        *self.are_blocked.borrow()
+    }
+
+    /// Returns once nodes hold every thread; at once if they do.
+    pub(crate) fn blocked(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut are_blocked = self.are_blocked.subscribe();
+        async move {
+            if are_blocked.wait_for(|are_blocked| *are_blocked).await.is_err() {
+                // The process ends.
+                std::future::pending().await
+            }
+        }
     }
 
     /// Finds out whether a task still gets a thread within `patience`; asked from time to time. True when what
@@ -48,7 +59,7 @@ impl NodeThreads {
                 false
             }
         };
-        self.are_blocked.swap(are_blocked, Ordering::Relaxed) != are_blocked
+        self.are_blocked.send_replace(are_blocked) != are_blocked
     }
 
     pub(crate) fn handle(&self) -> &Handle {

@@ -142,6 +142,11 @@ impl Turns {
         self.table.news.notify_one();
     }
 
+    /// Turns given so far: as long as it stays the same, no job has begun or gone on.
+    pub(crate) fn given(&self) -> u64 {
+        lock(&self.table.state).turns
+    }
+
     /// No other job of the run is there to be overtaken.
     pub(crate) fn is_alone(&self) -> bool {
         lock(&self.table.state).jobs.len() <= 1

@@ -56,7 +56,8 @@ impl Runtime {
         }
         if nodes.are_blocked() {
             tracing::error!(
-                "every thread for nodes is blocked by a node that does not await: no more runs are taken here"
+                "every thread for nodes is blocked by a node that does not await: no more runs are taken here, and those \
+                 that have not begun are handed over"
             );
         } else {
             tracing::info!("threads for nodes are free again");

@@ -22,6 +22,8 @@ async fn leases_are_renewed_while_nodes_block_every_node_thread() {
         Some(()).filter(|()| blocked == threads)
     };
     eventually("every thread is blocked", PATIENCE, all_block).await;
+    // Taken by this process, too, and without a thread to begin on.
+    let stranded = start(&owner, "stranded", "fault", json!({"name": "stranded"})).await;
     // Somebody who would take over what is not kept.
     let heir = server(&database.url, traces.path(), &settings);
     // Three times, as nothing that was under way before could have done it.
@@ -46,6 +48,9 @@ async fn leases_are_renewed_while_nodes_block_every_node_thread() {
     doctor.env("SESSION_STORE__SERVER__LISTEN", format!("127.0.0.1:{}", owner.port()));
     let told = String::from_utf8(doctor.output().expect("it runs").stdout).expect("text");
     assert!(told.contains("warn  server: nodes: every thread is blocked"), "{told}");
+    // What had not begun is handed over; nothing that had begun is.
+    assert_eq!(ended(&heir, &stranded).await, "success", "the other process executes it");
+    assert_eq!(started(traces.path(), "stranded"), 1);
     let other = start(&owner, "other", "fault", json!({"name": "other"})).await;
     assert_eq!(ended(&owner, &other).await, "success", "the other process executes it");
     // A stop does not wait for the node: its thread is still blocked when the run has ended.
