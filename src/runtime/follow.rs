@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::live::{Heard, Listener, LiveRun};
 use super::log;
+use super::runs::LINGERS;
 use super::{EventStream, Runtime, RuntimeError};
 use crate::model::event::{RUN_ENDED, is_record};
 use crate::model::{CancelAction, Event, EventId, Json, Run, RunId, Scope, ThreadId, ThreadKey};
@@ -89,7 +90,7 @@ impl Runtime {
         // Something was told that no log has.
         let mut is_unstored = false;
         let is_unlogged = is_logged && !follow.is_resumable && self.storage().is_shared();
-        let must_ask = is_unlogged && follow.must_ask(self.inner.process);
+        let must_ask = (is_unlogged || follow.is_last_reader) && follow.must_ask(self.inner.process);
         let mut looks: u32 = 0;
         let (run_id, thread) = (follow.run.run_id, follow.run.thread_key);
         // What is told here follows on what this listener has: nobody else executed the run in between.
@@ -107,7 +108,7 @@ impl Runtime {
             let is_here = self.inner.is_executing(follow.run.run_id);
             if must_ask && !is_here && looks.is_multiple_of(ASK_EVERY) {
                 // Whoever executes it may have changed, or not have heard it.
-                if let Err(error) = self.storage().want_run(run_id).await {
+                if let Err(error) = self.storage().want_run(run_id, follow.is_last_reader.then_some(LINGERS)).await {
                     tracing::debug!(run.id = %run_id, %error, "could not ask for the events of a run");
                 }
                 looks = 1;
@@ -253,6 +254,8 @@ impl Runtime {
         };
         if run.status.is_active() {
             let after = if hear { self.end_of_log(scope, &run).await? } else { None };
+            // Its temporary thread would go before it was read here.
+            let is_last_reader = after.is_some() && is_temporary(&run);
             let follow = Follow {
                 scope: *scope,
                 is_resumable: run.is_resumable(),
@@ -261,7 +264,7 @@ impl Runtime {
                 receiver,
                 after,
                 cancel_on_disconnect: false,
-                is_last_reader: false,
+                is_last_reader,
             };
             let mut events = self.follow(follow);
             while events.next().await.is_some() {}
@@ -271,6 +274,11 @@ impl Runtime {
         self.inner.hub.release(run_id);
         Ok(result)
     }
+}
+
+/// Whether a run's thread goes with it.
+pub(super) fn is_temporary(run: &Run) -> bool {
+    run.kwargs.get("temporary").is_some_and(|temporary| temporary.value() == true)
 }
 
 /// The last event of a listener that was too slow and has no stored events to catch up from.

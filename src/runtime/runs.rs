@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::assistants::Resolved;
-use super::follow::Follow;
+use super::follow::{Follow, is_temporary};
 use super::live::Heard;
 use super::{AssistantName, EventStream, RunRequest, Runtime, RuntimeError, Submitted};
 use crate::graph::Graph;
@@ -24,7 +24,7 @@ use crate::storage::{CancelRequest, CancelTarget, ClaimedRun, NewRun, RunCreated
 /// How long the temporary thread of a run that another process executed stays for those who asked here to read it.
 const READING: Duration = Duration::from_secs(1);
 /// When it is deleted if this process does not come to it.
-const LINGERS: Ttl = Ttl { strategy: TtlStrategy::Delete, micros: 300_000_000 };
+pub(super) const LINGERS: Ttl = Ttl { strategy: TtlStrategy::Delete, micros: 300_000_000 };
 /// Delays up to this are waited for here: the next look at the queue may be later.
 const SHORT: Duration = Duration::from_secs(60);
 
@@ -351,7 +351,8 @@ impl Runtime {
             None => self.end_of_log(scope, &run).await?,
             after => after,
         };
-        let is_last_reader = false;
+        let is_last_reader =
+            after.is_some() && run.status.is_active() && is_temporary(&run) && !self.inner.is_executing(run_id);
         let is_resumable = run.is_resumable();
         let follow =
             Follow { scope: *scope, run, live, receiver, after, cancel_on_disconnect, is_resumable, is_last_reader };

@@ -18,7 +18,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::broadcast;
 
-use crate::model::{ErrorInfo, RunId, Scope, ThreadKey};
+use crate::model::{ErrorInfo, RunId, Scope, ThreadKey, Ttl};
 
 pub mod assistants;
 pub mod branches;
@@ -199,8 +199,10 @@ pub trait Storage:
     /// Whether other processes may work on this database: what a run tells may have to be stored to be heard.
     fn is_shared(&self) -> bool;
 
-    /// Sends [`Notice::RunWanted`] to the other processes. One round trip; nothing is stored.
-    async fn want_run(&self, run_id: RunId) -> Result<()>;
+    /// Sends [`Notice::RunWanted`] to the other processes. `keep`: if the run is active on a temporary thread, that does not
+    /// go with the run's end but stays for so long after its last use; committed before the notice is sent. Without it, one
+    /// round trip, and nothing is stored.
+    async fn want_run(&self, run_id: RunId, keep: Option<Ttl>) -> Result<()>;
 
     /// Notices from now on.
     fn notices(&self) -> broadcast::Receiver<Notice>;

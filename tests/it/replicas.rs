@@ -153,3 +153,47 @@ async fn a_join_hears_what_comes_from_another_process() {
     assert_eq!(get(&url).await["kwargs"].get("heard_by"), None);
     stop(pair).await;
 }
+
+/// A background run without a thread is joined by a process that neither accepted nor executes it: its temporary thread
+/// stays until it has been read there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_without_a_thread_is_joined_from_another_process() {
+    let Some(pair) = pair().await else { return };
+    let third = start(&pair.2, Role::Api).await;
+    for (held, is_resumable) in [("hold: one two", false), ("hold: three four", true)] {
+        let body = json!({"assistant_id": "cued", "stream_mode": ["values"], "stream_resumable": is_resumable,
+                          "input": {"messages": [{"type": "human", "content": held}]}});
+        let run = post(&format!("{}/runs", pair.0.url()), body).await;
+        let id = |key: &str| run[key].as_str().expect("an id").to_owned();
+        let (thread, run_id) = (id("thread_id"), id("run_id"));
+        let url = format!("{}/threads/{thread}/runs/{run_id}", third.url());
+        let running = async { while get(&url).await["status"] != "running" {} };
+        tokio::time::timeout(PATIENCE, running).await.expect("it starts");
+        let waiting = tokio::spawn({
+            let url = url.clone();
+            async move { get(&format!("{url}/join")).await }
+        });
+        let heard = async {
+            while !pair.1.runtime().is_wanted(run_id.parse().expect("an id")) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, heard).await.expect("it is heard");
+        let cue = json!({"namespace": ["cues", thread], "key": held, "value": {"go": true}});
+        let (status, _) =
+            send(Method::PUT, &format!("{}/store/items", third.url()), Some(cue)).await.expect("an answer");
+        assert_eq!(status, 204);
+        let waited = waiting.await.expect("joined");
+        assert_eq!(waited["messages"][1]["content"], held.trim_start_matches("hold: "), "{waited}");
+        // Read, it goes.
+        let gone = async {
+            let thread = format!("{}/threads/{thread}", third.url());
+            while send(Method::GET, &thread, None).await.expect("an answer").0 != 404 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, gone).await.expect("the temporary thread goes");
+    }
+    third.shutdown().await.expect("stops");
+    stop(pair).await;
+}

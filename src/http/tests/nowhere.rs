@@ -32,7 +32,7 @@ impl Storage for Nowhere {
     fn is_shared(&self) -> bool {
         false
     }
-    async fn want_run(&self, _: crate::model::RunId) -> Result<()> {
+    async fn want_run(&self, _: crate::model::RunId, _: Option<crate::model::Ttl>) -> Result<()> {
         gone()
     }
     fn notices(&self) -> broadcast::Receiver<Notice> {

@@ -28,7 +28,7 @@ use super::connect::ConnectOptions;
 use super::migrations::{self, Migration};
 use super::rows::driver_error;
 use super::{Connections, Description, Notice, Result, SchemaState, Storage, StorageError};
-use crate::model::{RunId, Scope};
+use crate::model::{RunId, Scope, Ttl};
 
 mod assistants;
 mod branches;
@@ -526,8 +526,11 @@ impl Storage for PostgresStorage {
         true
     }
 
-    async fn want_run(&self, run_id: RunId) -> Result<()> {
+    async fn want_run(&self, run_id: RunId, keep: Option<Ttl>) -> Result<()> {
         self.bounded(async {
+            if let Some(ttl) = keep {
+                self.keep_thread_of(run_id, ttl).await?;
+            }
             let mut session = self.session().await?;
             notify(session.conn(), &[Notice::RunWanted(run_id)]).await
         })

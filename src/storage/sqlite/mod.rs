@@ -25,7 +25,7 @@ use super::connect::ConnectOptions;
 use super::migrations::{self, Migration};
 use super::rows::driver_error;
 use super::{Connections, Description, Notice, Result, SchemaState, Storage, StorageError};
-use crate::model::{RunId, Scope};
+use crate::model::{RunId, Scope, Ttl};
 
 mod assistants;
 mod branches;
@@ -418,7 +418,7 @@ impl Storage for SqliteStorage {
         false
     }
 
-    async fn want_run(&self, _run_id: RunId) -> Result<()> {
+    async fn want_run(&self, _run_id: RunId, _keep: Option<Ttl>) -> Result<()> {
         // There are no others.
         Ok(())
     }

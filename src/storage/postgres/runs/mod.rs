@@ -6,8 +6,9 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::rows::{event_from, get, run_from};
+use super::threads::lock_thread;
 use super::{PostgresStorage, now, read};
-use crate::model::{EventId, Run, RunId, RunStatus, Scope, ThreadId, ThreadKey, ThreadStatus};
+use crate::model::{EventId, Run, RunId, RunStatus, Scope, ThreadId, ThreadKey, ThreadStatus, Ttl};
 use crate::storage::rows::driver_error;
 use crate::storage::{
     CancelRequest, CancelTarget, Cancelled, Claim, ClaimedRun, CommitOutcome, Lease, LeaseState, NewRun, Page, Result,
@@ -97,6 +98,40 @@ const LIST: &str = concat!(
 
 /// Shorter leases are for tests: they say nothing about how long an answer may take.
 const MIN_BOUNDED_LEASE: Duration = Duration::from_secs(2);
+
+impl PostgresStorage {
+    /// An active run's temporary thread stays for a while after its last use, instead of going with the run.
+    pub(super) async fn keep_thread_of(&self, run_id: RunId, ttl: Ttl) -> Result<()> {
+        let mut transaction = self.open().await?;
+        let key: Option<(uuid::Uuid,)> = sqlx::query_as(
+            "SELECT r.thread_key FROM run_lookup l JOIN runs r ON r.thread_key = l.thread_key AND r.run_id = l.run_id
+             WHERE l.run_id = $1 AND r.temporary",
+        )
+        .bind(run_id)
+        .fetch_optional(&mut *transaction)
+        .await
+        .map_err(driver_error)?;
+        let Some(key) = key.map(|(key,)| ThreadKey(key)) else { return Ok(()) };
+        // The thread first, as everywhere. With the run's end it may be gone meanwhile.
+        if !lock_thread(&mut transaction, key).await? {
+            return Ok(());
+        }
+        sqlx::query(
+            "WITH kept AS (
+                 UPDATE runs SET temporary = FALSE WHERE thread_key = $1 AND run_id = $2 AND temporary RETURNING 1
+             )
+             UPDATE threads SET ttl = $3, ttl_strategy = $4 WHERE thread_key = $1 AND EXISTS (SELECT 1 FROM kept)",
+        )
+        .bind(key.0)
+        .bind(run_id)
+        .bind(ttl.micros)
+        .bind(ttl.strategy.as_str())
+        .execute(&mut *transaction)
+        .await
+        .map_err(driver_error)?;
+        transaction.commit().await.map_err(driver_error)
+    }
+}
 
 #[async_trait]
 impl Runs for PostgresStorage {
