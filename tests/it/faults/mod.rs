@@ -1,12 +1,20 @@
 //! The fault table of the README: what is done to the server, and what must hold all the same. Processes, databases and
 //! networks are real; faults wait for events, not for times.
 
+mod access;
 mod blocking;
+mod canaries;
+mod clocks;
+mod cuts;
+mod disk;
+mod injection;
 mod network;
 mod paused;
 mod pgbouncer;
 mod poison;
 mod pruning;
+mod receivers;
+mod requests;
 mod rolling;
 mod slow_readers;
 
@@ -18,6 +26,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use session_store::app;
+use session_store::clock::Clock;
 use session_store::config::{Config, Overrides};
 use session_store::graph::{BuildErrors, Context, END, Graph, NodeError, START, StateGraph, Update};
 use session_store::update;
@@ -26,6 +35,8 @@ use crate::support::process::{PATIENCE, Server, eventually, get, post, send};
 
 /// Where nodes leave traces of what they did, and find out how to behave.
 const TRACES: &str = "IT_FAULTS_TRACES";
+/// How wrong a server's clock is, in seconds.
+const SKEW_SECS: &str = "IT_FAULTS_SKEW_SECS";
 
 /// What is wrong with a node.
 #[derive(Serialize, Deserialize, JsonSchema)]
@@ -49,6 +60,9 @@ struct Walk {
     name: String,
     n: u64,
     steps: u64,
+    /// What each step leaves besides: so many bytes that do not shrink.
+    noise_bytes: usize,
+    noise: String,
 }
 
 /// How far walks may go; all the way when nothing is written. Open for whoever starts the walk and for each process that
@@ -87,7 +101,11 @@ async fn step(state: Walk, _ctx: Context) -> Result<Update, NodeError> {
     while !Gate(Path::new(&traces)).lets_pass(state.n) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    Ok(update!(Walk { n: state.n + 1 }))
+    if state.noise_bytes == 0 {
+        return Ok(update!(Walk { n: state.n + 1 }));
+    }
+    let noise = (0..state.noise_bytes / 32).map(|_| uuid::Uuid::new_v4().simple().to_string()).collect::<String>();
+    Ok(update!(Walk { n: state.n + 1, noise }))
 }
 
 fn leave_trace(traces: &Path, name: &str) -> Result<(), NodeError> {
@@ -166,7 +184,13 @@ async fn the_server_of_these_tests() {
     session_store::telemetry::init(&config.log).expect("a filter");
     let graphs = session_store::graphs::all().into_iter().chain([graph(), walk()]);
     let graphs = graphs.map(|graph| graph.expect("a graph that builds")).collect();
-    app::serve(config, graphs).await.expect("served");
+    let Some(secs) = std::env::var(SKEW_SECS).ok().and_then(|secs| secs.parse::<i64>().ok()) else {
+        return app::serve(config, graphs).await.expect("served");
+    };
+    let server = app::Server::new(config, graphs).with_clock(Clock::skewed(secs * 1_000_000));
+    let running = server.start().await.expect("it starts");
+    println!("{}", running.greeting());
+    std::future::pending::<()>().await;
 }
 
 /// Starts a background run on a thread of its own; returns the run's URL.
