@@ -206,6 +206,8 @@ pub(super) struct PostgresStorage {
     pool: RwLock<Pool>,
     /// The number of those connections.
     current: watch::Sender<u64>,
+    /// When somebody was last answered.
+    heard: RwLock<Instant>,
     /// No operation takes longer, unless its connection is dead without anybody having said so; zero: no bound.
     answers_within: Duration,
     group: runs::Group,
@@ -284,6 +286,7 @@ impl PostgresStorage {
         Ok(PostgresStorage {
             pool: RwLock::new(Pool { pool, number: 0 }),
             current: watch::Sender::new(0),
+            heard: RwLock::new(Instant::now()),
             answers_within,
             group: runs::Group::default(),
             pgbouncer: options.pgbouncer,
@@ -301,6 +304,24 @@ impl PostgresStorage {
             return Ok(Session::Pinned(self.open().await?));
         }
         Ok(Session::Plain(self.pool().acquire().await.map_err(driver_error)?))
+    }
+
+    /// [`PostgresStorage::session`] for what cannot wait for long. That others hold all connections says nothing about the
+    /// network, unless none of them has been answered for as long.
+    async fn session_within(&self, limit: Duration) -> Result<Session> {
+        if limit.is_zero() {
+            return self.session().await;
+        }
+        let number = *self.current.borrow();
+        match tokio::time::timeout(limit, self.session()).await {
+            Ok(session) => session,
+            Err(_) => {
+                if self.heard.read().unwrap_or_else(PoisonError::into_inner).elapsed() >= limit {
+                    self.connect_anew(number);
+                }
+                Err(StorageError::Unavailable(format!("no free connection within {limit:?}")))
+            }
+        }
     }
 
     /// Begins a transaction. Behind PgBouncer the connection may have been another client's, whose statements have the
@@ -335,7 +356,12 @@ impl PostgresStorage {
         tokio::select! {
             biased;
             answered = tokio::time::timeout(limit, operation) => match answered {
-                Ok(outcome) => outcome,
+                Ok(outcome) => {
+                    if !matches!(outcome, Err(StorageError::Unavailable(_))) {
+                        *self.heard.write().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+                    }
+                    outcome
+                }
                 Err(_) => {
                     self.connect_anew(number);
                     Err(StorageError::Unavailable(format!("no answer within {limit:?}")))

@@ -40,32 +40,49 @@ const RELEASE: &str = concat!(
 );
 
 impl PostgresStorage {
-    pub(super) async fn renew(&self, scope: &Scope, leases: &[Lease], duration: Duration) -> Result<Vec<LeaseState>> {
+    /// `limit`: how long a connection, and then its answer, is waited for.
+    pub(super) async fn renew(
+        &self,
+        scope: &Scope,
+        leases: &[Lease],
+        duration: Duration,
+        limit: Duration,
+    ) -> Result<Vec<LeaseState>> {
         if leases.is_empty() {
             return Ok(Vec::new());
         }
         if !self.distributed {
-            return self.renew_together(scope, leases, duration).await;
+            return self.renew_together(scope, leases, duration, limit).await;
         }
         let mut states = Vec::with_capacity(leases.len());
         for lease in leases {
-            states.extend(self.renew_together(scope, std::slice::from_ref(lease), duration).await?);
+            states.extend(self.renew_together(scope, std::slice::from_ref(lease), duration, limit).await?);
         }
         Ok(states)
     }
 
-    async fn renew_together(&self, scope: &Scope, leases: &[Lease], duration: Duration) -> Result<Vec<LeaseState>> {
-        let mut session = self.session().await?;
-        let rows = sqlx::query(RENEW)
-            .bind(leases.iter().map(|lease| lease.thread.0).collect::<Vec<Uuid>>())
-            .bind(leases.iter().map(|lease| lease.run_id).collect::<Vec<Uuid>>())
-            .bind(leases.iter().map(|lease| lease.epoch).collect::<Vec<i64>>())
-            .bind(micros(duration))
-            .bind(scope.filter())
-            .fetch_all(session.conn())
-            .await
-            .map_err(driver_error)?;
-        self.wrote(session).await?;
+    async fn renew_together(
+        &self,
+        scope: &Scope,
+        leases: &[Lease],
+        duration: Duration,
+        limit: Duration,
+    ) -> Result<Vec<LeaseState>> {
+        let mut session = self.session_within(limit).await?;
+        let renewed = async {
+            let rows = sqlx::query(RENEW)
+                .bind(leases.iter().map(|lease| lease.thread.0).collect::<Vec<Uuid>>())
+                .bind(leases.iter().map(|lease| lease.run_id).collect::<Vec<Uuid>>())
+                .bind(leases.iter().map(|lease| lease.epoch).collect::<Vec<i64>>())
+                .bind(micros(duration))
+                .bind(scope.filter())
+                .fetch_all(session.conn())
+                .await
+                .map_err(driver_error)?;
+            self.wrote(session).await?;
+            Ok(rows)
+        };
+        let rows = self.answered(limit, renewed).await?;
         let mut held = HashMap::with_capacity(rows.len());
         for row in &rows {
             held.insert(get::<Uuid>(row, "run_id")?, cancel_from(row)?);

@@ -146,7 +146,7 @@ impl Runs for PostgresStorage {
     async fn renew_leases(&self, scope: &Scope, leases: &[Lease], lease: Duration) -> Result<Vec<LeaseState>> {
         // Soon enough for another try over other connections before the leases are gone.
         let limit = if lease >= MIN_BOUNDED_LEASE { lease / 2 } else { Duration::ZERO };
-        self.answered(limit, self.renew(scope, leases, lease)).await
+        self.renew(scope, leases, lease, limit).await
     }
 
     async fn release_run(&self, scope: &Scope, lease: &Lease) -> Result<bool> {
