@@ -1,16 +1,44 @@
 //! What a node may return and what a client may send instead of input: updates, Commands, destinations.
 
+#![deny(missing_docs)]
+
+use serde::Serialize;
+
 use super::EngineError;
 use super::py;
-use crate::model::{Fields, Json, special};
+use crate::model::{Fields, Json, TimeoutPolicy, special};
 
 /// Where to go next.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Destination {
     /// A node, or END.
     Node(String),
-    /// A task of its own with this argument, in the next superstep.
-    Send { node: String, arg: Json },
+    /// A task of its own, in the next superstep.
+    Send(Packet),
+}
+
+/// A Send: a task of its own for a node, in the next superstep.
+///
+/// [`send`](crate::graph::send) is the short form for one without options.
+///
+/// ```
+/// use std::time::Duration;
+/// use session_store::graph::{Destination, Packet, send};
+///
+/// fn pages(large: &[u32], small: &[u32]) -> Vec<Destination> {
+///     let patient = |page| Packet::new("read", page).timeout(Duration::from_secs(60)).into();
+///     small.iter().map(|page| send("read", page)).chain(large.iter().map(patient)).collect()
+/// }
+/// # assert_eq!(pages(&[1], &[2]).len(), 2);
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct Packet {
+    /// The node that is run.
+    pub node: String,
+    /// What it is handed, verbatim.
+    pub arg: Json,
+    /// Limits this task in place of the node's own timeouts, those of both kinds.
+    pub timeout: Option<TimeoutPolicy>,
 }
 
 impl From<&str> for Destination {
@@ -28,26 +56,61 @@ impl From<String> for Destination {
 impl Destination {
     /// A Send.
     pub fn send(node: impl Into<String>, arg: Json) -> Destination {
-        Destination::Send { node: node.into(), arg }
+        Destination::Send(Packet { node: node.into(), arg, timeout: None })
+    }
+}
+
+impl From<Packet> for Destination {
+    fn from(packet: Packet) -> Self {
+        Destination::Send(packet)
+    }
+}
+
+impl Packet {
+    /// A task that is limited as its node says.
+    ///
+    /// # Panics
+    /// If the argument cannot be encoded as JSON: maps need string keys.
+    pub fn new(node: impl Into<String>, arg: impl Serialize) -> Packet {
+        match Json::of(&arg) {
+            Ok(arg) => Packet { node: node.into(), arg, timeout: None },
+            Err(error) => panic!("the argument of a Send cannot be encoded: {error}"),
+        }
     }
 
-    /// The stored form of a Send: `{"node": .., "args": ..}`.
-    pub fn send_to_json(node: &str, arg: &Json) -> Json {
-        Json::from_fields([("node", &Json::from(node)), ("args", arg)])
+    /// Limits each attempt of this task, in place of all that the node says of timeouts: a
+    /// [`Duration`](std::time::Duration) ends an attempt that takes longer. It holds until the task has ended, across
+    /// crashes, questions and resumes.
+    #[must_use]
+    pub fn timeout(mut self, limit: impl Into<TimeoutPolicy>) -> Packet {
+        let limit = limit.into();
+        self.timeout = (!limit.is_empty()).then_some(limit);
+        self
     }
 
-    /// Reads a stored Send.
-    pub fn send_from_json(json: &Json) -> Option<(String, Json)> {
+    /// The stored form: `{"node": .., "args": ..}`, and `"timeout"` if it has one.
+    pub fn to_json(&self) -> Json {
+        let (node, timeout) = (Json::from(self.node.as_str()), self.timeout.map(|timeout| timeout.to_json()));
+        let fields = [("node", &node), ("args", &self.arg)];
+        Json::from_fields(fields.into_iter().chain(timeout.iter().map(|timeout| ("timeout", timeout))))
+    }
+
+    /// Reads the stored form.
+    pub fn from_json(json: &Json) -> Option<Packet> {
         let mut fields = json.fields()?;
         let node = fields.shift_remove("node")?.as_str()?.to_owned();
-        Some((node, fields.shift_remove("args").unwrap_or_default()))
+        let timeout = fields.shift_remove("timeout").map(|timeout| TimeoutPolicy::from_json(&timeout));
+        let arg = fields.shift_remove("args").unwrap_or_default();
+        Some(Packet { node, arg, timeout: timeout.filter(|timeout| !timeout.is_empty()) })
     }
 }
 
 /// The state writes of a Command: one object, or key-value pairs in order (a key may repeat).
 #[derive(Debug, Clone, PartialEq)]
 pub enum CommandUpdate {
+    /// Every key once.
     Fields(Fields),
+    /// In this order.
     Pairs(Vec<(String, Json)>),
     /// Neither: refused when applied.
     Other(Json),
@@ -56,7 +119,9 @@ pub enum CommandUpdate {
 /// State writes together with where to go.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Command {
+    /// What it writes to the state.
     pub update: Option<CommandUpdate>,
+    /// Where it leads, besides the edges of the node that returns it.
     pub goto: Vec<Destination>,
     /// Addressed to the graph that hosts this one as a node.
     pub parent: bool,
@@ -115,7 +180,7 @@ fn destination(json: &Json) -> Result<Destination, EngineError> {
     match node {
         Some(node) => {
             let arg = fields.shift_remove("input").or_else(|| fields.shift_remove("args")).unwrap_or_default();
-            Ok(Destination::Send { node, arg })
+            Ok(Destination::send(node, arg))
         }
         None => Err(EngineError::new(
             "TypeError",
@@ -129,7 +194,9 @@ fn destination(json: &Json) -> Result<Destination, EngineError> {
 pub enum Output {
     /// No writes.
     Nothing,
+    /// Writes to the keys it names.
     Update(Fields),
+    /// Writes, and where to go.
     Command(Command),
     /// Several Commands and updates, applied in order.
     Many(Vec<Output>),
@@ -177,4 +244,27 @@ pub fn as_overwrite(json: &Json) -> Option<Json> {
 /// True for a name that only ends a path.
 pub fn is_end(node: &str) -> bool {
     node == special::END
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::model::RefreshOn;
+
+    #[test]
+    fn a_stored_send_comes_back_with_its_limits() {
+        let plain = Packet::new("work", [1]);
+        assert_eq!(plain.to_json().text(), r#"{"node":"work","args":[1]}"#);
+        assert_eq!(Packet::from_json(&plain.to_json()), Some(plain.clone()));
+        let limits = TimeoutPolicy { refresh_on: RefreshOn::Heartbeat, ..TimeoutPolicy::idle(Duration::from_secs(5)) };
+        for limited in [plain.clone().timeout(Duration::from_millis(50)), plain.clone().timeout(limits)] {
+            assert_eq!(Packet::from_json(&limited.to_json()), Some(limited));
+        }
+        assert_eq!(plain.clone().timeout(TimeoutPolicy::default()), plain, "no limits are none");
+        let without_args = Json::parse(r#"{"node":"work"}"#).expect("JSON");
+        assert_eq!(Packet::from_json(&without_args), Some(Packet::new("work", ())));
+        assert_eq!(Packet::from_json(&Json::parse(r#"{"args":1}"#).expect("JSON")), None);
+    }
 }

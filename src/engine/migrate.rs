@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::channel::ChannelKind;
-use super::command::Destination;
+use super::command::Packet;
 use super::execution::Loaded;
 use super::ids::{TaskIds, task_ns};
 use super::record::TaskRecord;
@@ -80,7 +80,7 @@ pub struct Migration {
     values: Fields,
     changed: BTreeSet<String>,
     pending: Vec<String>,
-    sends: Vec<(String, Json)>,
+    sends: Vec<Packet>,
     keys: Vec<(String, String)>,
     nodes: Vec<(String, String)>,
     removed: BTreeSet<String>,
@@ -174,7 +174,7 @@ impl Migration {
     pub fn rename_node(&mut self, from: &str, to: impl Into<String>) {
         let to = to.into();
         self.pending.iter_mut().filter(|node| *node == from).for_each(|node| node.clone_from(&to));
-        self.sends.iter_mut().filter(|(node, _)| node == from).for_each(|(node, _)| node.clone_from(&to));
+        self.sends.iter_mut().filter(|send| send.node == from).for_each(|send| send.node.clone_from(&to));
         self.nodes.push((from.to_owned(), to));
     }
 
@@ -194,8 +194,8 @@ impl Migration {
         node: &str,
         mut change: impl FnMut(&Json) -> Result<Json, EngineError>,
     ) -> Result<(), EngineError> {
-        for (_, arg) in self.sends.iter_mut().filter(|(name, _)| name == node) {
-            *arg = change(arg)?;
+        for send in self.sends.iter_mut().filter(|send| send.node == node) {
+            send.arg = change(&send.arg)?;
         }
         Ok(())
     }
@@ -303,7 +303,7 @@ fn migrate(step: &MigrationFrom, to: &str, loaded: &mut Loaded, all: &mut Migrat
         values,
         changed: BTreeSet::new(),
         pending: loaded.next.clone(),
-        sends: sends.filter_map(|send| Destination::send_from_json(&send)).collect(),
+        sends: sends.filter_map(|send| Packet::from_json(&send)).collect(),
         keys: Vec::new(),
         nodes: Vec::new(),
         removed: BTreeSet::new(),
@@ -317,7 +317,7 @@ fn migrate(step: &MigrationFrom, to: &str, loaded: &mut Loaded, all: &mut Migrat
     checkpoint.values = values;
     for (channel, value) in internal.into_iter().filter(|(channel, _)| !is_of(channel, &removed)) {
         let value = match channel.as_str() {
-            special::TASKS => sends.iter().map(|(node, arg)| Destination::send_to_json(node, arg)).collect(),
+            special::TASKS => sends.iter().map(Packet::to_json).collect(),
             _ if channel.starts_with("join:") => renamed_sources(&value, &nodes),
             _ => value,
         };
@@ -377,10 +377,10 @@ fn rename_record(
     record.writes.retain(|(channel, _)| !is_of(channel, removed));
     for (channel, value) in &mut record.writes {
         if **channel == *special::TASKS
-            && let Some((node, arg)) = Destination::send_from_json(value)
-            && let Some(now) = nodes.get(&node)
+            && let Some(packet) = Packet::from_json(value)
+            && let Some(now) = nodes.get(&packet.node)
         {
-            *value = Destination::send_to_json(now, &arg);
+            *value = Packet { node: now.clone(), ..packet }.to_json();
         } else if channel.starts_with("join:")
             && let Some(now) = value.as_str().and_then(|node| nodes.get(node))
         {

@@ -21,7 +21,7 @@ pub mod step;
 pub mod view;
 
 pub use channel::{Change, ChannelKind, Reduce, ReduceContext};
-pub use command::{Command, CommandUpdate, Destination, Output};
+pub use command::{Command, CommandUpdate, Destination, Output, Packet};
 pub use error::EngineError;
 pub use migrate::Migration;
 pub use spec::{Branch, GraphSpec, Managed, NodeSpec, RouterContext, Writers};

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::channel::{Channel, Write};
-use super::command::{Command, CommandUpdate, Destination, Output, is_end};
+use super::command::{Command, CommandUpdate, Destination, Output, Packet, is_end};
 use super::ids::TaskIds;
 use super::spec::{Branch, GraphSpec, Managed, NodeLayout, RouterContext, Slot, branch_to};
 use super::{EngineError, migrate, py};
 use crate::model::checkpoint::{Checkpoint, Versions};
-use crate::model::{Breakpoints, Fields, Json, Origin, TaskPath, special};
+use crate::model::{Breakpoints, Fields, Json, Origin, TaskPath, TimeoutPolicy, special};
 
 /// All channels of a graph, in the order of its spec.
 pub type Channels = Vec<Channel>;
@@ -235,6 +235,8 @@ pub struct Task {
     pub ns: Arc<str>,
     /// The position of its node ([`GraphSpec::node_position`]).
     pub node: usize,
+    /// Set by the Send that started it: limits it in place of its node's own timeouts.
+    pub timeout: Option<TimeoutPolicy>,
 }
 
 impl Task {
@@ -277,14 +279,15 @@ pub fn prepare_next_tasks(
     let layout = &spec.layout;
     let mut tasks = Vec::new();
     let mut ids = at.task_ids();
-    for (index, node, arg) in pending_sends(spec, channels) {
+    for (index, node, packet) in pending_sends(spec, channels) {
         let name = Arc::clone(&layout.nodes[node].name);
         let (id, ns) = match at.origin {
             None => ids.push(&name, index),
             Some(origin) => migrate::push_id(origin, &mut ids, at.ns, &name, index),
         };
         let (path, triggers) = (TaskPath::Push(index), Arc::clone(&layout.push));
-        tasks.push(Arc::new(Task { id, name, path, triggers, input: TaskInput::Arg(arg), ns, node }));
+        let (input, timeout) = (TaskInput::Arg(packet.arg), packet.timeout);
+        tasks.push(Arc::new(Task { id, name, path, triggers, input, ns, node, timeout }));
     }
     let mut inputs: Vec<Option<Arc<Fields>>> = vec![None; layout.inputs.len()];
     for position in triggered(spec, channels, progress, updated) {
@@ -301,7 +304,7 @@ pub fn prepare_next_tasks(
         };
         let (name, path) = (Arc::clone(&node.name), TaskPath::Pull(Arc::clone(&node.name)));
         let triggers = Arc::clone(&node.trigger_names);
-        tasks.push(Arc::new(Task { id, name, path, triggers, input, ns, node: position }));
+        tasks.push(Arc::new(Task { id, name, path, triggers, input, ns, node: position, timeout: None }));
     }
     tasks
 }
@@ -313,13 +316,13 @@ pub fn next_names(spec: &GraphSpec, channels: &Channels, progress: &Progress) ->
     nodes.map(|node| spec.layout.nodes[node].name.to_string()).collect()
 }
 
-/// Index, node and argument of every pending Send. One to a node that does not exist is dropped, as the reference does
+/// Index and node of every pending Send, and the Send. One to a node that does not exist is dropped, as the reference does
 /// (section 1.5).
-fn pending_sends<'a>(spec: &'a GraphSpec, channels: &Channels) -> impl Iterator<Item = (usize, usize, Json)> + 'a {
+fn pending_sends<'a>(spec: &'a GraphSpec, channels: &Channels) -> impl Iterator<Item = (usize, usize, Packet)> + 'a {
     let sends = channels[spec.layout.tasks].get().and_then(|sends| sends.items());
     sends.into_iter().flatten().enumerate().filter_map(|(index, send)| {
-        let (name, arg) = Destination::send_from_json(&send)?;
-        Some((index, spec.nodes.get_index_of(&name)? + 1, arg))
+        let packet = Packet::from_json(&send)?;
+        Some((index, spec.nodes.get_index_of(&packet.node)? + 1, packet))
     })
 }
 
@@ -638,12 +641,10 @@ pub fn push_destination(
 ) -> Result<(), EngineError> {
     match destination {
         Destination::Node(name) => writes.push((branch_to(name).into(), value)),
-        Destination::Send { node, .. } if is_end(node) => {
+        Destination::Send(packet) if is_end(&packet.node) => {
             return Err(EngineError::invalid_update("Cannot send a packet to the END node"));
         }
-        Destination::Send { node, arg } => {
-            writes.push((special::TASKS.into(), Destination::send_to_json(node, arg)));
-        }
+        Destination::Send(packet) => writes.push((special::TASKS.into(), packet.to_json())),
     }
     Ok(())
 }

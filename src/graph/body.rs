@@ -15,6 +15,7 @@ use super::node::{CachePolicy, Graph, NodeBody, NodeError, NodeInput, Policies, 
 use super::output::IntoOutput;
 use super::schema::Keys;
 use crate::engine::Output;
+use crate::model::{RefreshOn, TimeoutPolicy};
 
 /// A node before it is added to a graph: what it does, what it reads, how it is limited and repeated.
 ///
@@ -136,15 +137,23 @@ impl Node {
         self
     }
 
-    /// Ends an execution that takes longer; counted for each attempt.
+    /// Ends an execution that takes longer; counted for each attempt. A Send may bring a limit of its own:
+    /// [`Packet::timeout`](super::Packet::timeout).
     pub fn timeout(mut self, limit: Duration) -> Node {
-        self.policies.run_timeout = Some(limit);
+        self.policies.timeout.run_timeout = Some(limit);
         self
     }
 
-    /// Ends an execution that shows no sign of life for longer: stream writes and [`Context::heartbeat`] are such signs.
+    /// Ends an execution that shows no sign of life for longer: stream writes, [`Context::heartbeat`], and what a graph
+    /// inside does are such signs.
     pub fn idle_timeout(mut self, limit: Duration) -> Node {
-        self.policies.idle_timeout = Some(limit);
+        self.policies.timeout.idle_timeout = Some(limit);
+        self
+    }
+
+    /// What restarts the idle timeout: every sign of life, unless this says that only heartbeats do.
+    pub fn refresh_on(mut self, signs: RefreshOn) -> Node {
+        self.policies.timeout.refresh_on = signs;
         self
     }
 
@@ -209,13 +218,19 @@ impl NodeDefaults {
 
     /// See [`Node::timeout`].
     pub fn timeout(mut self, limit: Duration) -> NodeDefaults {
-        self.policies.run_timeout = Some(limit);
+        self.policies.timeout.run_timeout = Some(limit);
         self
     }
 
     /// See [`Node::idle_timeout`].
     pub fn idle_timeout(mut self, limit: Duration) -> NodeDefaults {
-        self.policies.idle_timeout = Some(limit);
+        self.policies.timeout.idle_timeout = Some(limit);
+        self
+    }
+
+    /// See [`Node::refresh_on`].
+    pub fn refresh_on(mut self, signs: RefreshOn) -> NodeDefaults {
+        self.policies.timeout.refresh_on = signs;
         self
     }
 
@@ -241,8 +256,14 @@ impl NodeDefaults {
     pub(super) fn apply(&self, own: &Policies) -> Policies {
         Policies {
             retry: if own.retry.is_empty() { self.policies.retry.clone() } else { own.retry.clone() },
-            run_timeout: own.run_timeout.or(self.policies.run_timeout),
-            idle_timeout: own.idle_timeout.or(self.policies.idle_timeout),
+            timeout: TimeoutPolicy {
+                run_timeout: own.timeout.run_timeout.or(self.policies.timeout.run_timeout),
+                idle_timeout: own.timeout.idle_timeout.or(self.policies.timeout.idle_timeout),
+                refresh_on: match (own.timeout.refresh_on, own.timeout.idle_timeout) {
+                    (RefreshOn::Auto, None) => self.policies.timeout.refresh_on,
+                    (signs, _) => signs,
+                },
+            },
             cache: own.cache.clone().or_else(|| self.policies.cache.clone()),
         }
     }

@@ -3,9 +3,9 @@
 use indexmap::IndexMap;
 
 use super::node::NodeError;
-use crate::engine::{Destination, EngineError};
+use crate::engine::{Destination, EngineError, Packet};
 
-/// A router's answer. Made from a name, a [`Destination`], a list of either, an `Option` (`None` is the invalid answer
+/// A router's answer. Made from a name, a [`Destination`], a [`Packet`], a list of either, an `Option` (`None` is the invalid answer
 /// "no decision"; an empty list ends the path) or a `Result`.
 #[derive(Debug)]
 pub struct Destinations(pub(super) Result<Option<Vec<Destination>>, EngineError>);
@@ -25,6 +25,12 @@ impl From<String> for Destinations {
 impl From<Destination> for Destinations {
     fn from(destination: Destination) -> Self {
         Destinations(Ok(Some(vec![destination])))
+    }
+}
+
+impl From<Packet> for Destinations {
+    fn from(packet: Packet) -> Self {
+        Destination::from(packet).into()
     }
 }
 

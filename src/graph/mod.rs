@@ -20,8 +20,8 @@ mod schema;
 pub mod testing;
 
 pub use crate::engine::channel::reducers;
-pub use crate::engine::{ChannelKind, Command, Destination, Managed, Migration, Output, Reduce, RouterContext};
-pub use crate::model::{Cost, Durability, FoundItem, Indexing, Item};
+pub use crate::engine::{ChannelKind, Command, Destination, Managed, Migration, Output, Packet, Reduce, RouterContext};
+pub use crate::model::{Cost, Durability, FoundItem, Indexing, Item, RefreshOn, TimeoutPolicy};
 pub use crate::update;
 pub use body::{Node, NodeDefaults};
 pub use builder::{BuildError, BuildErrors, StateGraph};

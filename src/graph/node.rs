@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::context::Context;
 use crate::engine::{Command, EngineError, GraphSpec, Output};
-use crate::model::{Durability, Fields, Json};
+use crate::model::{Durability, Fields, Json, TimeoutPolicy};
 
 /// What a task hands to its node.
 #[derive(Debug, Clone)]
@@ -143,10 +143,8 @@ pub fn default_retry_on(error: &EngineError) -> bool {
 pub struct Policies {
     /// The first policy whose `retry_on` holds applies.
     pub retry: Vec<RetryPolicy>,
-    /// Per attempt.
-    pub run_timeout: Option<Duration>,
-    /// Per attempt, restarted by [`Context::heartbeat`] and by stream writes.
-    pub idle_timeout: Option<Duration>,
+    /// How long an attempt may take; a Send may bring limits of its own.
+    pub timeout: TimeoutPolicy,
     /// Reuse the writes of an earlier execution with the same input for this long (`None` inside: for ever).
     pub cache: Option<CachePolicy>,
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::node::NodeError;
 use crate::engine::command::{self, CommandUpdate};
-use crate::engine::{Command, Destination, Output};
+use crate::engine::{Command, Destination, Output, Packet};
 use crate::model::{Fields, Json, JsonError, special};
 
 /// The name of the place where a run begins.
@@ -165,15 +165,12 @@ pub fn goto(destination: impl Into<Destination>) -> Update {
     Update::new().goto(destination)
 }
 
-/// A task of its own for `node`, in the next superstep, with this argument.
+/// A task of its own for `node`, in the next superstep, with this argument. [`Packet`] makes one with a timeout.
 ///
 /// # Panics
 /// If the argument cannot be encoded as JSON: maps need string keys.
 pub fn send(node: impl Into<String>, arg: impl Serialize) -> Destination {
-    match Json::of(&arg) {
-        Ok(arg) => Destination::send(node, arg),
-        Err(error) => panic!("the argument of a Send cannot be encoded: {error}"),
-    }
+    Packet::new(node, arg).into()
 }
 
 /// The type of one field of a state, found from a reference to it. Part of [`update!`](crate::update).

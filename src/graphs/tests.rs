@@ -89,8 +89,8 @@ async fn fanout_sends_twenty_tasks() {
     let graph = fanout::graph().expect("builds");
     let sends = route(&graph, "__start__", json!({"items": []}));
     assert_eq!(sends.len(), 20);
-    let Destination::Send { node, arg } = &sends[7] else { panic!("a Send") };
-    let output = Probe::new().run(&graph, node, NodeInput::Arg(arg.clone())).await.expect("works");
+    let Destination::Send(send) = &sends[7] else { panic!("a Send") };
+    let output = Probe::new().run(&graph, &send.node, NodeInput::Arg(send.arg.clone())).await.expect("works");
     assert_eq!(output, Output::Update(fields(json!({"items": [7]}))));
 }
 

@@ -17,6 +17,7 @@ pub mod scope;
 pub mod state;
 pub mod thread;
 pub mod time;
+pub mod timeout;
 pub mod usage;
 
 pub use assistant::Assistant;
@@ -39,4 +40,5 @@ pub use scope::Scope;
 pub use state::{Cursor, HeadView, TaskState, ThreadState};
 pub use thread::{Closed, ClosedAs, Moved, Thread, ThreadStatus, ThreadTtl, Ttl, TtlStrategy};
 pub use time::Timestamp;
+pub use timeout::{RefreshOn, TimeoutPolicy};
 pub use usage::{Cost, CostError, ModelUsage, UsageTotals};

@@ -14,7 +14,7 @@ use tokio::sync::{Mutex as AsyncMutex, Notify};
 
 use super::Runtime;
 use super::shared::lock;
-use crate::engine::command::{Command, CommandUpdate, Destination, Output};
+use crate::engine::command::{Command, CommandUpdate, Destination, Output, Packet};
 use crate::engine::step::TaskInput;
 use crate::graph::node::{CachePolicy, NodeInput};
 use crate::model::{Fields, Json, Scope};
@@ -308,7 +308,7 @@ fn command_to_json(command: &Command) -> Json {
     }
     let goto = command.goto.iter().map(|destination| match destination {
         Destination::Node(node) => Json::from(node.as_str()),
-        Destination::Send { node, arg } => Destination::send_to_json(node, arg),
+        Destination::Send(packet) => packet.to_json(),
     });
     fields.insert("goto".into(), goto.collect());
     fields.insert("parent".into(), Json::from(command.parent));
@@ -333,7 +333,7 @@ fn command_from_json(json: &Json) -> Option<Command> {
     };
     let destination = |json: &Json| match json.as_str() {
         Some(node) => Some(Destination::Node(node.to_owned())),
-        None => Destination::send_from_json(json).map(|(node, arg)| Destination::Send { node, arg }),
+        None => Packet::from_json(json).map(Destination::Send),
     };
     Some(Command {
         update,
@@ -354,7 +354,8 @@ mod tests {
     #[test]
     fn every_output_comes_back() {
         let fields = json(r#"{"b":1e2,"a":[null,"x"]}"#).fields().expect("an object");
-        let goto = vec![Destination::Node("n".into()), Destination::send("m", json(r#"{"k":[1]}"#))];
+        let limited = Packet::new("m", json(r#"{"k":[1]}"#)).timeout(Duration::from_secs(2));
+        let goto = vec![Destination::Node("n".into()), Destination::send("m", json("1")), limited.into()];
         let command = |update| Output::Command(Command { update, goto: goto.clone(), parent: true, resume: None });
         let outputs = [
             Output::Nothing,

@@ -262,7 +262,9 @@ fn shown_command(command: &Command) -> Json {
 fn decision(destinations: &[Destination]) -> Json {
     let shown = |destination: &Destination| match destination {
         Destination::Node(name) => Json::from(name.as_str()),
-        Destination::Send { node, arg } => Json::from_fields([("node", &Json::from(node.as_str())), ("arg", arg)]),
+        Destination::Send(packet) => {
+            Json::from_fields([("node", &Json::from(packet.node.as_str())), ("arg", &packet.arg)])
+        }
     };
     match destinations {
         [one @ Destination::Node(_)] => shown(one),

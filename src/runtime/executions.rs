@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use super::executor::Around;
 use super::shared::{Shared, lock};
 use crate::engine::EngineError;
-use crate::engine::command::Destination;
+use crate::engine::Packet;
 use crate::engine::execution::{Execution, Finished, Job};
 use crate::engine::record::TaskRecord;
 use crate::engine::spec::GraphSpec;
@@ -207,8 +207,8 @@ impl Trail {
             if let Some(nodes) = spec.trigger_to_nodes.get(&**channel) {
                 nodes.iter().for_each(|node| add(&mut detail.next, node));
             } else if **channel == *special::TASKS {
-                if let Some((node, _)) = Destination::send_from_json(value) {
-                    add(&mut detail.next, &node);
+                if let Some(packet) = Packet::from_json(value) {
+                    add(&mut detail.next, &packet.node);
                 }
             } else {
                 add(&mut detail.written, channel);

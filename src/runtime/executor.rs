@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
+use super::alive::Alive;
 use super::cache::Place;
 use super::chain_events::{self, Chain, NodeChain};
 use super::effects::Anchor;
@@ -37,7 +38,8 @@ use crate::engine::step::{Task, TaskInput};
 use crate::graph::context::{Context, ExecutionInfo, HandledError};
 use crate::graph::node::{Checkpointing, Graph, NodeError, NodeInput, Policies};
 use crate::model::{
-    Breakpoints, CheckpointId, Durability, Fields, Interrupt, Json, StreamMode, TaskDetail, TaskOutcome, special,
+    Breakpoints, CheckpointId, Durability, Fields, Interrupt, Json, StreamMode, TaskDetail, TaskOutcome, TimeoutPolicy,
+    special,
 };
 use crate::storage::{CacheKey, Which};
 
@@ -62,6 +64,8 @@ pub(crate) struct GraphRun {
     pub(crate) step_around: i64,
     /// The namespace of the root graph's task that it runs in.
     pub(crate) outermost: String,
+    /// Where signs of life go, if a task around waits for them.
+    pub(crate) alive: Option<Arc<Alive>>,
     /// Checkpoints are kept: not for graphs that switched it off.
     pub(crate) has_storage: bool,
     /// What effects hang on when this graph or one around it has no checkpoints.
@@ -101,6 +105,8 @@ pub(crate) struct Around {
     pub(crate) anchor: Option<Anchor>,
     /// The root graph's task around it; empty in the root graph itself.
     pub(crate) outermost: String,
+    /// See [`GraphRun::alive`].
+    pub(crate) alive: Option<Arc<Alive>>,
     /// The graph as chain events tell it, if they are asked for.
     pub(crate) chain: Option<Arc<Chain>>,
     /// The span of the superstep.
@@ -532,6 +538,7 @@ impl Site {
                 || self.loaded.as_deref() == Some(core.execution.checkpoint_id()),
             anchor: self.run.anchor.clone(),
             outermost: self.run.outermost.clone(),
+            alive: self.run.alive.clone(),
             chain: self.run.chain.clone(),
             span: tracing::debug_span!(
                 "superstep",
@@ -1018,7 +1025,8 @@ async fn run_job(
     let task_id = job.task.id.clone();
     let name = &*job.task.name;
     let policies = graph.inner.policies.get(name).cloned().unwrap_or_default();
-    let host = Arc::new(TaskHost::new(Arc::clone(&shared), Arc::clone(&around), &job, report));
+    let limits = job.task.timeout.unwrap_or(policies.timeout);
+    let host = Arc::new(TaskHost::new(Arc::clone(&shared), Arc::clone(&around), &job, &limits, report));
     let mut attempt = 1;
     let mut has_returned = true;
     let end = loop {
@@ -1026,7 +1034,8 @@ async fn run_job(
         if let Some(track) = &track {
             track.begin(&shared, attempt);
         }
-        let result = one_attempt(&shared, &graph, &job, &around, &host, &policies, attempt).await;
+        let result = one_attempt(&shared, &graph, &job, &around, &host, &limits, attempt).await;
+        host.stir();
         if let Some(track) = &track {
             track.end(&shared);
         }
@@ -1083,7 +1092,7 @@ async fn one_attempt(
     job: &Job,
     around: &Arc<Around>,
     host: &Arc<TaskHost>,
-    policies: &Policies,
+    limits: &TimeoutPolicy,
     attempt: u32,
 ) -> Result<Output, NodeError> {
     let name = &*job.task.name;
@@ -1103,24 +1112,26 @@ async fn one_attempt(
         };
         body.run(input, context).await
     };
-    limited(work, host, policies, name, shared).await
+    limited(work, host, limits, name, shared).await
 }
 
-/// Applies a node's run and idle timeouts.
+/// Applies a task's run and idle timeouts.
 async fn limited(
     work: impl Future<Output = Result<Output, NodeError>>,
     host: &TaskHost,
-    policies: &Policies,
+    limits: &TimeoutPolicy,
     name: &str,
     shared: &Shared,
 ) -> Result<Output, NodeError> {
-    if policies.run_timeout.is_none() && policies.idle_timeout.is_none() {
+    if limits.is_empty() {
         return work.await;
     }
     let began = shared.runtime.clock().instant();
     let far = Duration::from_secs(60 * 60 * 24 * 365);
-    let deadline = tokio::time::sleep(policies.run_timeout.unwrap_or(far));
-    let idle = policies.idle_timeout.unwrap_or(far);
+    let deadline = tokio::time::sleep(limits.run_timeout.unwrap_or(far));
+    let idle = limits.idle_timeout.unwrap_or(far);
+    // Without an idle timeout the signs of this task are for those around it.
+    let alive = host.alive.as_ref().filter(|_| limits.idle_timeout.is_some());
     tokio::pin!(work, deadline);
     let late = |kind: &str, limit: Duration| {
         let elapsed = began.elapsed().as_secs_f64();
@@ -1131,10 +1142,16 @@ async fn limited(
         ))
     };
     loop {
+        let seen = async {
+            match alive {
+                Some(alive) => alive.seen().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             result = &mut work => return result,
-            () = &mut deadline => return late("run", policies.run_timeout.unwrap_or(far)),
-            () = host.alive.notified() => {}
+            () = &mut deadline => return late("run", limits.run_timeout.unwrap_or(far)),
+            () = seen => {}
             () = tokio::time::sleep(idle) => return late("idle", idle),
         }
     }

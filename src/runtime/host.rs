@@ -3,9 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
-use async_trait::async_trait;
-use tokio::sync::Notify;
-
+use super::alive::Alive;
 use super::chain_events::{self, NodeChain};
 use super::effects::Journal;
 use super::executor::{Around, GraphEnd, GraphRun, run_graph};
@@ -21,8 +19,9 @@ use crate::engine::step::Task;
 use crate::graph::context::Host;
 use crate::graph::node::{Checkpointing, Graph, NodeError};
 use crate::graph::{ItemQuery, PutOptions, Question};
-use crate::model::{Cost, EffectEntry, FoundItem, Interrupt, Item, Json, ModelUsage, StreamMode};
+use crate::model::{Cost, EffectEntry, FoundItem, Interrupt, Item, Json, ModelUsage, StreamMode, TimeoutPolicy};
 use crate::storage::Page;
+use async_trait::async_trait;
 
 /// The surroundings of one task.
 pub(crate) struct TaskHost {
@@ -30,8 +29,8 @@ pub(crate) struct TaskHost {
     pub(crate) around: Arc<Around>,
     pub(crate) task: Arc<Task>,
     pub(crate) answers: Mutex<Answers>,
-    /// Signs of life, for the idle timeout.
-    pub(crate) alive: Notify,
+    /// Where signs of life go, if anybody waits for them.
+    pub(crate) alive: Option<Arc<Alive>>,
     /// Calls of graphs so far, over all attempts: each has a namespace of its own.
     pub(crate) calls: Mutex<usize>,
     /// The attempt as chain events tell it, if they are asked for.
@@ -76,16 +75,23 @@ pub(crate) struct Exchange {
 }
 
 impl TaskHost {
-    pub(crate) fn new(shared: Arc<Shared>, around: Arc<Around>, job: &Job, report: Arc<Mutex<Report>>) -> TaskHost {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        around: Arc<Around>,
+        job: &Job,
+        limits: &TimeoutPolicy,
+        report: Arc<Mutex<Report>>,
+    ) -> TaskHost {
         let answers = Answers { given: job.answers.clone(), recorded: job.recorded, ..Answers::default() };
         let (answers, task) = (Mutex::new(answers), Arc::clone(&job.task));
         let effects = Journal::of(&around, &task);
+        let alive = Alive::of(limits, around.alive.as_ref());
         TaskHost {
             shared,
             around,
             task,
             answers,
-            alive: Notify::new(),
+            alive,
             calls: Mutex::new(0),
             effects,
             report,
@@ -93,8 +99,16 @@ impl TaskHost {
         }
     }
 
+    /// Something happens that can be seen from outside.
+    pub(crate) fn stir(&self) {
+        if let Some(alive) = &self.alive {
+            alive.stir();
+        }
+    }
+
     /// Forgets what an attempt asked; answers stay.
     pub(crate) fn begin_attempt(&self, attempt: u32) {
+        self.stir();
         let mut answers = lock(&self.answers);
         answers.asked.clear();
         answers.refused = None;
@@ -140,6 +154,7 @@ impl TaskHost {
             inside: Some(self.task.clone()),
             step_around: self.around.step,
             outermost: self.around.outermost_of(&self.task).to_owned(),
+            alive: self.alive.clone(),
             has_storage: !is_off,
             anchor: (is_off || self.around.anchor.is_some()).then(|| self.effects.anchor(index)),
         };
@@ -229,14 +244,14 @@ fn inner_ns(checkpointing: Checkpointing, task_ns: &str, index: usize) -> String
 #[async_trait]
 impl Host for TaskHost {
     fn custom(&self, value: Json) {
-        self.alive.notify_one();
+        self.stir();
         if self.shared.modes.contains(&StreamMode::Custom) {
             self.shared.emit(&self.around.ns, "custom", value);
         }
     }
 
     fn message(&self, message: Json, complete: bool) {
-        self.alive.notify_one();
+        self.stir();
         let chain = lock(&self.chain).clone();
         if let Some(chain) = &chain {
             chain.say(&self.shared, &message, complete);
@@ -250,7 +265,9 @@ impl Host for TaskHost {
     }
 
     fn heartbeat(&self) {
-        self.alive.notify_one();
+        if let Some(alive) = &self.alive {
+            alive.beat();
+        }
     }
 
     fn answer(&self, index: usize, question: &Question) -> Result<Json, NodeError> {
@@ -296,7 +313,7 @@ impl Host for TaskHost {
     }
 
     async fn put_effect(&self, entry: EffectEntry, durable: bool) -> Result<(), NodeError> {
-        self.alive.notify_one();
+        self.stir();
         self.effects.put(&self.shared, &self.around, entry, durable).await
     }
 

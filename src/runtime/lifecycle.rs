@@ -502,6 +502,7 @@ fn root_graph(graph: Graph, input: Input, answers_by_id: Fields, parents: BTreeM
         inside: None,
         step_around: 0,
         outermost: String::new(),
+        alive: None,
         has_storage: true,
         anchor: None,
     }

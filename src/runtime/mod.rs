@@ -1,5 +1,6 @@
 //! When it happens: moves runs through engine and storage. [`Runtime`] is the handle that HTTP holds.
 
+mod alive;
 mod answers;
 mod assistants;
 mod branches;

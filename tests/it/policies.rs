@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use session_store::app::{Running, Server};
 use session_store::config::{Config, DatabaseUrl};
-use session_store::graph::{Context, Graph, Node, START, StateGraph, Update};
+use session_store::graph::{Any, Context, Graph, Node, Packet, RefreshOn, START, StateGraph, Update};
 
 use crate::support::process::{get, post};
 
@@ -102,13 +102,76 @@ async fn signs_of_life_restart_the_idle_timeout() {
         let graph = StateGraph::dynamic(name).append("trail").node_with("n", node.idle_timeout(idle)).edge(START, "n");
         graph.build().expect("builds")
     };
-    let running = serve(vec![graph("silent", silent), graph("alive", alive)]).await;
-    let (failed, done) = tokio::join!(run(&running, "silent", json!({})), run(&running, "alive", json!({})));
-    assert_eq!(failed["__error__"]["error"], "NodeTimeoutError", "{failed}");
-    let left = state(&running, "silent").await;
-    let message = left["tasks"][0]["error"].as_str().unwrap_or_default();
-    assert!(message.contains("Node 'n' exceeded its idle timeout of 1.500s"), "{left}");
+    // Says much, but not that it is alive.
+    let talking = Node::new(async |(), ctx: Context| {
+        for _ in 0..600 {
+            ctx.write("still here")?;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    });
+    let talking = talking.refresh_on(RefreshOn::Heartbeat);
+    let step = || {
+        Node::new(async |(), _: Context| {
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            Ok(())
+        })
+    };
+    let inner = StateGraph::dynamic("inner").append("trail").node_with("a", step()).node_with("b", step());
+    let inner = inner.node_with("c", step()).edge(START, "a").edge("a", "b").edge("b", "c").build().expect("builds");
+    let graphs = [("silent", silent), ("alive", alive), ("talking", talking), ("inside", Node::subgraph(inner))];
+    let running = serve(graphs.into_iter().map(|(name, node)| graph(name, node)).collect()).await;
+    let (failed, done, talked, inside) = tokio::join!(
+        run(&running, "silent", json!({})),
+        run(&running, "alive", json!({})),
+        run(&running, "talking", json!({})),
+        run(&running, "inside", json!({"trail": ["in"]})),
+    );
+    for (failed, thread) in [(failed, "silent"), (talked, "talking")] {
+        assert_eq!(failed["__error__"]["error"], "NodeTimeoutError", "{failed}");
+        let left = state(&running, thread).await;
+        let message = left["tasks"][0]["error"].as_str().unwrap_or_default();
+        assert!(message.contains("Node 'n' exceeded its idle timeout of 1.500s"), "{left}");
+    }
     assert_eq!(done["trail"], json!(["alive"]), "two seconds of work, never idle for long: {done}");
+    assert_eq!(inside["trail"], json!(["in", "in"]), "what the graph inside does are signs of life: {inside}");
+    running.shutdown().await.expect("stops");
+}
+
+#[tokio::test]
+async fn a_send_brings_limits_of_its_own() {
+    let (short, long) = (Duration::from_millis(20), Duration::from_secs(60));
+    let work = || {
+        Node::task(async |what: String, _: Context| {
+            match what.as_str() {
+                "endless" => std::future::pending().await,
+                _ => tokio::time::sleep(Duration::from_millis(300)).await,
+            }
+            Ok(Update::new().set("trail", [what]))
+        })
+    };
+    let graph = |name: &str, node: Node, sent: Packet| {
+        let graph = StateGraph::dynamic(name).append("trail").node_with("work", node);
+        graph.branch(START, "sends", Any, move |(): &()| sent.clone()).build().expect("builds")
+    };
+    let running = serve(vec![
+        graph("shorter", work().timeout(long).idle_timeout(long), Packet::new("work", "endless").timeout(short)),
+        graph("longer", work().timeout(short).idle_timeout(short), Packet::new("work", "slow").timeout(long)),
+        graph("the_nodes", work().timeout(short), Packet::new("work", "slow")),
+    ]);
+    let running = running.await;
+    let (shorter, longer, the_nodes) = tokio::join!(
+        run(&running, "shorter", json!({})),
+        run(&running, "longer", json!({})),
+        run(&running, "the_nodes", json!({})),
+    );
+    assert_eq!(longer["trail"], json!(["slow"]), "in place of both limits of the node: {longer}");
+    for (failed, thread) in [(shorter, "shorter"), (the_nodes, "the_nodes")] {
+        assert_eq!(failed["__error__"]["error"], "NodeTimeoutError", "{failed}");
+        let left = state(&running, thread).await;
+        let message = left["tasks"][0]["error"].as_str().unwrap_or_default();
+        assert!(message.contains("Node 'work' exceeded its run timeout of 0.020s"), "{left}");
+    }
     running.shutdown().await.expect("stops");
 }
 

@@ -5,11 +5,12 @@ use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use session_store::app::Server as App;
 use session_store::config::{Config, DatabaseUrl, Role};
-use session_store::graph::{Graph, START, StateGraph, Update};
+use session_store::graph::{Context, Graph, Packet, START, StateGraph, Update, goto, send};
 
 use crate::support::process::{PATIENCE, Server, eventually, get, post, sqlite_url};
 
@@ -22,7 +23,7 @@ const STUCK: &str = "TAKEOVER_STUCK";
 /// first -> (ok, slow) -> end. Every call of a node is a line in a file, which no crash takes back.
 fn graph() -> Graph {
     let node = |name: &'static str| {
-        move |(), ctx: session_store::graph::Context| async move {
+        move |(), ctx: Context| async move {
             let calls = Path::new(&std::env::var(DIR).expect("a directory")).join("calls");
             let mut calls = OpenOptions::new().create(true).append(true).open(calls).expect("the file of calls");
             // In one write: formatting into the file is several, and those of other threads come between.
@@ -46,16 +47,41 @@ fn graph() -> Graph {
     graph.build().expect("builds")
 }
 
-/// Not a test: the server process that the test kills.
+/// (plan, slow), then two tasks that `plan` sends: one that ends, and one that never does, unless its limit ends it.
+fn limited() -> Graph {
+    let graph = StateGraph::dynamic("limited")
+        .append("l")
+        .node("plan", async |(), _: Context| {
+            let endless = Packet::new("work", "endless").timeout(Duration::from_millis(100));
+            Ok(goto(endless).goto(send("work", "quick")))
+        })
+        .node("slow", async |(), _: Context| {
+            if std::env::var_os(STUCK).is_some() {
+                std::future::pending::<()>().await;
+            }
+            Ok(())
+        })
+        .task("work", async |what: String, _: Context| {
+            if what == "endless" {
+                std::future::pending::<()>().await;
+            }
+            Ok(Update::new().set("l", [what]))
+        })
+        .edge(START, "plan")
+        .edge(START, "slow");
+    graph.build().expect("builds")
+}
+
+/// Not a test: the server process that the tests kill.
 #[tokio::test]
-#[ignore = "started by the test of this file, as a process of its own"]
+#[ignore = "started by the tests of this file, as a process of its own"]
 async fn the_process_that_is_killed() {
     let set = |name: &str| std::env::var(name).expect("set by the test");
     let mut config = Config::defaults().expect("the defaults are readable");
     config.server.listen = "127.0.0.1:0".into();
     config.database.url = DatabaseUrl::new(set(DATABASE));
     config.runtime.role = if set(ROLE) == "api" { Role::Api } else { Role::All };
-    let running = App::new(config, vec![graph()]).start().await.expect("serves");
+    let running = App::new(config, vec![graph(), limited()]).start().await.expect("serves");
     println!("listening on {}", running.url());
     std::future::pending::<()>().await;
 }
@@ -83,7 +109,7 @@ fn calls(dir: &Path, thread: &str) -> Vec<String> {
 }
 
 async fn start(server: &Server, thread: &str, input: &str, more: Value) -> String {
-    let mut body = json!({"assistant_id": "crash", "input": {"l": [input]}, "if_not_exists": "create"});
+    let mut body = json!({"assistant_id": "crash", "input": {"l": [input]}});
     body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
     let run = post(&format!("{}/threads/{thread}/runs", server.url), body).await;
     run["run_id"].as_str().expect("an id").to_owned()
@@ -161,4 +187,30 @@ async fn a_killed_superstep_goes_on_where_its_durability_left_it() {
     assert_eq!(ends(&heir, "new", &next).await["status"], "success");
     let values = state(&heir, "new").await["values"].clone();
     assert_eq!(values, json!({"l": ["in", "first", "in2", "first", "ok", "slow", "end"]}));
+}
+
+#[tokio::test]
+async fn the_limit_of_a_send_holds_after_a_kill_and_after_a_resume() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let url = sqlite_url(&dir);
+    let stuck = serve(dir.path(), &url, "all", true);
+    let run = start(&stuck, "t", "in", json!({"assistant_id": "limited"})).await;
+    let sent = async || {
+        let state = state(&stuck, "t").await;
+        let plan = state["tasks"].as_array()?.iter().find(|task| task["name"] == "plan")?.clone();
+        (!plan["result"].is_null()).then_some(())
+    };
+    eventually("what was sent is stored", PATIENCE, sent).await;
+    stuck.kill();
+
+    let heir = serve(dir.path(), &url, "all", false);
+    assert_eq!(ends(&heir, "t", &run).await["status"], "error");
+    let resumed = start(&heir, "t", "", json!({"assistant_id": "limited", "input": null})).await;
+    assert_eq!(ends(&heir, "t", &resumed).await["status"], "error");
+    let left = state(&heir, "t").await;
+    assert_eq!(left["values"], json!({"l": ["in", "quick"]}), "{left}");
+    assert_eq!(left["next"], json!(["work"]), "{left}");
+    let error = left["tasks"].as_array().and_then(|tasks| tasks.iter().find_map(|task| task["error"].as_str()));
+    let limit = "Node 'work' exceeded its run timeout of 0.100s";
+    assert!(error.is_some_and(|error| error.contains("NodeTimeoutError") && error.contains(limit)), "{left}");
 }

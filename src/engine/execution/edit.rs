@@ -216,6 +216,7 @@ impl Execution {
                 self.at(),
                 &edit.values,
                 &self.options.router_context,
+                timeout: None,
                 None,
             ) {
                 Ok(writes) => writes,

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use super::channel::{Channel, ChannelKind};
 use super::chunk::{self, Chunk, Wanted};
-use super::command::{Destination, Output};
+use super::command::{Output, Packet};
 use super::migrate::Migrated;
 use super::record::TaskRecord;
 use super::spec::{GraphSpec, RouterContext};
@@ -529,7 +529,7 @@ impl Execution {
             Some(origin) => migrate::handler_id(origin, &mut ids, &self.options.ns, &name, &path, &failed.id),
         };
         let (triggers, input) = (Arc::clone(&self.spec.layout.push), failed.input.clone());
-        let task = Arc::new(Task { id, name, path, triggers, input, ns, node });
+        let task = Arc::new(Task { id, name, path, triggers, input, ns, node, timeout: None });
         // Also a handler that has finished is a task of this superstep: its writes are applied with the others.
         self.tasks.push(Arc::clone(&task));
         if self.is_restored(&task.id) {
@@ -628,11 +628,11 @@ impl Execution {
         stored.writes.retain(|(channel, _)| !untracked(channel));
         for (channel, value) in &mut stored.writes {
             if &**channel == special::TASKS
-                && let Some((node, arg)) = Destination::send_from_json(value)
-                && let Some(mut fields) = arg.fields()
+                && let Some(packet) = Packet::from_json(value)
+                && let Some(mut fields) = packet.arg.fields()
             {
                 fields.retain(|key, _| !untracked(key));
-                *value = Destination::send_to_json(&node, &Json::from(&fields));
+                *value = Packet { arg: Json::from(&fields), ..packet }.to_json();
             }
         }
         Arc::new(stored)

@@ -157,7 +157,7 @@ fn error_handlers_are_nodes_without_triggers() {
         assert!(graph.inner.bodies.contains_key(handler));
     }
     assert_eq!(node(&graph, "__error_handler__a").input, ["n", "l", "left"]);
-    assert_eq!(graph.inner.policies["b"].run_timeout, Some(Duration::from_secs(1)));
+    assert_eq!(graph.inner.policies["b"].timeout.run_timeout, Some(Duration::from_secs(1)));
 }
 
 #[test]
@@ -171,7 +171,7 @@ fn a_nodes_own_policies_come_before_the_defaults() {
         .build()
         .expect("builds");
     let policies = &graph.inner.policies["a"];
-    assert_eq!((policies.run_timeout, policies.idle_timeout), (Some(long), Some(short)));
+    assert_eq!((policies.timeout.run_timeout, policies.timeout.idle_timeout), (Some(long), Some(short)));
     assert_eq!((policies.retry.len(), policies.retry[0].max_attempts), (1, 7));
     assert!(policies.cache.is_some());
 }
