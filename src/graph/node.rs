@@ -111,28 +111,36 @@ impl fmt::Debug for RetryPolicy {
     }
 }
 
-/// Errors of programming and of input repeat themselves; everything else may pass.
+/// Errors of programming and of input repeat themselves; everything else may pass. The same classes as in LangGraph, those
+/// derived from them included.
 pub fn default_retry_on(error: &EngineError) -> bool {
-    const FINAL: [&str; 20] = [
+    const FINAL: [&str; 27] = [
         "ValueError",
+        "UnicodeDecodeError",
+        "ValidationError",
         "TypeError",
         "ArithmeticError",
         "ZeroDivisionError",
         "OverflowError",
         "ImportError",
+        "ModuleNotFoundError",
         "LookupError",
         "KeyError",
         "IndexError",
         "NameError",
         "SyntaxError",
         "RuntimeError",
+        "NotImplementedError",
         "RecursionError",
+        "GraphRecursionError",
         "ReferenceError",
         "StopIteration",
+        "StopAsyncIteration",
         "OSError",
-        "AttributeError",
-        "InvalidUpdateError",
-        "ValidationError",
+        "TimeoutError",
+        "FileNotFoundError",
+        "PermissionError",
+        "GraphVersionError",
         "Panic",
     ];
     !FINAL.contains(&error.class.as_str())

@@ -722,7 +722,6 @@ impl Site {
                 let mut core = lock(&self.core);
                 (core.usage.open(&job.task.id), core.trail.track(&job.task.id))
             };
-            let (shared, graph) = (Arc::clone(&self.shared), self.run.graph.clone());
             let span = tracing::debug_span!(
                 parent: &around.span,
                 "task",
@@ -730,7 +729,7 @@ impl Site {
                 task.id = &*job.task.id,
                 outcome = tracing::field::Empty
             );
-            let work = run_job(shared, graph, job, Arc::clone(around), report, track).instrument(span.clone());
+            let work = run_job(self, job, Arc::clone(around), report, track).instrument(span.clone());
             // A panic of a node is caught here: an error of that node, not of the run.
             let ended = std::panic::AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|panic| {
                 let error = EngineError::panicked(&*panic);
@@ -744,7 +743,7 @@ impl Site {
             });
             span.record("outcome", ended.end.name());
             drop(span);
-            let has_routed = matches!(ended.end, End::Task(TaskEnd::Output(_)));
+            let has_routed = matches!(&ended.end, End::Task(end) if end.output().is_some());
             turns.pass(after + if has_routed { routers * rounds::ROUTER } else { 0 }).await;
             next = self.record(ended, around);
         }
@@ -852,8 +851,8 @@ impl Site {
     ) -> Option<Job> {
         let Core { execution, hold_chunks, held, outcome, usage, trail, .. } = core;
         let output = match &end {
-            End::Task(TaskEnd::Output(output)) => Some(output),
-            _ => None,
+            End::Task(end) => end.output(),
+            End::Parent(_) | End::Inner(_) => None,
         };
         let spent = usage.close(&self.shared, execution, &job.task.id, output);
         let end = match end {
@@ -878,20 +877,12 @@ impl Site {
                 return None;
             }
         };
-        let kept = match &end {
-            TaskEnd::Output(output) => self.cache_key(job).map(|(key, ttl)| (key, ttl, output.clone())),
-            _ => None,
-        };
+        let output = end.output();
+        let kept = output.and_then(|output| self.cache_key(job).map(|(key, ttl)| (key, ttl, output.clone())));
         let mut effects: Vec<Effect> = Vec::new();
         let open = execution.questions_of(&job.task.id);
-        let returned = listeners.chain.and_then(|chain| match &end {
-            TaskEnd::Output(output) => Some((chain, chain_events::returned(output))),
-            _ => None,
-        });
-        let said = listeners.messages.and_then(|around| match &end {
-            TaskEnd::Output(output) => Some((around, output.clone())),
-            _ => None,
-        });
+        let returned = listeners.chain.zip(output).map(|(chain, output)| (chain, chain_events::returned(output)));
+        let said = listeners.messages.zip(output.cloned());
         let finished = execution.finish_task(job, end, &exchange.answers, &mut effects);
         questions::note(&self.shared, &self.run, execution, job, exchange, &open);
         // Not of an output that could not be written, or that was for the graph around.
@@ -1004,7 +995,7 @@ impl End {
     /// For spans: a word, or the class of the failure.
     fn name(&self) -> &str {
         match self {
-            End::Task(TaskEnd::Output(_)) | End::Parent(_) => "success",
+            End::Task(TaskEnd::Output(_) | TaskEnd::Written(_)) | End::Parent(_) => "success",
             End::Task(TaskEnd::Failed(error)) => &error.class,
             End::Task(TaskEnd::Interrupted(_)) => "interrupted",
             End::Task(TaskEnd::Cancelled) => "cancelled",
@@ -1013,34 +1004,52 @@ impl End {
     }
 }
 
-/// Runs a job: its node's body or the graph that is the node, with the node's policies.
+/// Runs a job: its node's body or the graph that is the node, with the node's policies. What is retried is the whole of
+/// it: also an output that cannot be written, because of what it is or because a router failed.
 async fn run_job(
-    shared: Arc<Shared>,
-    graph: Graph,
+    site: &Site,
     job: Job,
     around: Arc<Around>,
     report: Arc<Mutex<Report>>,
     track: Option<Arc<Track>>,
 ) -> JobEnd {
+    let (shared, graph) = (&site.shared, &site.run.graph);
     let task_id = job.task.id.clone();
     let name = &*job.task.name;
     let policies = graph.inner.policies.get(name).cloned().unwrap_or_default();
     let limits = job.task.timeout.unwrap_or(policies.timeout);
-    let host = Arc::new(TaskHost::new(Arc::clone(&shared), Arc::clone(&around), &job, &limits, report));
+    let host = TaskHost::new(Arc::clone(shared), Arc::clone(&around), &job, &limits, Arc::clone(&report));
+    let host = Arc::new(host);
     let mut attempt = 1;
     let mut has_returned = true;
     let end = loop {
         host.begin_attempt(attempt);
         if let Some(track) = &track {
-            track.begin(&shared, attempt);
+            track.begin(shared, attempt);
         }
-        let result = one_attempt(&shared, &graph, &job, &around, &host, &limits, attempt).await;
+        let result = one_attempt(shared, graph, &job, &around, &host, &limits, attempt).await;
         host.stir();
         if let Some(track) = &track {
-            track.end(&shared);
+            track.end(shared);
         }
-        match result {
-            Ok(output) => break End::Task(TaskEnd::Output(output)),
+        let (error, wait) = match result {
+            Ok(output) if policies.retry.is_empty() => break End::Task(TaskEnd::Output(output)),
+            Ok(output) => {
+                let written = Box::new(lock(&site.core).execution.write(&job, output));
+                let again = written.failure().and_then(|error| {
+                    let wait = retry_after(shared, &policies, error, attempt)?;
+                    Some((error.clone(), wait))
+                });
+                let Some(again) = again else { break End::Task(TaskEnd::Written(written)) };
+                let chain = lock(&host.chain).clone();
+                if let Some(chain) = chain {
+                    chain.end(shared, written.routed(), None);
+                }
+                // What is not used was paid for all the same.
+                let core = lock(&site.core);
+                lock(&report).add_messages(shared, &core.execution, written.output());
+                again
+            }
             Err(NodeError::Parent(command)) if !command.parent => {
                 // A Command from a graph inside: the node's own output here (section 1.6). The graph did not end by
                 // itself, and neither did the node.
@@ -1056,19 +1065,16 @@ async fn run_job(
             Err(NodeError::Cancelled) => {
                 break End::Inner(lock(&host.answers).inner.take().unwrap_or(GraphEnd::Stopped));
             }
-            Err(NodeError::Failed(error)) => {
-                match retry_after(&shared, &policies, &error, attempt) {
-                    Some(wait) => {
-                        if let Some(track) = &track {
-                            track.log_retry(&shared, &around, &job.task, &error);
-                        }
-                        shared.runtime.clock().sleep(wait).await;
-                    }
-                    None => break End::Task(TaskEnd::Failed(error)),
-                }
-                attempt += 1;
-            }
+            Err(NodeError::Failed(error)) => match retry_after(shared, &policies, &error, attempt) {
+                Some(wait) => (error, wait),
+                None => break End::Task(TaskEnd::Failed(error)),
+            },
+        };
+        if let Some(track) = &track {
+            track.log_retry(shared, &around, &job.task, &error);
         }
+        shared.runtime.clock().sleep(wait).await;
+        attempt += 1;
     };
     let chain = lock(&host.chain).take();
     JobEnd { task_id, end, exchange: host.exchange(), chain, has_returned }

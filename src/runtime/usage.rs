@@ -61,7 +61,7 @@ impl Report {
 
     /// Adds the usage of messages that are new with this output: not in the state before, not counted in this run, not
     /// from a graph inside. A message is known by its id.
-    fn add_messages(&mut self, shared: &Shared, execution: &Execution, output: &Output) {
+    pub(crate) fn add_messages(&mut self, shared: &Shared, execution: &Execution, output: &Output) {
         each_write(output, &mut |key, value| {
             let mut before: Option<HashSet<String>> = None;
             each_priced(value, &mut |message| {

@@ -7,7 +7,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use session_store::app::{Running, Server};
 use session_store::config::{Config, DatabaseUrl};
-use session_store::graph::{Any, Context, Graph, Node, Packet, RefreshOn, START, StateGraph, Update};
+use session_store::graph::{
+    Any, Context, END, Graph, Node, NodeError, Packet, RefreshOn, RetryPolicy, START, StateGraph, Update,
+};
+use session_store::model::Json;
 
 use crate::support::process::{get, post};
 
@@ -172,6 +175,35 @@ async fn a_send_brings_limits_of_its_own() {
         let message = left["tasks"][0]["error"].as_str().unwrap_or_default();
         assert!(message.contains("Node 'work' exceeded its run timeout of 0.020s"), "{left}");
     }
+    running.shutdown().await.expect("stops");
+}
+
+#[tokio::test]
+async fn what_is_retried_is_the_whole_of_a_task() {
+    let (calls, asked) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (counted, seen) = (Arc::clone(&calls), Arc::clone(&asked));
+    let node = Node::new(move |(), ctx: Context| {
+        let call = counted.fetch_add(1, Ordering::SeqCst) + 1;
+        async move { Ok(Update::new().set("trail", [json!([call, ctx.info().attempt])])) }
+    });
+    let retry = RetryPolicy { initial_interval: Duration::from_millis(1), jitter: false, ..RetryPolicy::default() };
+    let graph = StateGraph::dynamic("routed")
+        .append("trail")
+        .node_with("n", node.retry(retry))
+        .edge(START, "n")
+        .branch("n", "fails_twice", Any, move |_: &Json| match seen.fetch_add(1, Ordering::SeqCst) {
+            0 | 1 => Err(NodeError::new("Busy", "not now")),
+            _ => Ok(END),
+        })
+        .build()
+        .expect("builds");
+    let running = serve(vec![graph]).await;
+    let done = run(&running, "routed", json!({})).await;
+    assert_eq!(done["trail"], json!([[3, 3]]), "two attempts left nothing: {done}");
+    assert_eq!((calls.load(Ordering::SeqCst), asked.load(Ordering::SeqCst)), (3, 3), "each asks its router once");
+    let log = get(&format!("{}/threads/routed/log", running.url())).await;
+    let attempts: Vec<_> = log.as_array().into_iter().flatten().map(|row| (&row["attempt"], &row["status"])).collect();
+    assert_eq!(attempts, [(&json!(3), &json!("success")), (&json!(2), &json!("error")), (&json!(1), &json!("error"))]);
     running.shutdown().await.expect("stops");
 }
 

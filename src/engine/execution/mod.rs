@@ -198,15 +198,56 @@ pub enum Next {
     OutOfSteps,
 }
 
+/// An output, and what it makes its task write: its node's routers have been asked.
+#[derive(Debug)]
+pub struct Written {
+    output: Output,
+    writes: Result<Vec<TaskWrite>, WriteError>,
+    routed: Vec<Routed>,
+}
+
+impl Written {
+    /// Why it cannot be written: the node returned what no node may return, or a router failed.
+    pub fn failure(&self) -> Option<&EngineError> {
+        match &self.writes {
+            Err(WriteError::Failed(error) | WriteError::Router { error, .. }) => Some(error),
+            Ok(_) | Err(WriteError::Parent(_)) => None,
+        }
+    }
+
+    /// What the node returned.
+    pub fn output(&self) -> &Output {
+        &self.output
+    }
+
+    /// What its routers were asked and answered, if that is told: [`Wanted::routers`].
+    pub fn routed(&self) -> &[Routed] {
+        &self.routed
+    }
+}
+
 /// How a job ended.
 #[derive(Debug)]
 pub enum TaskEnd {
     Output(Output),
+    /// An output whose routers have been asked already.
+    Written(Box<Written>),
     /// Unanswered questions of the task (or of a graph inside it).
     Interrupted(Vec<Interrupt>),
     Failed(EngineError),
     /// Stopped because a sibling failed.
     Cancelled,
+}
+
+impl TaskEnd {
+    /// The output, if it ended with one.
+    pub fn output(&self) -> Option<&Output> {
+        match self {
+            TaskEnd::Output(output) => Some(output),
+            TaskEnd::Written(written) => Some(&written.output),
+            TaskEnd::Interrupted(_) | TaskEnd::Failed(_) | TaskEnd::Cancelled => None,
+        }
+    }
 }
 
 /// What follows from a job's end.
@@ -547,6 +588,16 @@ impl Execution {
         }
     }
 
+    /// Asks the routers of a job's node about its output: once, since they may be costly and need not answer alike twice.
+    /// Changes nothing.
+    pub fn write(&self, job: &Job, output: Output) -> Written {
+        let (at, context) = (self.at(), &self.options.router_context);
+        let mut routed = Vec::new();
+        let told = self.options.wanted.routers.then_some(&mut routed);
+        let writes = writes_of(&self.spec, &self.channels, &job.task, at, &output, context, told);
+        Written { output, writes, routed }
+    }
+
     /// Records a job's end. `answers`: all answers its questions took, in order.
     pub fn finish_task(&mut self, job: &Job, end: TaskEnd, answers: &[Json], effects: &mut Vec<Effect>) -> Finished {
         let task = &job.task;
@@ -560,7 +611,11 @@ impl Execution {
             record.set(special::RESUME, answers.iter().cloned().collect());
         }
         let finished = match end {
-            TaskEnd::Output(output) => self.record_output(job, &output, &mut record, effects),
+            TaskEnd::Output(output) => {
+                let written = self.write(job, output);
+                self.record_output(job, written, &mut record, effects)
+            }
+            TaskEnd::Written(written) => self.record_output(job, *written, &mut record, effects),
             // A graph inside stopped at a breakpoint: nothing was asked.
             TaskEnd::Interrupted(list) if list.is_empty() => return Finished::Interrupted(list),
             TaskEnd::Interrupted(list) => {
@@ -641,16 +696,13 @@ impl Execution {
     fn record_output(
         &mut self,
         job: &Job,
-        output: &Output,
+        written: Written,
         record: &mut TaskRecord,
         effects: &mut Vec<Effect>,
     ) -> Finished {
         let task = &job.task;
-        let mut routed = Vec::new();
-        let told = self.options.wanted.routers.then_some(&mut routed);
-        let writes = writes_of(&self.spec, &self.channels, task, self.at(), output, &self.options.router_context, told);
-        self.routed = routed;
-        match writes {
+        self.routed = written.routed;
+        match written.writes {
             Ok(outputs) => {
                 record.set_outputs(outputs);
                 if !task.is_hidden() {
