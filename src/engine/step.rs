@@ -521,28 +521,27 @@ pub fn writes_of(
     let branches: &[Branch] = spec.node(&node.name).map_or(&[], |node| &node.writers.branches);
     let mut writes = Vec::with_capacity(1 + node.edges.len() + node.joins.len());
     state_writes(spec, task.node == 0, output, &mut writes)?;
-    gotos(output, &mut writes)?;
+    gotos(output, &mut writes);
     let own = writes.len();
     // A handler's output stands for its node's, but the node's edges do not fire (section 9).
     writes.extend(node.edges.iter().map(|edge| (Arc::clone(edge), Json::null())));
     writes.extend(node.joins.iter().map(|join| (Arc::clone(join), node.mark.clone())));
     for branch in branches {
-        let went = router_state(spec, node, channels, task, at, output, &writes)
-            .and_then(|state| {
-                let answer = ask(branch, &state, context);
-                if let Some(routed) = routed.as_deref_mut() {
-                    let destinations = answer.as_ref().ok().cloned();
-                    routed.push(Routed { name: branch.name.clone(), state, destinations });
-                }
-                decide(branch, answer?)
-            })
-            .and_then(|destinations| {
-                destinations.iter().try_for_each(|to| push_destination(to, Json::null(), &mut writes))
-            });
-        if let Err(error) = went {
-            let has_written = !writes.is_empty();
-            writes.truncate(own);
-            return Err(WriteError::Router { error, own: writes, has_written });
+        let went = router_state(spec, node, channels, task, at, output, &writes).and_then(|state| {
+            let answer = ask(branch, &state, context);
+            if let Some(routed) = routed.as_deref_mut() {
+                let destinations = answer.as_ref().ok().cloned();
+                routed.push(Routed { name: branch.name.clone(), state, destinations });
+            }
+            decide(branch, answer?)
+        });
+        match went {
+            Ok(destinations) => writes.extend(destinations.iter().map(start_of)),
+            Err(error) => {
+                let has_written = !writes.is_empty();
+                writes.truncate(own);
+                return Err(WriteError::Router { error, own: writes, has_written });
+            }
         }
     }
     Ok(writes)
@@ -618,35 +617,24 @@ fn state_writes(
     Ok(())
 }
 
-fn gotos(output: &Output, writes: &mut Vec<TaskWrite>) -> Result<(), WriteError> {
+/// A Send to a node that does not exist, END among them, is dropped when it is planned.
+fn gotos(output: &Output, writes: &mut Vec<TaskWrite>) {
     match output {
         Output::Command(command) => {
-            for destination in &command.goto {
-                if !matches!(destination, Destination::Node(name) if is_end(name)) {
-                    push_destination(destination, Json::null(), writes)?;
-                }
-            }
-            Ok(())
+            let is_path_end = |to: &&Destination| matches!(to, Destination::Node(name) if is_end(name));
+            writes.extend(command.goto.iter().filter(|to| !is_path_end(to)).map(start_of));
         }
-        Output::Many(outputs) => outputs.iter().try_for_each(|output| gotos(output, writes)),
-        _ => Ok(()),
+        Output::Many(outputs) => outputs.iter().for_each(|output| gotos(output, writes)),
+        _ => {}
     }
 }
 
-/// Writes what starts a destination; END is left out by callers, a Send to END is refused.
-pub fn push_destination(
-    destination: &Destination,
-    value: Json,
-    writes: &mut Vec<TaskWrite>,
-) -> Result<(), EngineError> {
+/// What starts a destination; END is left out by callers.
+pub fn start_of(destination: &Destination) -> TaskWrite {
     match destination {
-        Destination::Node(name) => writes.push((branch_to(name).into(), value)),
-        Destination::Send(packet) if is_end(&packet.node) => {
-            return Err(EngineError::invalid_update("Cannot send a packet to the END node"));
-        }
-        Destination::Send(packet) => writes.push((special::TASKS.into(), packet.to_json())),
+        Destination::Node(name) => (branch_to(name).into(), Json::null()),
+        Destination::Send(packet) => (special::TASKS.into(), packet.to_json()),
     }
-    Ok(())
 }
 
 /// The state a router sees: what its node sees, read again with the node's own writes applied, and below it the keys
@@ -701,20 +689,21 @@ fn ask(branch: &Branch, state: &Fields, context: &RouterContext) -> Result<Vec<D
 }
 
 fn decide(branch: &Branch, answer: Vec<Destination>) -> Result<Vec<Destination>, EngineError> {
-    let mut destinations = Vec::new();
-    for destination in answer {
-        let destination = match (destination, &branch.path_map) {
-            (Destination::Node(name), Some(map)) => {
-                let target = map.get(&name).ok_or_else(|| EngineError::new("KeyError", name))?;
-                Destination::Node(target.clone())
-            }
-            (destination, _) => destination,
-        };
-        match &destination {
-            Destination::Node(name) if name == special::START => return Err(no_destination()),
-            Destination::Node(name) if is_end(name) => {}
-            _ => destinations.push(destination),
-        }
+    let looked_up = |destination| match (destination, &branch.path_map) {
+        (Destination::Node(name), Some(map)) => match map.get(&name) {
+            Some(target) => Ok(Destination::Node(target.clone())),
+            None => Err(EngineError::new("KeyError", name)),
+        },
+        (destination, _) => Ok(destination),
+    };
+    let mut destinations: Vec<Destination> = answer.into_iter().map(looked_up).collect::<Result<_, _>>()?;
+    let is = |to: &Destination, node: &str| matches!(to, Destination::Node(name) if name == node);
+    if destinations.iter().any(|to| is(to, special::START)) {
+        return Err(no_destination());
     }
+    if destinations.iter().any(|to| matches!(to, Destination::Send(packet) if is_end(&packet.node))) {
+        return Err(EngineError::invalid_update("Cannot send a packet to the END node"));
+    }
+    destinations.retain(|to| !is(to, special::END));
     Ok(destinations)
 }

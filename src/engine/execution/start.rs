@@ -10,7 +10,9 @@ use crate::engine::command::{CommandUpdate, Destination};
 use crate::engine::error::UNKNOWN_INTERRUPT;
 use crate::engine::record::TaskRecord;
 use crate::engine::spec::{GraphSpec, branch_to};
-use crate::engine::step::{Progress, TaskWrite, TaskWrites, Updated, channels_from, is_control, prepare_next_tasks};
+use crate::engine::step::{
+    Progress, TaskWrite, TaskWrites, Updated, channels_from, is_control, prepare_next_tasks, start_of,
+};
 use crate::engine::{Command, EngineError, ids, migrate};
 use crate::model::{CheckpointSource, Fields, Json, STEP_OF_NOTHING, special};
 
@@ -159,7 +161,7 @@ impl Execution {
             None => Json::object(),
         };
         let mut null = TaskRecord::null();
-        goto_writes(&command.goto, &mut null.writes)?;
+        null.writes.extend(goto_writes(&command.goto));
         if !null.writes.is_empty() {
             self.records.insert(Arc::clone(&null.task_id), Arc::new(null));
         }
@@ -196,8 +198,7 @@ impl Execution {
         plain: Option<Json>,
         effects: &mut Vec<Effect>,
     ) -> Result<(), EngineError> {
-        let mut writes = Vec::new();
-        goto_writes(&command.goto, &mut writes)?;
+        let mut writes: Vec<TaskWrite> = goto_writes(&command.goto).collect();
         match &command.update {
             None => {}
             Some(CommandUpdate::Fields(fields)) => {
@@ -400,14 +401,11 @@ fn resume_map(resume: &Json) -> Option<Fields> {
     resume.fields().filter(|fields| fields.keys().all(|key| ids::is_interrupt_id(key)))
 }
 
-fn goto_writes(goto: &[Destination], writes: &mut Vec<TaskWrite>) -> Result<(), EngineError> {
-    for destination in goto {
-        match destination {
-            Destination::Node(name) => writes.push((branch_to(name).into(), Json::from(special::START))),
-            send => crate::engine::step::push_destination(send, Json::null(), writes)?,
-        }
-    }
-    Ok(())
+fn goto_writes(goto: &[Destination]) -> impl Iterator<Item = TaskWrite> {
+    goto.iter().map(|destination| match destination {
+        Destination::Node(name) => (branch_to(name).into(), Json::from(special::START)),
+        send @ Destination::Send(_) => start_of(send),
+    })
 }
 
 /// The stored metadata as clients see it.
