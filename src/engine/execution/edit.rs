@@ -9,7 +9,7 @@ use crate::engine::command::Output;
 use crate::engine::record::TaskRecord;
 use crate::engine::spec::GraphSpec;
 use crate::engine::step::{Task, TaskInput, TaskWrite, TaskWrites, WriteError, writes_of};
-use crate::engine::{EngineError, ids};
+use crate::engine::{EngineError, ids, py};
 use crate::model::{CheckpointSource, Json, TaskPath, special};
 
 /// One change, as if a node had returned it.
@@ -54,17 +54,20 @@ impl Execution {
         execution.note_branch();
         for (index, edits) in supersteps.iter().enumerate() {
             if index > 0 {
-                // A superstep after another says only where it stands.
-                let before = Json::from(execution.checkpoint_id.as_str());
-                let extra = Arc::make_mut(&mut execution.extra);
-                extra.retain(|key, _| key == "thread_id");
-                extra.insert("checkpoint_id".to_owned(), before);
+                execution.say_where();
             }
             execution.edit_superstep(edits, index == 0 && !is_head, new_id, effects)?;
             execution.records.clear();
         }
         execution.tasks = execution.plan();
         Ok(execution)
+    }
+
+    /// A superstep after another says only where it stands.
+    fn say_where(&mut self) {
+        let thread = Json::from(self.options.thread_id.as_str());
+        let before = Json::from(self.checkpoint_id.as_str());
+        self.extra = Arc::new([("thread_id".to_owned(), thread), ("checkpoint_id".to_owned(), before)].into());
     }
 
     /// `is_superseded`: the checkpoint that is edited has been followed by others.
@@ -162,12 +165,17 @@ impl Execution {
                 match (pair, node) {
                     (Some(pair), Some(node)) => Ok(Edit::from_json(&pair[0], Some(node))),
                     _ => {
+                        let item = py::repr(item.value());
                         Err(EngineError::invalid_update(format!("Invalid update item: {item} when copying checkpoint")))
                     }
                 }
             })
             .collect::<Result<_, _>>()?;
-        if edits.is_empty() { Ok(()) } else { self.edit_as_nodes(&edits, false, new_id, effects) }
+        if edits.is_empty() {
+            return Ok(());
+        }
+        self.say_where();
+        self.edit_as_nodes(&edits, false, new_id, effects)
     }
 
     fn edit_as_nodes(
@@ -208,6 +216,7 @@ impl Execution {
                 input: TaskInput::State(Arc::default()),
                 ns: Arc::default(),
                 node,
+                timeout: None,
             });
             let writes = match writes_of(
                 &self.spec,
@@ -216,7 +225,6 @@ impl Execution {
                 self.at(),
                 &edit.values,
                 &self.options.router_context,
-                timeout: None,
                 None,
             ) {
                 Ok(writes) => writes,
