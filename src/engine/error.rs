@@ -1,5 +1,7 @@
 //! Errors of a graph's execution: a class and a message, as clients see them.
 
+#![deny(missing_docs)]
+
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -11,7 +13,9 @@ use crate::model::ErrorInfo;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{class}: {message}")]
 pub struct EngineError {
+    /// What kind of failure it is: the name of an exception in LangGraph's words, or of the author's making.
     pub class: String,
+    /// What happened, in words.
     pub message: String,
 }
 
@@ -45,6 +49,7 @@ impl EngineError {
         "ValidationError",
     ];
 
+    /// An error of any class.
     pub fn new(class: impl Into<String>, message: impl Into<String>) -> EngineError {
         EngineError { class: class.into(), message: message.into() }
     }
@@ -61,10 +66,12 @@ impl EngineError {
         catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Err(EngineError::panicked(&*panic)))
     }
 
+    /// An `InvalidUpdateError`: the state cannot be changed so.
     pub fn invalid_update(message: impl Into<String>) -> EngineError {
         EngineError::new("InvalidUpdateError", message)
     }
 
+    /// A `ValueError`.
     pub fn value(message: impl Into<String>) -> EngineError {
         EngineError::new("ValueError", message)
     }

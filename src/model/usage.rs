@@ -1,5 +1,7 @@
 //! What models cost: tokens and money, by model.
 
+#![deny(missing_docs)]
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -87,9 +89,13 @@ impl TryFrom<f64> for Cost {
 /// Tokens and money of one model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ModelUsage {
+    /// Tokens the model read.
     pub input_tokens: i64,
+    /// Tokens it wrote.
     pub output_tokens: i64,
+    /// All tokens, as the provider counts them.
     pub total_tokens: i64,
+    /// What they cost.
     pub cost: Cost,
 }
 

@@ -17,7 +17,12 @@ pub enum Change {
     /// Items were added at the end.
     Append(Vec<Json>),
     /// The first `from` items stayed; what follows is `tail`.
-    Edit { from: usize, tail: Vec<Json> },
+    Edit {
+        /// How many items stayed.
+        from: usize,
+        /// All that follows them.
+        tail: Vec<Json>,
+    },
     /// A new value.
     Replace(Json),
 }
@@ -60,16 +65,33 @@ pub enum ChannelKind {
     /// A reducer.
     Reducer(Arc<dyn Reduce>),
     /// A list of what was written, cleared each superstep unless it accumulates.
-    Topic { accumulate: bool },
-    /// One value for one superstep. `guard`: two writes are an error.
-    Ephemeral { guard: bool },
+    Topic {
+        /// What was written in earlier supersteps stays.
+        accumulate: bool,
+    },
+    /// One value for one superstep.
+    Ephemeral {
+        /// Two writes in one superstep are an error.
+        guard: bool,
+    },
     /// One value for the run, never stored.
-    Untracked { guard: bool },
+    Untracked {
+        /// Two writes in one superstep are an error.
+        guard: bool,
+    },
     /// A list that LangGraph stores as deltas, with its snapshot cadence shown in metadata. Here every list is stored
     /// that way; the kind keeps the bookkeeping clients can see.
-    DeltaAppend { snapshot_frequency: u32 },
+    DeltaAppend {
+        /// Updates from one snapshot to the next.
+        snapshot_frequency: u32,
+    },
     /// Starts its node after every named node has written.
-    Barrier { names: Vec<String>, deferred: bool },
+    Barrier {
+        /// The nodes it waits for.
+        names: Vec<String>,
+        /// It also waits until nothing else is triggered.
+        deferred: bool,
+    },
     /// Starts a deferred node once nothing else is triggered.
     AfterFinish,
 }
