@@ -5,7 +5,7 @@
 //! what siblings read from the items, in whose question a plain answer goes to. Here a job's turn lasts until it waits for
 //! something; [`Turns::pass`] stands for the rounds of the event loop that LangGraph's own machinery takes.
 //!
-//! A job that keeps its turn for some 50 ms, because it computes or blocks its thread, loses it: the others go on beside it,
+//! A job that keeps its turn for some 200 ms, because it computes or blocks its thread, loses it: the others go on beside it,
 //! on another thread.
 
 use std::cell::Cell;
@@ -26,8 +26,9 @@ use super::shared::lock;
 const LOOK: Duration = Duration::from_millis(5);
 const REST: Duration = Duration::from_millis(100);
 /// A job that is seen in the same turn so many times in a row loses it. Counted, not measured: on a machine that is busy
-/// elsewhere, looks come late as well.
-const PATIENCE: u32 = 10;
+/// elsewhere, looks come late as well. Many, since they come less late than a job that computes: what a job needs ten
+/// milliseconds for takes a hundred where ten others want the processor.
+const PATIENCE: u32 = 40;
 /// Turns after which the thread is offered to other runs.
 const ROUND: usize = 64;
 
