@@ -118,8 +118,10 @@ impl Execution {
     }
 
     fn put_update(&mut self, new_id: NewId<'_>, effects: &mut Vec<Effect>) {
-        // A fresh thread's first update is step 0: the input it stands for was step -1.
-        self.step = self.step.max(0);
+        if self.checkpoint_id == NOTHING {
+            // A fresh thread's first update is step 0: the input it stands for was step -1.
+            self.step = self.step.max(0);
+        }
         self.note_first_edit();
         self.put_checkpoint(CheckpointSource::Update, new_id, effects);
         self.updated = None;

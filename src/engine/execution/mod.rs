@@ -935,7 +935,8 @@ impl Execution {
         self.origin = origin;
         self.step += 1;
         if self.options.has_storage {
-            let plans_all = self.is_editing || source == CheckpointSource::Fork;
+            // A fork that only durability `exit` stores is stored as what the run went on from.
+            let plans_all = self.is_editing || (source == CheckpointSource::Fork && !self.options.exit);
             effects.push(Effect::Checkpoint(Box::new(Draft {
                 ns: self.options.ns.clone(),
                 id,
