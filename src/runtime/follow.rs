@@ -7,6 +7,7 @@ use futures_util::StreamExt;
 use serde_json::json;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
+use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use uuid::Uuid;
 
@@ -36,6 +37,8 @@ pub(crate) struct Follow {
     /// Stored events after this id come first.
     pub(crate) after: Option<EventId>,
     pub(crate) cancel_on_disconnect: bool,
+    /// It listens since before the run began: all that the log has of the run is for it.
+    pub(crate) is_first: bool,
     /// Only then events show their ids: nothing else can be resumed by them.
     pub(crate) is_resumable: bool,
     /// The run's temporary thread stays until this listener has read it.
@@ -62,15 +65,22 @@ impl Runtime {
     /// Starts following. The stream ends when the run has ended; dropping it cancels the run if asked to.
     pub(crate) fn follow(&self, follow: Follow) -> EventStream {
         let (sender, receiver) = mpsc::channel(BUFFER);
+        drop(self.follow_into(follow, sender));
+        ReceiverStream::new(receiver).boxed()
+    }
+
+    /// Follows for whoever has the other end. True in the end: the listener was cut off, perhaps before the run's end.
+    fn follow_into(&self, follow: Follow, sender: mpsc::Sender<Event>) -> JoinHandle<bool> {
         let runtime = self.clone();
         tokio::spawn(async move {
             let (scope, thread, run_id) = (follow.scope, follow.run.thread_id.clone(), follow.run.run_id);
             let (cancel, is_last_reader) = (follow.cancel_on_disconnect, follow.is_last_reader);
             let outcome = runtime.pump(follow, &sender).await;
             runtime.inner.hub.release(run_id);
+            let is_cut_off = matches!(outcome, Ok(Pumped::Lagged) | Err(_));
             match outcome {
                 Ok(Pumped::Ended) if is_last_reader => runtime.forget_thread(&scope, &thread),
-                Ok(Pumped::Ended) => {}
+                Ok(Pumped::Ended | Pumped::Lagged) => {}
                 Ok(Pumped::Left) if cancel => {
                     let reason = Some("the client went away".to_owned());
                     let request = CancelRequest { action: CancelAction::Interrupt, actor: None, reason };
@@ -79,13 +89,15 @@ impl Runtime {
                 Ok(Pumped::Left) => {}
                 Err(error) => tracing::warn!(run.id = %run_id, %error, "a listener was cut off"),
             }
-        });
-        ReceiverStream::new(receiver).boxed()
+            is_cut_off
+        })
     }
 
     async fn pump(&self, mut follow: Follow, sender: &mpsc::Sender<Event>) -> Result<Pumped, RuntimeError> {
         let mut notices = self.storage().notices();
         let mut last = follow.after;
+        // Where the log begins for a listener that has heard nothing of it yet.
+        let start = follow.is_first.then_some(EventId(0));
         let is_logged = follow.after.is_some();
         // Something was told that no log has.
         let mut is_unstored = false;
@@ -116,7 +128,7 @@ impl Runtime {
             tokio::select! {
                 heard = follow.receiver.hear() => match heard {
                     Heard::Event(event) => {
-                        if let Some(after) = last.filter(|_| !is_gapless) {
+                        if let Some(after) = last.or(start).filter(|_| !is_gapless) {
                             // The run came here from another process. What that one told is in the log, and so is this.
                             is_gapless = true;
                             if self.replay(&follow, after, &mut last, sender).await? {
@@ -137,7 +149,7 @@ impl Runtime {
                         let Some(after) = start.filter(|_| !is_unstored) else {
                             // Nothing to catch up from: said aloud, so that nobody takes the cut for the end.
                             let _ = sender.send(lagged(run_id)).await;
-                            return Ok(Pumped::Ended);
+                            return Ok(Pumped::Lagged);
                         };
                         follow.receiver = follow.live.subscribe(true);
                         if self.replay(&follow, after, &mut last, sender).await? {
@@ -145,8 +157,9 @@ impl Runtime {
                         }
                     }
                     Heard::Closed => {
-                        if follow.live.result.get().is_some() || !self.is_active(&follow).await? {
-                            if let Some(after) = last.filter(|_| is_logged) {
+                        let has_ended_here = follow.live.result.get().is_some();
+                        if has_ended_here || !self.is_active(&follow).await? {
+                            if let Some(after) = last.or(start).filter(|_| is_logged || !has_ended_here) {
                                 self.replay(&follow, after, &mut last, sender).await?;
                             }
                             return Ok(Pumped::Ended);
@@ -162,7 +175,7 @@ impl Runtime {
                     looks += 1;
                     // Asked before the log is read: what an ended run told is all there.
                     let has_ended = !self.is_active(&follow).await? && !self.inner.is_executing(follow.run.run_id);
-                    if let Some(after) = last
+                    if let Some(after) = last.or(start.filter(|_| !is_gapless))
                         && self.replay(&follow, after, &mut last, sender).await?
                     {
                         return Ok(Pumped::Left);
@@ -244,35 +257,50 @@ impl Runtime {
         run_id: RunId,
         hear: bool,
     ) -> Result<Option<Json>, RuntimeError> {
-        let live = self.inner.hub.run(run_id);
-        let receiver = live.subscribe(false);
-        let found = self.storage().find_run(scope, thread, run_id).await;
-        let Ok(Some(run)) = found else {
+        loop {
+            let live = self.inner.hub.run(run_id);
+            let waited = self.wait_once(scope, thread, run_id, hear, &live).await;
+            let result = live.result.get().cloned();
             drop(live);
             self.inner.hub.release(run_id);
-            return Ok(found.map(|_| None)?);
-        };
-        if run.status.is_active() {
-            let after = if hear { self.end_of_log(scope, &run).await? } else { None };
-            // Its temporary thread would go before it was read here.
-            let is_last_reader = after.is_some() && is_temporary(&run);
-            let follow = Follow {
-                scope: *scope,
-                is_resumable: run.is_resumable(),
-                run,
-                live: Arc::clone(&live),
-                receiver,
-                after,
-                cancel_on_disconnect: false,
-                is_last_reader,
-            };
-            let mut events = self.follow(follow);
-            while events.next().await.is_some() {}
+            // Who was cut off must not take that for the end, and begins again.
+            let is_cut_off = waited?;
+            if !is_cut_off || result.is_some() {
+                return Ok(result);
+            }
         }
-        let result = live.result.get().cloned();
-        drop(live);
-        self.inner.hub.release(run_id);
-        Ok(result)
+    }
+
+    /// Follows a run until it has ended, or the listener is cut off, which is told by true.
+    async fn wait_once(
+        &self,
+        scope: &Scope,
+        thread: &ThreadId,
+        run_id: RunId,
+        hear: bool,
+        live: &Arc<LiveRun>,
+    ) -> Result<bool, RuntimeError> {
+        let receiver = live.subscribe(false);
+        let found = self.storage().find_run(scope, thread, run_id).await?;
+        let Some(run) = found.filter(|run| run.status.is_active()) else { return Ok(false) };
+        let after = if hear { self.end_of_log(scope, &run).await? } else { None };
+        // Its temporary thread would go before it was read here.
+        let is_last_reader = after.is_some() && is_temporary(&run);
+        let follow = Follow {
+            scope: *scope,
+            is_resumable: run.is_resumable(),
+            run,
+            live: Arc::clone(live),
+            receiver,
+            after,
+            cancel_on_disconnect: false,
+            is_first: false,
+            is_last_reader,
+        };
+        let (sender, mut receiver) = mpsc::channel(BUFFER);
+        let followed = self.follow_into(follow, sender);
+        while receiver.recv().await.is_some() {}
+        Ok(followed.await.unwrap_or(false))
     }
 }
 
@@ -293,6 +321,8 @@ fn lagged(run_id: RunId) -> Event {
 enum Pumped {
     /// The run has ended.
     Ended,
+    /// The listener was too slow.
+    Lagged,
     /// The listener has gone.
     Left,
 }

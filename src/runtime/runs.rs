@@ -77,6 +77,7 @@ impl Runtime {
                 // Another process may execute it: then it is read from the log.
                 after: (is_logged && !starts_here).then_some(EventId(0)),
                 cancel_on_disconnect: request.cancel_on_disconnect,
+                is_first: true,
                 is_last_reader: is_temporary && is_shared && !starts_here,
             })
         });
@@ -354,8 +355,17 @@ impl Runtime {
         let is_last_reader =
             after.is_some() && run.status.is_active() && is_temporary(&run) && !self.inner.is_executing(run_id);
         let is_resumable = run.is_resumable();
-        let follow =
-            Follow { scope: *scope, run, live, receiver, after, cancel_on_disconnect, is_resumable, is_last_reader };
+        let follow = Follow {
+            scope: *scope,
+            run,
+            live,
+            receiver,
+            after,
+            cancel_on_disconnect,
+            is_first: false,
+            is_resumable,
+            is_last_reader,
+        };
         let events = self.follow(follow);
         Ok(futures_util::stream::iter(gap).chain(events).boxed())
     }
