@@ -13,6 +13,7 @@ use super::live::LiveRun;
 use super::metrics::Metrics;
 use super::questions;
 use super::shared::lock;
+use super::tasks;
 use super::worker::{Active, StopReason};
 use crate::model::{Event, Json, Scope, ThreadStatus};
 use crate::storage::{CommitOutcome, Lease, RunEnd, SharedStorage, StepCommit, StepRows, StorageError, StoredEvent};
@@ -97,7 +98,7 @@ impl Committer {
             backlog: Arc::clone(&backlog),
             counted: 0,
         };
-        tokio::spawn(task.run());
+        tasks::spawn(task.run());
         Committer { sender, backlog }
     }
 

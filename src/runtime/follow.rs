@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::live::{Heard, Listener, LiveRun};
 use super::log;
 use super::runs::LINGERS;
+use super::tasks;
 use super::{EventStream, Runtime, RuntimeError};
 use crate::model::event::{RUN_ENDED, is_record};
 use crate::model::{CancelAction, Event, EventId, Json, Run, RunId, Scope, ThreadId, ThreadKey};
@@ -72,7 +73,7 @@ impl Runtime {
     /// Follows for whoever has the other end. True in the end: the listener was cut off, perhaps before the run's end.
     fn follow_into(&self, follow: Follow, sender: mpsc::Sender<Event>) -> JoinHandle<bool> {
         let runtime = self.clone();
-        tokio::spawn(async move {
+        tasks::spawn(async move {
             let (scope, thread, run_id) = (follow.scope, follow.run.thread_id.clone(), follow.run.run_id);
             let (cancel, is_last_reader) = (follow.cancel_on_disconnect, follow.is_last_reader);
             let outcome = runtime.pump(follow, &sender).await;
@@ -126,6 +127,7 @@ impl Runtime {
                 looks = 1;
             }
             tokio::select! {
+                biased;
                 heard = follow.receiver.hear() => match heard {
                     Heard::Event(event) => {
                         if let Some(after) = last.or(start).filter(|_| !is_gapless) {
@@ -333,6 +335,7 @@ async fn wait_for_notice(notices: &mut broadcast::Receiver<Notice>, run_id: RunI
     tokio::pin!(look);
     loop {
         tokio::select! {
+            biased;
             () = &mut look => return,
             notice = notices.recv() => match notice {
                 Ok(Notice::RunEnded(id)) if id == run_id => return,

@@ -9,6 +9,7 @@ use super::effects::Journal;
 use super::executor::{Around, GraphEnd, GraphRun, run_graph};
 use super::messages;
 use super::shared::{Shared, lock};
+use super::tasks;
 use super::turns::rounds;
 use super::usage::Report;
 use super::{ItemSearch, PutItem, RuntimeError};
@@ -203,7 +204,7 @@ impl TaskHost {
             Ok(reading) => reading,
             Err(_) => turns.hold(Arc::clone(&self.shared.items).read_owned()).await,
         };
-        let work = tokio::spawn(async move {
+        let work = tasks::spawn(async move {
             let found = work.await;
             drop(reading);
             found

@@ -384,6 +384,7 @@ impl Runtime {
             }
         };
         let end = tokio::select! {
+            biased;
             end = run_root(shared, run, root) => end,
             () = timer => return Outcome::LeaseLost,
         };

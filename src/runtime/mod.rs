@@ -38,8 +38,11 @@ mod schedule;
 mod sessions;
 mod settle;
 mod shared;
+#[cfg(test)]
+mod simulation;
 mod state;
 mod tail;
+mod tasks;
 mod thread_stream;
 mod turns;
 mod upkeep;
@@ -49,7 +52,7 @@ mod watch;
 pub mod webhooks;
 mod worker;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -143,7 +146,7 @@ pub(crate) struct Inner {
     /// The threads nodes run on.
     pub(crate) nodes: nodes::NodeThreads,
     /// The runs executed here.
-    pub(crate) active: Mutex<HashMap<RunId, worker::Active>>,
+    pub(crate) active: Mutex<BTreeMap<RunId, worker::Active>>,
     pub(crate) watch: Mutex<watch::Watch>,
     /// Something may be claimable.
     pub(crate) wake: Notify,
@@ -162,8 +165,18 @@ pub(crate) struct Inner {
 impl Runtime {
     /// Puts the parts together; [`Runtime::start`] sets them going.
     pub fn new(storage: SharedStorage, graphs: Vec<Graph>, clock: Clock, settings: Settings) -> Runtime {
-        let (nodes, started_at) = (nodes::NodeThreads::start(), clock.now());
-        let process = clock.new_run_id();
+        Runtime::over(storage, graphs, clock, settings, nodes::NodeThreads::start())
+    }
+
+    /// [`Runtime::new`] with threads for the nodes.
+    fn over(
+        storage: SharedStorage,
+        graphs: Vec<Graph>,
+        clock: Clock,
+        settings: Settings,
+        nodes: nodes::NodeThreads,
+    ) -> Runtime {
+        let (started_at, process) = (clock.now(), clock.new_run_id());
         Runtime {
             inner: Arc::new(Inner {
                 storage,

@@ -2,13 +2,15 @@
 //! from being renewed or a request from being answered.
 
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::shared::lock;
+use super::tasks;
 
 /// A thread pool of its own for node bodies.
 #[derive(Debug)]
@@ -30,6 +32,13 @@ impl NodeThreads {
             .ok();
         let handle = runtime.as_ref().map_or_else(Handle::current, |runtime| runtime.handle().clone());
         NodeThreads { runtime, handle, probe: Mutex::default(), are_blocked: watch::Sender::new(false) }
+    }
+
+    /// No threads of their own: those of whoever calls this, for simulations.
+    #[cfg(test)]
+    pub(crate) fn here() -> NodeThreads {
+        let are_blocked = watch::Sender::new(false);
+        NodeThreads { runtime: None, handle: Handle::current(), probe: Mutex::default(), are_blocked }
     }
 
     /// Whether nodes hold every thread, as far as is known: others have no chance to run.
@@ -55,7 +64,7 @@ impl NodeThreads {
         let are_blocked = match &*probe {
             Some((since, task)) if !task.is_finished() => self.are_blocked() || now.duration_since(*since) >= patience,
             _ => {
-                *probe = Some((now, self.handle.spawn(async {})));
+                *probe = Some((now, tasks::spawn_on(&self.handle, async {})));
                 false
             }
         };

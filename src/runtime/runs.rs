@@ -11,6 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::assistants::Resolved;
 use super::follow::{Follow, is_temporary};
 use super::live::Heard;
+use super::tasks;
 use super::{AssistantName, EventStream, RunRequest, Runtime, RuntimeError, Submitted};
 use crate::graph::Graph;
 use crate::model::event::RESUME_GAP;
@@ -259,7 +260,7 @@ impl Runtime {
     /// Looks at the queue when a delayed run is due.
     fn wake_after(&self, delay: Duration) {
         let runtime = self.clone();
-        tokio::spawn(async move {
+        tasks::spawn(async move {
             tokio::select! {
                 () = tokio::time::sleep(delay) => runtime.inner.wake.notify_one(),
                 () = runtime.inner.stopped.cancelled() => {}
@@ -270,7 +271,7 @@ impl Runtime {
     /// A temporary thread that was kept for its listeners here goes when they have read it.
     pub(super) fn forget_thread(&self, scope: &Scope, thread: &ThreadId) {
         let (runtime, scope, thread) = (self.clone(), *scope, thread.clone());
-        tokio::spawn(async move {
+        tasks::spawn(async move {
             tokio::time::sleep(READING).await;
             if let Err(error) = runtime.storage().delete_thread(&scope, &thread).await {
                 tracing::debug!(thread.id = %thread, %error, "left to its time to live");
@@ -402,7 +403,7 @@ impl Runtime {
         }
         let (sender, receiver) = mpsc::channel(1);
         let (runtime, scope, run) = (self.clone(), *scope, run.clone());
-        tokio::spawn(async move {
+        tasks::spawn(async move {
             let mut events = events;
             loop {
                 let event = tokio::select! {

@@ -21,6 +21,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 use super::shared::lock;
+use super::tasks;
 
 /// How often jobs are looked at while there are siblings, and how rarely while all of them wait for something else.
 const LOOK: Duration = Duration::from_millis(5);
@@ -123,7 +124,7 @@ impl Turns {
         }
         if state.jobs.len() > 1 && !state.is_watched {
             state.is_watched = true;
-            self.table.nodes.spawn(watch(Arc::clone(&self.table)));
+            tasks::spawn_on(&self.table.nodes, watch(Arc::clone(&self.table)));
         }
         drop(state);
         self.table.news.notify_one();
@@ -220,7 +221,7 @@ impl Table {
         state.worker = Some(state.workers);
         state.is_busy = false;
         // Turns are short and the worker yields by itself: the budget of a tokio task does not fit many jobs.
-        self.nodes.spawn(tokio::task::unconstrained(work(Arc::clone(self), state.workers)));
+        tasks::spawn_on(&self.nodes, tokio::task::unconstrained(work(Arc::clone(self), state.workers)));
     }
 
     fn next(&self, worker: u64) -> Next {

@@ -28,8 +28,9 @@ impl Runtime {
         let pause = (self.inner.settings.stuck_after / 3).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
         loop {
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                biased;
                 () = self.inner.draining.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
             }
             self.look_at_node_threads();
             if let Err(error) = self.look_for_stuck_runs().await {

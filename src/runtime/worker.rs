@@ -11,6 +11,7 @@ use tracing::field::Empty;
 use tracing::{Instrument as _, Span};
 
 use super::shared::lock;
+use super::tasks;
 use super::{Inner, Runtime};
 use crate::model::{RunId, Scope};
 use crate::spans;
@@ -70,17 +71,24 @@ impl Inner {
 impl Runtime {
     /// Starts the background loops. Call once, inside the runtime that serves HTTP.
     pub fn start(&self) {
+        self.start_executing();
         if self.inner.settings.claims {
-            tokio::spawn(self.clone().claim_loop());
-            tokio::spawn(self.clone().cron_loop());
-            tokio::spawn(self.clone().sweep_loop());
-            tokio::spawn(self.clone().webhook_loop());
-            tokio::spawn(self.clone().upkeep_loop());
+            tasks::spawn(self.clone().cron_loop());
+            tasks::spawn(self.clone().sweep_loop());
+            tasks::spawn(self.clone().webhook_loop());
+            tasks::spawn(self.clone().upkeep_loop());
         }
-        tokio::spawn(self.clone().watch_loop());
-        tokio::spawn(self.clone().cache_loop());
-        tokio::spawn(self.clone().lease_loop());
-        tokio::spawn(self.clone().notice_loop());
+        tasks::spawn(self.clone().cache_loop());
+    }
+
+    /// Starts the loops that runs need to get on.
+    pub(super) fn start_executing(&self) {
+        if self.inner.settings.claims {
+            tasks::spawn(self.clone().claim_loop());
+        }
+        tasks::spawn(self.clone().watch_loop());
+        tasks::spawn(self.clone().lease_loop());
+        tasks::spawn(self.clone().notice_loop());
     }
 
     /// Stops claiming, lets the running supersteps finish and commit, and hands the runs over. Returns when none is left
@@ -133,9 +141,10 @@ impl Runtime {
                 continue;
             }
             tokio::select! {
+                biased;
+                () = self.inner.draining.cancelled() => return,
                 () = self.inner.wake.notified() => {}
                 () = tokio::time::sleep(self.inner.settings.poll_every) => {}
-                () = self.inner.draining.cancelled() => return,
             }
         }
     }
@@ -172,7 +181,7 @@ impl Runtime {
                 runtime.inner.wake.notify_one();
             }
         };
-        tokio::spawn(executing.instrument(span));
+        tasks::spawn(executing.instrument(span));
     }
 
     /// Renews the leases of all runs here, in one statement. Nodes cannot block it: they run on threads of their own.
@@ -181,8 +190,9 @@ impl Runtime {
         let mut renewed = self.clock().instant();
         loop {
             tokio::select! {
-                () = tokio::time::sleep(every) => {}
+                biased;
                 () = self.inner.stopped.cancelled() => return,
+                () = tokio::time::sleep(every) => {}
             }
             let active: Vec<Active> = lock(&self.inner.active).values().cloned().collect();
             // A renewal that hangs must not keep the run from being stopped when its lease is over.
@@ -224,8 +234,9 @@ impl Runtime {
         let mut notices = self.storage().notices();
         loop {
             let notice = tokio::select! {
-                notice = notices.recv() => notice,
+                biased;
                 () = self.inner.stopped.cancelled() => return,
+                notice = notices.recv() => notice,
             };
             match notice {
                 Ok(Notice::RunPending) => self.inner.wake.notify_one(),
@@ -234,7 +245,7 @@ impl Runtime {
                     if let Some(active) = active {
                         // Beside the loop: a slow database must not hold up the next notice.
                         let runtime = self.clone();
-                        tokio::spawn(async move { runtime.renew(&[active]).await });
+                        tasks::spawn(async move { runtime.renew(&[active]).await });
                     }
                 }
                 // What waited behind it on its thread is announced by itself.

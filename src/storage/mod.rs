@@ -47,6 +47,8 @@ mod foreign_rows;
 mod health_rows;
 mod matching;
 mod migrations;
+#[cfg(test)]
+pub(crate) mod nowhere;
 mod payloads;
 mod postgres;
 mod rows;
@@ -220,16 +222,16 @@ pub trait Storage:
 pub type SharedStorage = Arc<dyn Storage>;
 
 /// What a thread shows after a run on it was taken back at somebody's wish.
-fn rolled_back() -> ErrorInfo {
+pub(crate) fn rolled_back() -> ErrorInfo {
     ErrorInfo { error: "UserRollback".to_owned(), message: "the run was rolled back".to_owned() }
 }
 
 /// A worker makes one last attempt at a time: of runs that twice died with their process, one kills it, and the others
 /// must not be set aside with it. A run that has lived this long on its last attempt makes room for the next.
-const SUSPECT_FOR: Duration = Duration::from_secs(300);
+pub(crate) const SUSPECT_FOR: Duration = Duration::from_secs(300);
 
 /// How a run ends that was attempted too often: on every backend the same words. `worker`: who had it last.
-fn quarantined(attempts: i32, worker: Option<&str>) -> ErrorInfo {
+pub(crate) fn quarantined(attempts: i32, worker: Option<&str>) -> ErrorInfo {
     let by = worker.map(|worker| format!(", last by {worker}")).unwrap_or_default();
     ErrorInfo {
         error: "RunQuarantined".into(),

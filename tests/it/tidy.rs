@@ -28,7 +28,7 @@ const LAYERS: [(&str, &[&str]); 14] = [
 ];
 
 /// Words and the places (prefixes of paths in `src`) that may use them. Tests inside `src` are free.
-const RESERVED: [(&str, &[&str]); 13] = [
+const RESERVED: [(&str, &[&str]); 14] = [
     (
         "sqlx",
         &["storage/postgres/", "storage/sqlite/", "storage/connect.rs", "storage/migrations.rs", "storage/rows.rs"],
@@ -51,6 +51,11 @@ const RESERVED: [(&str, &[&str]); 13] = [
         ],
     ),
     ("opentelemetry", &["spans.rs", "telemetry/otlp.rs"]),
+    // What the runtime spawns belongs to a process that simulations can kill.
+    (
+        "tokio::spawn",
+        &["app.rs", "graph/", "http/", "runtime/simulation/", "runtime/tasks.rs", "selfproof/", "storage/"],
+    ),
     ("clap", &["cli.rs", "config/", "lib.rs", "selfproof/"]),
     ("anyhow", &["app.rs", "cli.rs", "lib.rs", "selfproof/", "telemetry/"]),
     // SQLite has no clock but the machine's: there it is the database's.

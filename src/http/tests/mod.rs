@@ -1,7 +1,6 @@
 //! The layer as a whole, without a network and in front of a storage that cannot be reached.
 
 mod described;
-mod nowhere;
 pub(super) mod spy;
 
 use std::sync::Arc;
@@ -25,9 +24,10 @@ use crate::graph::Graph;
 use crate::model::{Durability, Event, Json};
 use crate::runtime::{Runtime, Settings};
 use crate::storage::SharedStorage;
+use crate::storage::nowhere::Nowhere;
 
 fn runtime() -> Runtime {
-    runtime_over(Arc::new(nowhere::Nowhere), Vec::new())
+    runtime_over(Arc::new(Nowhere(())), Vec::new())
 }
 
 fn runtime_over(storage: SharedStorage, graphs: Vec<Graph>) -> Runtime {

@@ -1,4 +1,5 @@
-//! A storage that cannot be reached: what the layer does by itself is seen in front of it.
+//! A storage that cannot be reached, for tests: what a layer does by itself is seen in front of it. `Nowhere<T>` is out of
+//! reach but for what `T` makes up: the simulation of the runtime has runs and checkpoints.
 
 use std::time::Duration;
 
@@ -9,7 +10,12 @@ use crate::model::*;
 use crate::storage::*;
 
 #[derive(Debug)]
-pub(super) struct Nowhere;
+pub(crate) struct Nowhere<T = ()>(pub(crate) T);
+
+/// What `T` of a [`Nowhere`] is.
+pub(crate) trait There: std::fmt::Debug + Send + Sync + 'static {}
+
+impl There for () {}
 
 fn gone<T>() -> Result<T> {
     Err(StorageError::Unavailable("password=secret at 10.0.0.7".into()))
@@ -48,7 +54,7 @@ impl Storage for Nowhere {
 }
 
 #[async_trait]
-impl Assistants for Nowhere {
+impl<T: There> Assistants for Nowhere<T> {
     async fn create_assistant(&self, _: &Scope, _: NewAssistant) -> Result<AssistantCreated> {
         gone()
     }
@@ -95,7 +101,7 @@ impl Assistants for Nowhere {
 }
 
 #[async_trait]
-impl Interrupts for Nowhere {
+impl<T: There> Interrupts for Nowhere<T> {
     async fn list_interrupts(
         &self,
         _: &Scope,
@@ -135,7 +141,7 @@ impl Branches for Nowhere {
 }
 
 #[async_trait]
-impl Sessions for Nowhere {
+impl<T: There> Sessions for Nowhere<T> {
     async fn close_thread(&self, _: &Scope, _: &ThreadId, _: &Close) -> Result<CloseOutcome> {
         gone()
     }
@@ -191,7 +197,7 @@ impl Threads for Nowhere {
 }
 
 #[async_trait]
-impl Retention for Nowhere {
+impl<T: There> Retention for Nowhere<T> {
     async fn thread_ttl(&self, _: &Scope, _: &ThreadId) -> Result<Option<ThreadTtl>> {
         gone()
     }
@@ -311,7 +317,7 @@ impl Checkpoints for Nowhere {
 }
 
 #[async_trait]
-impl Foreign for Nowhere {
+impl<T: There> Foreign for Nowhere<T> {
     async fn put_foreign(&self, _: &Scope, _: &ForeignBatch) -> Result<ForeignOutcome> {
         gone()
     }
@@ -345,7 +351,7 @@ impl Foreign for Nowhere {
 }
 
 #[async_trait]
-impl Effects for Nowhere {
+impl<T: There> Effects for Nowhere<T> {
     async fn task_effects(&self, _: &Scope, _: ThreadKey, _: &EffectPlace) -> Result<Vec<EffectEntry>> {
         gone()
     }
@@ -355,7 +361,7 @@ impl Effects for Nowhere {
 }
 
 #[async_trait]
-impl Executions for Nowhere {
+impl<T: There> Executions for Nowhere<T> {
     async fn list_executions(
         &self,
         _: &Scope,
@@ -369,7 +375,7 @@ impl Executions for Nowhere {
 }
 
 #[async_trait]
-impl Items for Nowhere {
+impl<T: There> Items for Nowhere<T> {
     async fn put_item(&self, _: &Scope, _: NewItem) -> Result<()> {
         gone()
     }
@@ -397,7 +403,7 @@ impl Items for Nowhere {
 }
 
 #[async_trait]
-impl Cache for Nowhere {
+impl<T: There> Cache for Nowhere<T> {
     async fn find_cached(&self, _: &Scope, _: &[CacheKey]) -> Result<Vec<CacheEntry>> {
         gone()
     }
@@ -413,7 +419,7 @@ impl Cache for Nowhere {
 }
 
 #[async_trait]
-impl Crons for Nowhere {
+impl<T: There> Crons for Nowhere<T> {
     async fn database_time(&self, _: &Scope) -> Result<Timestamp> {
         gone()
     }
@@ -444,7 +450,7 @@ impl Crons for Nowhere {
 }
 
 #[async_trait]
-impl Webhooks for Nowhere {
+impl<T: There> Webhooks for Nowhere<T> {
     async fn claim_webhooks(&self, _: &Scope, _: i64, _: Duration) -> Result<ClaimedWebhooks> {
         gone()
     }
@@ -463,7 +469,7 @@ impl Webhooks for Nowhere {
 }
 
 #[async_trait]
-impl IdempotencyKeys for Nowhere {
+impl<T: There> IdempotencyKeys for Nowhere<T> {
     async fn find_key(&self, _: &Scope, _: &str, _: &str) -> Result<Option<KeyRow>> {
         gone()
     }
