@@ -230,6 +230,10 @@ async fn load_inner(shared: &Shared, run: &GraphRun) -> Result<(Way, Option<Load
             loaded.is_head = latest.is_none_or(|(latest, _)| latest.checkpoint.id == loaded.checkpoint.id);
         }
         reader.freeze(&run.ns, &mut stored).await?;
+        // A copied thread's checkpoints name the thread they were copied from.
+        if let Some(id) = loaded.metadata.extra.get_mut("thread_id") {
+            *id = Json::from(shared.thread_id.as_str());
+        }
         Ok(Some((loaded, stored)))
     };
     let found = shared.turns.hold(load).await.map_err(|error| storage_error(&error))?;
