@@ -33,6 +33,9 @@ pub(super) struct Database {
     pub(super) note: String,
 }
 
+/// Namespace, checkpoint, task, and the run that wrote.
+type WriteKey = (String, CheckpointId, String, Option<RunId>);
+
 #[derive(Debug)]
 struct ThreadRows {
     thread: Thread,
@@ -40,7 +43,8 @@ struct ThreadRows {
     /// In the order of their creation.
     runs: Vec<RunRow>,
     checkpoints: BTreeMap<(String, CheckpointId), CheckpointRow>,
-    writes: BTreeMap<(String, CheckpointId, String, Option<RunId>), (i64, TaskWritesRow)>,
+    /// With when each was written.
+    writes: BTreeMap<WriteKey, (i64, TaskWritesRow)>,
     payloads: BTreeMap<PayloadHash, Json>,
     log: BTreeMap<(String, String, i64, i64), LogRow>,
     events: BTreeMap<i64, StoredEvent>,

@@ -73,7 +73,7 @@ async fn race(server: &TestServer, ticks: &Ticks, run: usize, choice: u64) -> To
     let timed = |end| Timed { op: (), begin, end };
     if choice % 9 == 8 {
         let (action, stop) =
-            if choice % 2 == 0 { ("interrupt", Stop::Interrupt) } else { ("rollback", Stop::Rollback) };
+            if choice.is_multiple_of(2) { ("interrupt", Stop::Interrupt) } else { ("rollback", Stop::Rollback) };
         let answer = server.post(&format!("/threads/t/runs/cancel?action={action}"), json!({})).await;
         assert_eq!(answer.status, 202, "{answer:?}");
         let at = Clock::default().now().to_iso();
