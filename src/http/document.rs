@@ -2,7 +2,9 @@
 
 use super::auth::Caller;
 use super::error::{ApiError, ApiResult};
-use crate::model::{Effect, Fields, HeadView, InterruptRecord, Json, LoggedTask, Run, RunKwargs, Thread, UsageTotals};
+use crate::model::{
+    Effect, Fields, HeadView, InterruptRecord, Json, LoggedTask, Run, RunKwargs, Thread, ThreadStatus, UsageTotals,
+};
 use crate::runtime::Runtime;
 
 pub(crate) const THREAD_COLUMNS: [&str; 10] = [
@@ -70,6 +72,12 @@ pub(crate) fn thread(thread: &Thread, head: &HeadView) -> ApiResult<Fields> {
 pub(crate) async fn threads(runtime: &Runtime, caller: &Caller, rows: &[Thread]) -> ApiResult<Vec<Fields>> {
     let heads = runtime.head_views(&caller.scope, rows).await?;
     rows.iter().zip(&heads).map(|(row, head)| thread(row, head)).collect()
+}
+
+/// A thread that was just made: its row alone, at rest.
+pub(crate) fn fresh_thread(row: &Thread) -> ApiResult<Fields> {
+    let row = Thread { status: ThreadStatus::Idle, ..row.clone() };
+    thread(&row, &HeadView::default())
 }
 
 /// One thread with its head.

@@ -221,6 +221,9 @@ pub trait Storage:
 
 pub type SharedStorage = Arc<dyn Storage>;
 
+/// The view of a thread that was just copied: no values, whatever its head holds.
+const COPIED_VIEW: &[u8] = br#"{"values":null,"interrupts":{}}"#;
+
 /// What a thread shows after a run on it was taken back at somebody's wish.
 pub(crate) fn rolled_back() -> ErrorInfo {
     ErrorInfo { error: "UserRollback".to_owned(), message: "the run was rolled back".to_owned() }

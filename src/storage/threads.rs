@@ -131,7 +131,8 @@ pub trait Threads {
     ) -> Result<Option<Option<CheckpointId>>>;
 
     /// Copies the thread, all its checkpoints, writes, payloads and logs under a new id; not its runs or events. The
-    /// copy rests at what its head says: interrupted if nodes are left, else idle. `None` when the source is missing.
+    /// copy is idle, and its view says that it shows no values, until something runs on it. `None` when the
+    /// source is missing.
     async fn copy_thread(&self, scope: &Scope, from: &ThreadId, to: &ThreadId) -> Result<Option<Thread>>;
 
     /// One page of the threads that match.

@@ -130,7 +130,8 @@ pub(super) async fn copy(State(state): State<AppState>, caller: Caller, path: Pa
     let copied = state.runtime.storage().copy_thread(&caller.scope, &from, &to).await?;
     let copied =
         copied.ok_or_else(|| ApiError::Conflict(format!("Thread with ID {from} not found: nothing to copy")))?;
-    Ok(Reply(document::one_thread(&state.runtime, &caller, copied).await?).into_response())
+    // The answer describes the new thread alone, as the contract says: idle, no values read yet.
+    Ok(Reply(document::fresh_thread(&copied)?).into_response())
 }
 
 async fn read(state: &AppState, caller: &Caller, id: &ThreadId) -> ApiResult<Fields> {

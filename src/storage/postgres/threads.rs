@@ -13,8 +13,8 @@ use crate::storage::encoding::{self, PLAIN, Place};
 use crate::storage::idempotency;
 use crate::storage::rows::driver_error;
 use crate::storage::{
-    NewThread, Notice, Page, Result, StorageError, ThreadCreated, ThreadFilter, ThreadPatch, ThreadSort, Threads,
-    WaitingThread,
+    COPIED_VIEW, NewThread, Notice, Page, Result, StorageError, ThreadCreated, ThreadFilter, ThreadPatch, ThreadSort,
+    Threads, WaitingThread,
 };
 
 /// The columns [`thread_from`] reads, from `threads t`. `busy` is derived: an active run exists.
@@ -215,7 +215,7 @@ pub(super) async fn copy_thread(
         "INSERT INTO threads (thread_key, tenant, name, graph_id, metadata, codec, config, rest_status, head, view,
                               last_event, revision, created_at, updated_at, state_updated_at, ttl, ttl_strategy,
                               is_foreign, branch, moved_to, moved_past)
-         SELECT $2, t.tenant, $3, t.graph_id, t.metadata, t.codec, t.config, 'idle', t.head, t.view, 0, clock.now,
+         SELECT $2, t.tenant, $3, t.graph_id, t.metadata, t.codec, t.config, 'idle', t.head, $4, 0, clock.now,
                 clock.now, clock.now, clock.now, t.ttl, t.ttl_strategy, t.is_foreign, t.branch,
                 t.moved_to, t.moved_past
          FROM threads t, (SELECT ",
@@ -225,17 +225,11 @@ pub(super) async fn copy_thread(
     .bind(source.0)
     .bind(target.0)
     .bind(to.as_str())
+    .bind(COPIED_VIEW)
     .execute(&mut *conn)
     .await
     .map_err(driver_error)?;
     sqlx::query(COPY_ROWS).bind(source.0).bind(target.0).execute(&mut *conn).await.map_err(driver_error)?;
-    let status = head_status(conn, target).await?;
-    sqlx::query("UPDATE threads SET rest_status = $2 WHERE thread_key = $1")
-        .bind(target.0)
-        .bind(status)
-        .execute(&mut *conn)
-        .await
-        .map_err(driver_error)?;
     thread_by_key(conn, scope, target).await
 }
 

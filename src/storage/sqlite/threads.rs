@@ -14,7 +14,7 @@ use crate::storage::encoding::{self, PLAIN, Place};
 use crate::storage::idempotency;
 use crate::storage::rows::driver_error;
 use crate::storage::{
-    NewThread, Page, Result, StorageError, ThreadCreated, ThreadFilter, ThreadPatch, ThreadSort, Threads,
+    COPIED_VIEW, NewThread, Page, Result, StorageError, ThreadCreated, ThreadFilter, ThreadPatch, ThreadSort, Threads,
     WaitingThread, matching,
 };
 
@@ -245,7 +245,7 @@ pub(super) async fn copy_thread(
         "INSERT INTO threads (thread_key, tenant, name, graph_id, metadata, codec, config, rest_status, head, view,
                               last_event, revision, created_at, updated_at, state_updated_at, ttl, ttl_strategy,
                               is_foreign, branch, moved_to, moved_past)
-         SELECT $2, tenant, $3, graph_id, metadata, codec, config, 'idle', head, view, 0, 1, $4, $4, $4, ttl, ttl_strategy,
+         SELECT $2, tenant, $3, graph_id, metadata, codec, config, 'idle', head, $5, 0, 1, $4, $4, $4, ttl, ttl_strategy,
                 is_foreign, branch, moved_to, moved_past
          FROM threads WHERE thread_key = $1",
         "INSERT INTO foreign_checkpoints (thread_key, ns, checkpoint_id, tenant, parent_id, run_id, created_at, codec,
@@ -288,17 +288,10 @@ pub(super) async fn copy_thread(
     ] {
         let mut query = sqlx::query(statement).bind(source.0).bind(target.0);
         if statement.contains("$4") {
-            query = query.bind(to.as_str()).bind(write.now);
+            query = query.bind(to.as_str()).bind(write.now).bind(COPIED_VIEW);
         }
         query.execute(&mut write.conn).await.map_err(driver_error)?;
     }
-    let status = head_status(&mut write.conn, target).await?;
-    sqlx::query("UPDATE threads SET rest_status = $2 WHERE thread_key = $1")
-        .bind(target.0)
-        .bind(status)
-        .execute(&mut write.conn)
-        .await
-        .map_err(driver_error)?;
     thread_by_key(&mut write.conn, &scope, target).await
 }
 

@@ -1,6 +1,6 @@
 //! Carries a scenario out: its actions one after the other, each recorded as it was answered.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
@@ -29,19 +29,6 @@ const RUN_KEYS: [&str; 16] = [
     "stream_resumable",
     "checkpoint_id",
     "on_disconnect",
-];
-/// Actions that leave a thread as it is.
-const READS: [&str; 10] = [
-    "state",
-    "history",
-    "copy",
-    "get_thread",
-    "patch_thread",
-    "get_run",
-    "list_runs",
-    "save_checkpoint",
-    "remember",
-    "sleep",
 ];
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Status and body of an action's answer.
@@ -77,9 +64,6 @@ struct Run {
     /// The graph of actions that name none.
     graph: String,
     threads: HashMap<String, String>,
-    /// Copies that nothing has run on. LangGraph's show no values and are idle; ours rest as their originals do (README,
-    /// "Differences from LangGraph"), which `api::threads` looks at.
-    copies: HashSet<String>,
     runs: HashMap<String, String>,
     saved: HashMap<String, Value>,
     remembered: HashMap<String, String>,
@@ -117,7 +101,6 @@ impl Run {
             client: client.clone(),
             graph,
             threads: HashMap::new(),
-            copies: HashSet::new(),
             runs: HashMap::new(),
             saved: HashMap::new(),
             remembered: HashMap::new(),
@@ -277,9 +260,6 @@ impl Run {
             return Ok(Some((answer.status, thread_view(&answer.body))));
         }
         let thread = self.thread(action);
-        if let Some(id) = thread.as_ref().filter(|_| !READS.contains(&name.as_str())) {
-            self.copies.remove(id);
-        }
         let of_thread = |path: &str| thread.as_ref().map_or(path.to_owned(), |id| format!("/threads/{id}{path}"));
         let id = thread.clone().unwrap_or_default();
         match name.as_str() {
@@ -473,31 +453,20 @@ impl Run {
                 let answer = client.call(Method::POST, &path("/copy"), None).await;
                 if let Some(id) = answer.body["thread_id"].as_str() {
                     self.threads.insert(text(action, "as").unwrap_or("t2").to_owned(), id.to_owned());
-                    self.copies.insert(id.to_owned());
                 }
-                (answer.status, self.thread_or_copy(&answer.body))
+                (answer.status, thread_view(&answer.body))
             }
             "get_thread" => {
                 let answer = client.get(&path("")).await;
-                (answer.status, self.thread_or_copy(&answer.body))
+                (answer.status, thread_view(&answer.body))
             }
             "patch_thread" => {
                 let body = json!({"metadata": action["metadata"]});
                 let answer = client.call(Method::PATCH, &path(""), Some(&body)).await;
-                (answer.status, self.thread_or_copy(&answer.body))
+                (answer.status, thread_view(&answer.body))
             }
             _ => plain(client.call(Method::DELETE, &path(""), None).await),
         })
-    }
-
-    fn thread_or_copy(&self, body: &Value) -> Value {
-        let mut view = thread_view(body);
-        if view["thread_id"].as_str().is_some_and(|id| self.copies.contains(id)) {
-            view["values"] = Value::Null;
-            view["interrupts"] = json!({});
-            view["status"] = json!("idle");
-        }
-        view
     }
 
     async fn on_run(&self, name: &str, action: &Object, thread: &str) -> Result<Option<Recorded>, String> {

@@ -221,7 +221,7 @@ async fn a_copy_has_the_state_but_not_the_runs(lab: Lab) {
     let all = StepCommit { events: vec![event(5, id(1))], ..step(running.lease, rows, ended) };
     assert_eq!(commit(storage, all).await, CommitOutcome::Committed);
     let copy = storage.copy_thread(&TENANT, &tid("from"), &tid("to")).await.unwrap().unwrap();
-    assert_eq!((copy.head.as_deref(), copy.status, copy.last_event), (Some("c1"), ThreadStatus::Interrupted, 0));
+    assert_eq!((copy.head.as_deref(), copy.status, copy.last_event), (Some("c1"), ThreadStatus::Idle, 0));
     storage.delete_thread(&TENANT, &tid("from")).await.unwrap().unwrap();
     let questions = storage.list_interrupts(&TENANT, &InterruptFilter::default(), true, None, 9).await.unwrap();
     let [(_, question)] = questions.as_slice() else { panic!("not one question: {questions:?}") };
