@@ -1,6 +1,7 @@
 //! Deflates rows of checkpoints from elsewhere, which say the same words again and again: the words are known beforehand, so
 //! that a row is made small by itself, however short it is.
 
+use std::cell::RefCell;
 use std::io::{Error, ErrorKind, Result};
 
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
@@ -31,19 +32,26 @@ const WORTHWHILE: usize = 64;
 /// What one row may hold: far above what a request may bring.
 const MAX_BYTES: usize = 1 << 32;
 
+thread_local! {
+    // Making one takes longer than deflating a row, by all the memory it needs: each thread keeps one.
+    static COMPRESS: RefCell<Compress> = RefCell::new(Compress::new(Compression::default(), false));
+}
+
 /// Deflates what becomes smaller by it.
 pub(super) fn deflated(bytes: &[u8]) -> Option<Vec<u8>> {
     if bytes.len() < WORTHWHILE {
         return None;
     }
-    let mut coder = Compress::new(Compression::default(), false);
-    // Flushed to the edge of a byte, the dictionary's own part can be cut off.
-    let mut known = Vec::with_capacity(2 * DICTIONARY.len());
-    coder.compress_vec(DICTIONARY, &mut known, FlushCompress::Sync).ok()?;
-    // What does not fit here is not worth it.
-    let mut small = Vec::with_capacity(bytes.len() * 9 / 10);
-    let status = coder.compress_vec(bytes, &mut small, FlushCompress::Finish).ok()?;
-    (status == Status::StreamEnd).then_some(small)
+    COMPRESS.with_borrow_mut(|coder| {
+        coder.reset();
+        // Flushed to the edge of a byte, the dictionary's own part can be cut off.
+        let mut known = Vec::with_capacity(2 * DICTIONARY.len());
+        coder.compress_vec(DICTIONARY, &mut known, FlushCompress::Sync).ok()?;
+        // What does not fit here is not worth it.
+        let mut small = Vec::with_capacity(bytes.len() * 9 / 10);
+        let status = coder.compress_vec(bytes, &mut small, FlushCompress::Finish).ok()?;
+        (status == Status::StreamEnd).then_some(small)
+    })
 }
 
 pub(super) fn inflated(bytes: &[u8]) -> Result<Vec<u8>> {
