@@ -27,6 +27,8 @@ pub(crate) struct Active {
     pub(crate) reason: Arc<std::sync::Mutex<Option<StopReason>>>,
     /// Asks the run to hand itself over after its superstep.
     pub(crate) drain: CancellationToken,
+    /// Cancelled when nothing of this execution happens here any more.
+    ended: CancellationToken,
 }
 
 /// Why a run was stopped from outside.
@@ -60,7 +62,10 @@ impl Inner {
         if self.nodes.are_blocked() {
             return 0;
         }
-        self.settings.concurrency.saturating_sub(lock(&self.active).len())
+        let active = lock(&self.active).len();
+        // One goes on at least: what is occupied need not come back without it.
+        let places = if self.settings.memory.is_short() { 1 } else { self.settings.concurrency };
+        places.saturating_sub(active)
     }
 
     pub(crate) fn claim(&self) -> Claim {
@@ -156,6 +161,7 @@ impl Runtime {
             stop: CancellationToken::new(),
             reason: Arc::default(),
             drain: CancellationToken::new(),
+            ended: CancellationToken::new(),
         };
         if let Some(request) = claimed.cancel.clone() {
             active.stop(StopReason::Cancel(request));
@@ -163,11 +169,19 @@ impl Runtime {
         if self.inner.draining.is_cancelled() {
             active.drain.cancel();
         }
-        let run_id = claimed.run.run_id;
-        lock(&self.inner.active).insert(run_id, active.clone());
+        let (run_id, epoch, ended) = (claimed.run.run_id, claimed.lease.epoch, active.ended.clone());
+        // This process slept beyond its lease, and was the first to claim the run again when it woke up.
+        let before = lock(&self.inner.active).insert(run_id, active.clone());
+        if let Some(before) = &before {
+            before.stop(StopReason::LeaseLost);
+        }
         let runtime = self.clone();
         let span = span_of(&claimed);
         let executing = async move {
+            // They have one channel to those who listen, and it ends with the first of them.
+            if let Some(before) = before {
+                before.ended.cancelled().await;
+            }
             // A panic here is a bug of the server, not of a node: the run is left to its lease, and its attempts count.
             let executed =
                 std::panic::AssertUnwindSafe(runtime.execute_run(claimed, active, announce)).catch_unwind().await;
@@ -175,7 +189,13 @@ impl Runtime {
                 tracing::error!(run.id = %run_id, "executing a run panicked; its lease will run out");
                 runtime.inner.hub.end(run_id);
             }
-            lock(&runtime.inner.active).remove(&run_id);
+            {
+                let mut active = lock(&runtime.inner.active);
+                if active.get(&run_id).is_some_and(|latest| latest.lease.epoch == epoch) {
+                    active.remove(&run_id);
+                }
+            }
+            ended.cancel();
             runtime.inner.idle.notify_waiters();
             if runtime.inner.at_limit.swap(false, Ordering::SeqCst) {
                 runtime.inner.wake.notify_one();

@@ -62,23 +62,29 @@ impl Asked {
         steps
     }
 
-    /// How many supersteps of the run these entries of the trail are; `None`: they are none that it could have left.
+    /// How many supersteps of the run these entries of the trail are, and whether a sibling of the next one is among them
+    /// that had finished; `None`: they are none that it could have left.
     pub(super) fn measure(&self, trail: &[String]) -> Option<Progress> {
         let steps = self.supersteps();
         let mut left = trail;
         for (done, step) in steps.iter().enumerate() {
-            if left.is_empty() {
-                return Some(Progress { is_complete: false, supersteps: done });
+            let of_step = |is_partial| Some(Progress { is_complete: false, is_partial, supersteps: done });
+            match left {
+                [] => return of_step(false),
+                [one] if step.len() > 1 && step.contains(one) => return of_step(true),
+                _ => left = left.strip_prefix(step.as_slice())?,
             }
-            left = left.strip_prefix(step.as_slice())?;
         }
-        left.is_empty().then_some(Progress { is_complete: self.fail_at == 0, supersteps: steps.len() })
+        let is_complete = self.fail_at == 0;
+        left.is_empty().then_some(Progress { is_complete, is_partial: false, supersteps: steps.len() })
     }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Progress {
     pub(super) is_complete: bool,
+    /// A superstep was left in the middle: what its finished siblings wrote stays.
+    pub(super) is_partial: bool,
     pub(super) supersteps: usize,
 }
 

@@ -1,6 +1,7 @@
 //! What all processes of a simulation share: the database, the weather on the way to it, the dice, and the trace.
 
 use std::collections::VecDeque;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ pub(super) struct World {
     /// Where notices go.
     lines: Mutex<Vec<broadcast::Sender<Notice>>>,
     trace: Mutex<Trace>,
+    /// Processes that are stopped, and will go on: what they were asked for is yet to happen.
+    pub(super) asleep: AtomicU64,
 }
 
 /// What may happen to a call, in thousandths of all.
@@ -75,6 +78,7 @@ impl World {
             weather: Mutex::default(),
             lines: Mutex::default(),
             trace: Mutex::new(trace),
+            asleep: AtomicU64::new(0),
         })
     }
 
