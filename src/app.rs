@@ -24,6 +24,7 @@ use crate::config::{
 };
 use crate::graph::Graph;
 use crate::http::{ApiKey, HttpSettings, router};
+use crate::memory::Memory;
 use crate::model::{Scope, Ttl};
 use crate::runtime::doctor::{Expectations, Finding, Verdict, examine, readiness};
 use crate::runtime::embed::{Embedder, LocalEmbedder, OpenAiEmbedder, OpenAiSettings};
@@ -441,6 +442,7 @@ fn runtime_settings(config: &Config) -> anyhow::Result<Settings> {
         cache_bytes: runtime.cache_bytes,
         task_log: runtime.task_log,
         prices: prices(config),
+        memory: Arc::new(Memory::limited(config.server.max_memory_bytes)),
         claims: runtime.role != Role::Api,
         crons: CronSettings {
             poll_every: seconds(config.crons.poll_secs),

@@ -11,6 +11,8 @@
 //! * [`engine`]: what a graph does, as pure functions.
 //! * [`model`]: the nouns.
 //!
+//! Beside them, for whoever needs them: [`clock`] (time and ids), [`memory`] (what the process occupies), [`spans`].
+//!
 //! A program with graphs of its own is [`main`] with them; [`app::Server`] is the embedded form.
 
 pub mod app;
@@ -21,6 +23,7 @@ pub mod engine;
 pub mod graph;
 pub mod graphs;
 pub mod http;
+pub mod memory;
 pub mod model;
 pub mod runtime;
 mod selfproof;

@@ -56,6 +56,7 @@ pub struct ServerConfig {
     pub listen: String,
     pub insecure: bool,
     pub max_body_bytes: usize,
+    pub max_memory_bytes: u64,
     pub heartbeat_secs: f64,
     pub shutdown_grace_secs: f64,
 }

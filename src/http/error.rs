@@ -33,6 +33,10 @@ pub(crate) enum ApiError {
     /// The body did not arrive in time (408).
     BodyTimeout,
     Conflict(String),
+    /// The process occupies too much of so many bytes (503).
+    NoMemory {
+        limit: u64,
+    },
     /// The body exceeds so many bytes (413).
     TooLarge(usize),
     /// The request is malformed (422). The text names the field and the rule.
@@ -88,6 +92,12 @@ impl ApiError {
                 (StatusCode::REQUEST_TIMEOUT, "The request body did not arrive in time".to_owned())
             }
             ApiError::Conflict(text) => (StatusCode::CONFLICT, text),
+            ApiError::NoMemory { limit } => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!(
+                    "There is no memory for a body of this size now (limit {limit} bytes): try again, or send less at once"
+                ),
+            ),
             ApiError::TooLarge(limit) => {
                 (StatusCode::PAYLOAD_TOO_LARGE, format!("Request body is larger than the limit of {limit} bytes"))
             }

@@ -151,12 +151,16 @@ fn process(text: &mut String, state: &AppState) {
     let started = state.runtime.started_at().0 as f64 / 1e6;
     gauge(text, "process_start_time_seconds", "When the process started", started);
     // Linux tells; elsewhere it is left out.
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let resident =
-        status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    if let Some(kib) = resident {
-        gauge(text, "process_resident_memory_bytes", "Memory that the process occupies", kib * 1024);
+    let memory = state.runtime.memory();
+    if let Some(bytes) = memory.resident() {
+        gauge(text, "process_resident_memory_bytes", "Memory that the process occupies", bytes);
     }
+    if let Some(bytes) = memory.limit() {
+        gauge(text, "session_store_memory_limit_bytes", "Memory that the process may occupy", bytes);
+    }
+    let name = "session_store_requests_turned_away_total";
+    head(text, name, "counter", "Requests that there was no memory for");
+    let _ = writeln!(text, "{name} {}", memory.turned_away());
     if let Ok(open) = std::fs::read_dir("/proc/self/fd") {
         gauge(text, "process_open_fds", "File descriptors that are open", open.count());
     }

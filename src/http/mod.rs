@@ -2,10 +2,11 @@
 //! (README, "Sources"); section numbers in comments are those of `http-api.md`.
 //!
 //! A request passes: path normalization, request id, span and access line, CORS, `?pretty`, panics, authentication,
-//! then its route. Handlers read (`extract`, `object`, `query`), ask the [`Runtime`] or, for plain rows, the storage
+//! admission, idempotency, then its route. Handlers read (`extract`, `object`, `query`), ask the [`Runtime`] or, for plain rows, the storage
 //! behind it, and render (`document`, `sse`, `keepalive`). Only `error` knows status codes of failures.
 
 mod a2a;
+mod admission;
 mod auth;
 mod carried;
 mod contain;
@@ -102,6 +103,7 @@ pub fn router(runtime: Runtime, settings: HttpSettings) -> Router {
     let api_key = HeaderName::from_static("x-api-key");
     let routes = routes::all()
         .layer(from_fn_with_state(state.clone(), idempotency::once))
+        .layer(from_fn_with_state(state.clone(), admission::admit))
         .layer(from_fn_with_state(state.clone(), auth::authenticate))
         .layer(CatchPanicLayer::custom(error::panicked))
         .layer(from_fn_with_state(state.clone(), pretty::prettify))

@@ -65,6 +65,7 @@ use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::graph::Graph;
+use crate::memory::Memory;
 use crate::model::{Durability, Event, RunId, Timestamp, Ttl};
 use crate::storage::SharedStorage;
 
@@ -112,6 +113,8 @@ pub struct Settings {
     pub task_log: bool,
     /// What models cost whose nodes do not say.
     pub prices: usage::Prices,
+    /// What this process may occupy: when it is short of it, no more runs are taken beside those that are executed.
+    pub memory: Arc<Memory>,
     /// Take runs from the queue (`serve --role api` does not).
     pub claims: bool,
     pub crons: CronSettings,
@@ -223,6 +226,11 @@ impl Runtime {
 
     pub fn settings(&self) -> &Settings {
         &self.inner.settings
+    }
+
+    /// What the process occupies and may occupy.
+    pub fn memory(&self) -> &Arc<Memory> {
+        &self.inner.settings.memory
     }
 
     /// The graphs of this build, in registration order.

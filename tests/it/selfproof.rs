@@ -61,7 +61,7 @@ fn nothing_is_lost_doubled_or_stuck() {
     let dir = tempfile::tempdir().expect("a directory");
     let own = dir.path().join("postgres");
     let said = prove(|command| {
-        command.args(["--seconds", "35", "--seed", "5", "--own-postgres"]).arg(&own);
+        command.args(["--seconds", "120", "--seed", "5", "--own-postgres"]).arg(&own);
     });
     eprintln!("{}{}", said.log, said.line);
     said.held();

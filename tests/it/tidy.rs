@@ -10,19 +10,20 @@ use crate::support::process::root;
 /// Layers and what each may name with `crate::`, besides itself. DESIGN section 3, with two departures: `runtime` may
 /// name `graph`, because a run executes node bodies, and those live there; `graphs` may name `model`, as other people's
 /// graphs do.
-const LAYERS: [(&str, &[&str]); 14] = [
+const LAYERS: [(&str, &[&str]); 15] = [
     ("model", &[]),
     ("clock", &["model"]),
     ("spans", &[]),
+    ("memory", &[]),
     ("engine", &["model"]),
     ("graph", &["engine", "model"]),
     ("graphs", &["graph", "model"]),
     ("storage", &["model"]),
-    ("runtime", &["storage", "engine", "graph", "model", "clock", "spans"]),
+    ("runtime", &["storage", "engine", "graph", "model", "clock", "memory", "spans"]),
     ("http", &["runtime", "storage", "model", "clock", "spans"]),
     ("config", &["model"]),
     ("telemetry", &["config"]),
-    ("app", &["config", "storage", "runtime", "http", "graph", "model", "clock"]),
+    ("app", &["config", "storage", "runtime", "http", "graph", "memory", "model", "clock"]),
     ("selfproof", &["app", "config", "storage", "graph", "model", "clock"]),
     ("cli", &["app", "config", "telemetry", "graph", "selfproof"]),
 ];

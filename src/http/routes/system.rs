@@ -53,6 +53,13 @@ async fn health(state: &AppState, checks: bool) -> ApiResult {
         services.insert("nodes".to_owned(), json!(if blocked { "unhealthy" } else { "healthy" }));
         sick.extend(blocked.then(|| "nodes: every thread is blocked; no more runs are taken here".to_owned()));
     }
+    if checks {
+        let short = state.runtime.memory().is_short();
+        services.insert("memory".to_owned(), json!(if short { "unhealthy" } else { "healthy" }));
+        sick.extend(
+            short.then(|| "memory: nine tenths are occupied; large requests and more runs are turned away".to_owned()),
+        );
+    }
     let database = state.runtime.storage().describe();
     let mut body = json!({"ok": healthy, "services": services});
     if !sick.is_empty() {

@@ -21,6 +21,7 @@ use super::sse::{self, EventFilter};
 use super::{ApiKey, AppState, HttpSettings, keepalive, router};
 use crate::clock::Clock;
 use crate::graph::Graph;
+use crate::memory::Memory;
 use crate::model::{Durability, Event, Json};
 use crate::runtime::{Runtime, Settings};
 use crate::storage::SharedStorage;
@@ -43,6 +44,7 @@ fn runtime_over(storage: SharedStorage, graphs: Vec<Graph>) -> Runtime {
         recursion_limit: 25,
         durability: Durability::Sync,
         prices: std::collections::BTreeMap::new(),
+        memory: Arc::new(Memory::unlimited()),
         claims: false,
         crons: crate::runtime::CronSettings::default(),
         default_ttl: None,

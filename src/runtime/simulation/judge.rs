@@ -76,15 +76,16 @@ fn judge_trail(thread: &ThreadId, runs: &[&Seen], trail: &[String]) -> Vec<Strin
 
 fn judge_run(seen: &Seen, progress: Progress) -> Result<(), String> {
     let may_be_partial = matches!(seen.end, Some(End::As(RunStatus::Interrupted) | End::Quarantined));
-    let is_fine = (may_be_partial || !progress.is_partial) && match seen.end {
-        None => return Err("has not ended".to_owned()),
-        Some(End::RolledBack) => progress.supersteps == 0 && !progress.is_partial,
-        Some(End::As(RunStatus::Success)) => progress.is_complete,
-        Some(End::As(RunStatus::Error)) => seen.asked.fail_at > 0,
-        Some(End::As(RunStatus::Interrupted)) => seen.flagged.is_some(),
-        Some(End::Quarantined) => true,
-        Some(End::As(_)) => false,
-    };
+    let is_fine = (may_be_partial || !progress.is_partial)
+        && match seen.end {
+            None => return Err("has not ended".to_owned()),
+            Some(End::RolledBack) => progress.supersteps == 0 && !progress.is_partial,
+            Some(End::As(RunStatus::Success)) => progress.is_complete,
+            Some(End::As(RunStatus::Error)) => seen.asked.fail_at > 0,
+            Some(End::As(RunStatus::Interrupted)) => seen.flagged.is_some(),
+            Some(End::Quarantined) => true,
+            Some(End::As(_)) => false,
+        };
     if is_fine { Ok(()) } else { Err(format!("ended as {:?}", seen.end)) }
 }
 

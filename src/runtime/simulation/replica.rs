@@ -9,6 +9,7 @@ use super::process::Process;
 use super::story;
 use super::world::World;
 use crate::clock::Clock;
+use crate::memory::Memory;
 use crate::model::Durability;
 use crate::runtime::nodes::NodeThreads;
 use crate::runtime::{CronSettings, ItemSettings, Runtime, Settings, WebhookSettings};
@@ -80,6 +81,7 @@ fn settings(kind: Kind, slot: usize) -> Settings {
         cache_bytes: 0,
         task_log: true,
         prices: std::collections::BTreeMap::new(),
+        memory: Arc::new(Memory::unlimited()),
         claims: true,
         crons: CronSettings::default(),
         webhooks: WebhookSettings::default(),

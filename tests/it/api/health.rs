@@ -13,8 +13,7 @@ use crate::support::server::{TestServer, runtime_settings};
 async fn readiness_names_what_is_sick() {
     let server = TestServer::start().await;
     let ready = server.get("/ready").await.ok();
-    let well =
-        json!({"ok": true, "services": {"database": "healthy", "nodes": "healthy"}, "stuck_runs": 0, "volatile": true});
+    let well = json!({"ok": true, "services": {"database": "healthy", "nodes": "healthy", "memory": "healthy"}, "stuck_runs": 0, "volatile": true});
     assert_eq!(ready, well);
     server.runtime.storage().close().await;
     for path in ["/ready", "/ok?check_db=1"] {

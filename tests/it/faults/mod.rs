@@ -8,6 +8,8 @@ mod clocks;
 mod cuts;
 mod disk;
 mod injection;
+mod large_values;
+mod memory;
 mod network;
 mod paused;
 mod pgbouncer;

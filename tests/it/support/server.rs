@@ -1,5 +1,6 @@
 //! A server inside the test process: the router on a free port, over a database in memory, with the shipped graphs.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -13,6 +14,7 @@ use session_store::config::{LogConfig, LogFormat};
 use session_store::graph::Graph;
 use session_store::graphs;
 use session_store::http::{HttpSettings, router};
+use session_store::memory::Memory;
 use session_store::model::{Durability, Ttl, TtlStrategy};
 use session_store::runtime::{CronSettings, ItemSettings, Runtime, Settings, WebhookSettings};
 use session_store::storage::SharedStorage;
@@ -326,6 +328,7 @@ pub(crate) fn runtime_settings() -> Settings {
         cache_bytes: 1_000_000,
         task_log: true,
         prices: std::collections::BTreeMap::new(),
+        memory: Arc::new(Memory::unlimited()),
         claims: true,
         crons: CronSettings { poll_every: Duration::from_millis(200), ..CronSettings::default() },
         webhooks: WebhookSettings::default(),
