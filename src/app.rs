@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::config::{
-    Config, DatabaseConfig, DatabaseUrl, EmbeddingProvider, ModelConfig, Role, SqliteSynchronous, seconds,
+    Config, DatabaseConfig, DatabaseUrl, EmbeddingProvider, ModelConfig, PgvectorUse, Role, SqliteSynchronous, seconds,
 };
 use crate::graph::Graph;
 use crate::http::{ApiKey, HttpSettings, router};
@@ -355,6 +355,7 @@ async fn open_storage(config: &DatabaseConfig) -> anyhow::Result<SharedStorage> 
         max_connections: config.max_connections,
         pgbouncer: config.pgbouncer,
         distributed: config.distributed,
+        pgvector: config.pgvector == PgvectorUse::Auto,
         acquire_timeout: seconds(config.acquire_timeout_secs),
         statement_timeout: seconds(config.statement_timeout_secs),
         sqlite_synchronous_full: config.sqlite_synchronous == SqliteSynchronous::Full,
@@ -496,11 +497,12 @@ fn place(storage: &Description) -> String {
 
 fn greeting(url: &str, storage: &Description, graphs: &[Graph], config: &Config) -> String {
     let durable = if storage.volatile { "VOLATILE: everything is lost when this process ends" } else { "durable" };
+    let ranked_by = storage.ranked_by.as_ref().map(|extension| format!("; {extension}")).unwrap_or_default();
     let names: Vec<&str> = graphs.iter().map(Graph::name).collect();
     let mut text = String::new();
     // Writing to a String cannot fail.
     let _ = writeln!(text, "session-store {} listening on {url}", env!("CARGO_PKG_VERSION"));
-    let _ = writeln!(text, "  storage  {} ({durable})", place(storage));
+    let _ = writeln!(text, "  storage  {} ({durable}{ranked_by})", place(storage));
     let _ = writeln!(text, "  graphs   {}", if names.is_empty() { "none".to_owned() } else { names.join(", ") });
     if config.auth.api_key.reveal().is_none() && config.server.insecure {
         let _ = writeln!(text, "  auth     none: whoever reaches this address may do everything");
@@ -526,12 +528,14 @@ mod tests {
     #[test]
     fn the_greeting_says_where_and_whether_it_lasts() {
         let config = Config::defaults().expect("readable");
-        let memory = Description { backend: "sqlite", location: "in memory".into(), volatile: true };
+        let memory = Description { backend: "sqlite", location: "in memory".into(), volatile: true, ranked_by: None };
         let text = greeting("http://127.0.0.1:8123", &memory, &[], &config);
         assert!(text.starts_with("session-store 0.1.0 listening on http://127.0.0.1:8123\n"), "{text}");
         assert!(text.contains("sqlite in memory (VOLATILE"), "{text}");
-        let file = Description { backend: "sqlite", location: "a.db".into(), volatile: false };
+        let file = Description { backend: "sqlite", location: "a.db".into(), volatile: false, ranked_by: None };
         assert!(greeting("http://x", &file, &[], &config).contains("sqlite a.db (durable)"));
+        let ranked = Description { ranked_by: Some("pgvector 0.8.0".into()), ..file };
+        assert!(greeting("http://x", &ranked, &[], &config).contains("(durable; pgvector 0.8.0)"));
     }
 
     #[tokio::test]

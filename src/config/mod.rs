@@ -71,6 +71,8 @@ pub struct DatabaseConfig {
     pub pgbouncer: bool,
     pub distributed: bool,
     #[serde(deserialize_with = "word")]
+    pub pgvector: PgvectorUse,
+    #[serde(deserialize_with = "word")]
     pub sqlite_synchronous: SqliteSynchronous,
 }
 
@@ -208,6 +210,15 @@ pub enum Role {
     Api,
     /// Executes runs; answers /ok and /info only.
     Worker,
+}
+
+/// Whether the extension pgvector is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PgvectorUse {
+    /// Where it is installed.
+    Auto,
+    Off,
 }
 
 /// SQLite's `synchronous` setting.

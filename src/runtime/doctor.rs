@@ -78,6 +78,7 @@ pub async fn examine(
     if place.backend == "postgres" {
         let (verdict, text) = version(&found.server);
         say("version", verdict, text);
+        say("vectors", Verdict::Ok, vectors(place.ranked_by.as_deref()));
     }
     let (verdict, text) = clocks(before, found.now, after);
     say("clocks", verdict, text);
@@ -111,6 +112,16 @@ pub async fn examine(
         say("stuck runs", Verdict::Fail, stuck_text(run));
     }
     Ok(())
+}
+
+/// Who ranks items by their vectors. Either is well.
+fn vectors(ranked_by: Option<&str>) -> String {
+    match ranked_by {
+        Some(extension) => format!("items are ranked by {extension}, in the database"),
+        None => "items are ranked by the server, in its process: database.pgvector is off, or the extension is not \
+                 installed in this database, or neither a server nor `migrate` was started since"
+            .to_owned(),
+    }
 }
 
 /// What a server says of itself: its answer to `GET /ready`, head and body.

@@ -82,6 +82,7 @@ impl Runtime {
             tasks::spawn(self.clone().sweep_loop());
             tasks::spawn(self.clone().webhook_loop());
             tasks::spawn(self.clone().upkeep_loop());
+            tasks::spawn(self.clone().vectors_loop());
         }
         tasks::spawn(self.clone().cache_loop());
     }

@@ -18,6 +18,8 @@ pub struct ConnectOptions {
     pub pgbouncer: bool,
     /// The tables are distributed by thread (Postgres): no statement of a run touches two threads.
     pub distributed: bool,
+    /// Where the extension pgvector is installed it ranks items by their vectors (Postgres, not distributed).
+    pub pgvector: bool,
     /// A statement that takes longer is cancelled (Postgres).
     pub statement_timeout: Duration,
     /// How long to wait for a free connection.
@@ -32,6 +34,7 @@ impl Default for ConnectOptions {
             max_connections: 16,
             pgbouncer: false,
             distributed: false,
+            pgvector: true,
             statement_timeout: Duration::from_secs(30),
             acquire_timeout: Duration::from_secs(10),
             sqlite_synchronous_full: false,

@@ -98,6 +98,17 @@ pub struct UnembeddedItem {
     pub indexing: Indexing,
 }
 
+/// What came of a step of [`Items::tend_vectors`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VectorsTended {
+    /// Where the next step begins; `None`: all were looked at.
+    pub next: Option<ItemPlace>,
+    /// Vectors that were copied.
+    pub copied: u64,
+    /// Items whose vectors cannot be copied.
+    pub refused: u64,
+}
+
 /// Items.
 #[async_trait]
 pub trait Items {
@@ -139,6 +150,18 @@ pub trait Items {
 
     /// Gives an item its vectors, unless it was written since (`item.updated_at`) or is gone. True when it was done.
     async fn embed_item(&self, scope: &Scope, item: &Item, embedded: Embedded) -> Result<bool>;
+
+    /// Where the database ranks copies of the vectors (pgvector): one bounded step, from the first item or from after a place,
+    /// of making the copies that are missing and removing those of items that are gone. Searches are right without, and
+    /// dropped halfway, what is done is done. Elsewhere there is nothing to do.
+    async fn tend_vectors(&self, _scope: &Scope, _after: Option<&ItemPlace>) -> Result<VectorsTended> {
+        Ok(VectorsTended::default())
+    }
+
+    /// True once after a search of this process that came upon vectors without a copy.
+    fn wants_vectors_tended(&self) -> bool {
+        false
+    }
 }
 
 /// The column form of what is to be embedded.

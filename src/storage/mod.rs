@@ -76,6 +76,7 @@ pub use idempotency::{IdempotencyKey, IdempotencyKeys, KeyRow};
 pub use interrupts::{InterruptChange, InterruptCursor, InterruptFilter, InterruptRow, Interrupts};
 pub use items::{
     Embedded, ItemFilter, ItemMatch, ItemPlace, ItemVector, Items, NamespaceFilter, Near, NewItem, UnembeddedItem,
+    VectorsTended,
 };
 pub use retention::{ExpiredThread, Kept, Pruned, Retention, STEP_ROWS, Size, ThreadSizes};
 pub use runs::{
@@ -141,6 +142,8 @@ pub struct Description {
     pub location: String,
     /// Everything is lost when the process ends.
     pub volatile: bool,
+    /// What ranks items by their vectors in the database, with its version: `pgvector 0.8.0`. `None`: this process does.
+    pub ranked_by: Option<String>,
 }
 
 /// The connections of this process to the database.

@@ -24,7 +24,7 @@ fn gone<T>() -> Result<T> {
 #[async_trait]
 impl Storage for Nowhere {
     fn describe(&self) -> Description {
-        Description { backend: "nowhere", location: "nowhere".into(), volatile: true }
+        Description { backend: "nowhere", location: "nowhere".into(), volatile: true, ranked_by: None }
     }
     async fn schema(&self) -> Result<SchemaState> {
         gone()

@@ -386,17 +386,21 @@ macro_rules! define_rows {
             if !nearest.may_take(score) {
                 return Ok(());
             }
-            let key = key()?;
-            if !conditions.is_empty() {
-                let name = format!("{}{}", key.namespace, key.key);
-                let at = Place { table: "items", column: "value", id: &name };
-                let value = encoding::json(get(row, "codec")?, get(row, "value")?, at)?;
-                if !crate::storage::matching::meets(&value, conditions) {
-                    return Ok(());
-                }
+            if is_met(row, conditions)? {
+                nearest.take(score, get(row, "updated_at")?, key()?);
             }
-            nearest.take(score, get(row, "updated_at")?, key);
             Ok(())
+        }
+
+        /// Whether an item's `value`, in `codec`, meets conditions. Without any neither column is needed.
+        pub(super) fn is_met(row: &$row, conditions: &[(Vec<String>, ItemMatch)]) -> Result<bool> {
+            if conditions.is_empty() {
+                return Ok(true);
+            }
+            let name = format!("{}{}", get::<String>(row, "namespace")?, get::<String>(row, "key")?);
+            let at = Place { table: "items", column: "value", id: &name };
+            let value = encoding::json(get(row, "codec")?, get(row, "value")?, at)?;
+            Ok(crate::storage::matching::meets(&value, conditions))
         }
     };
 }

@@ -2,8 +2,8 @@
 //! every backend: a backend streams the vectors that may match past [`Nearest`], which holds no more than the page
 //! and what comes before it.
 
-use std::cmp::Ordering;
-use std::collections::{BTreeSet, HashMap};
+use std::cmp::{Ordering, Reverse};
+use std::collections::{BTreeSet, BinaryHeap, HashMap};
 
 use uuid::Uuid;
 
@@ -15,6 +15,11 @@ const LANES: usize = 8;
 /// The column form: 32 bits each, little-endian.
 pub(crate) fn bytes(vector: &[f32]) -> Vec<u8> {
     vector.iter().flat_map(|number| number.to_le_bytes()).collect()
+}
+
+/// The numbers of the column form.
+pub(crate) fn numbers(stored: &[u8]) -> impl Iterator<Item = f32> {
+    stored.as_chunks::<4>().0.iter().map(|number| f32::from_le_bytes(*number))
 }
 
 /// The cosine of the angle between two vectors of length 1, one of them in its column form. `None` when they differ in
@@ -122,6 +127,84 @@ impl Nearest {
     }
 }
 
+/// A score among others.
+#[derive(Debug, Clone, Copy)]
+struct Score(f32);
+
+impl Ord for Score {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.total_cmp(&other.0)
+    }
+}
+
+impl PartialOrd for Score {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Score {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Score {}
+
+/// The items that may be among the nearest, when somebody else has computed how near they are: whose sum of the same
+/// products was rounded in another order. Each item comes once, best those with the highest scores first.
+#[derive(Debug)]
+pub(crate) struct Candidates {
+    room: usize,
+    margin: f32,
+    /// The highest scores, as many as there is room.
+    best: BinaryHeap<Reverse<Score>>,
+    found: Vec<(f32, Key)>,
+}
+
+/// How far two sums of the products of unit vectors may lie apart that were rounded in different orders: each is off by at
+/// most `dims` roundings of 2^-24, and both are taken twice, for the rounding of what is compared.
+pub(crate) fn margin(dims: usize) -> f32 {
+    dims as f32 / (1 << 22) as f32
+}
+
+impl Candidates {
+    /// For one page and all before it.
+    pub(crate) fn until(page: Page, dims: usize) -> Candidates {
+        let room = usize::try_from(page.offset.saturating_add(page.limit).max(0)).unwrap_or(usize::MAX);
+        Candidates { room, margin: margin(dims), best: BinaryHeap::new(), found: Vec::new() }
+    }
+
+    /// The lowest score that may matter.
+    fn least(&self) -> f32 {
+        match self.best.peek() {
+            Some(Reverse(Score(worst))) if self.best.len() >= self.room => worst - self.margin,
+            _ if self.room == 0 => f32::INFINITY,
+            _ => f32::NEG_INFINITY,
+        }
+    }
+
+    pub(crate) fn may_take(&self, score: f32) -> bool {
+        score >= self.least()
+    }
+
+    pub(crate) fn take(&mut self, score: f32, key: Key) {
+        if !self.may_take(score) {
+            return;
+        }
+        self.best.push(Reverse(Score(score)));
+        if self.best.len() > self.room {
+            self.best.pop();
+        }
+        self.found.push((score, key));
+    }
+
+    pub(crate) fn keys(self) -> Vec<Key> {
+        let least = self.least();
+        self.found.into_iter().filter(|(score, _)| *score >= least).map(|(_, key)| key).collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,6 +239,22 @@ mod tests {
             }
         }
         assert_eq!(names(nearest, page).0, ["near", "newer", "a"]);
+    }
+
+    #[test]
+    fn candidates_are_those_that_rounding_may_put_among_the_nearest() {
+        let of = |limit, scores: &[f32]| {
+            let mut candidates = Candidates::until(Page { limit, offset: 0 }, 1 << 12);
+            for (n, score) in scores.iter().enumerate() {
+                candidates.take(*score, key(&n.to_string()));
+            }
+            candidates.keys().into_iter().map(|key| key.key).collect::<Vec<_>>()
+        };
+        // The margin of so many dimensions is 2^-10.
+        assert_eq!(of(2, &[0.9, 0.5, 0.4995, 0.498, 0.1]), ["0", "1", "2"]);
+        assert_eq!(of(2, &[0.1, 0.498, 0.4995, 0.5, 0.9]), ["2", "3", "4"]);
+        assert_eq!(of(3, &[0.5, -1.0]), ["0", "1"]);
+        assert!(of(0, &[0.5]).is_empty());
     }
 
     #[test]

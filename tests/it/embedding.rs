@@ -19,7 +19,7 @@ use session_store::runtime::{ItemSettings, Settings};
 use session_store::storage::connect::{ConnectOptions, connect};
 use session_store::update;
 
-use crate::support::process::{Database, Server, binary, provided, root, send, sqlite_url};
+use crate::support::process::{Database, Server, binary, execute, provided, root, send, sqlite_url};
 use crate::support::server::{TestServer, runtime_settings};
 
 const KEY: &str = "sk-secret";
@@ -343,4 +343,59 @@ async fn the_python_sdk_searches_by_meaning_on_sqlite() {
 async fn the_python_sdk_searches_by_meaning_on_postgres() {
     let Some(database) = Database::create("items").await else { return };
     what_was_there_is_embedded_and_the_python_sdk_finds_it(&database.url).await;
+}
+
+async fn put_text(server: &Server, key: &str, text: &str) {
+    let item = json!({"namespace": ["n"], "key": key, "value": {"text": text}});
+    let put = send(reqwest::Method::PUT, &format!("{}/store/items", server.url), Some(item)).await;
+    assert_eq!(put.expect("an answer").0, 204);
+}
+
+/// Keys and scores of what is near to a strong coffee.
+async fn near_coffee(server: &Server) -> Vec<(String, Value)> {
+    let search = json!({"namespace_prefix": ["n"], "query": "strong coffee"});
+    let found = crate::support::process::post(&format!("{}/store/items/search", server.url), search).await;
+    let items = found["items"].as_array().expect("items").iter();
+    items.map(|item| (item["key"].as_str().expect("a key").to_owned(), item["score"].clone())).collect()
+}
+
+#[tokio::test]
+async fn a_server_ranks_by_pgvector_and_goes_on_without_it() {
+    let Some(database) = crate::support::postgres::Database::create_beside_pgvector().await else { return };
+    let url = database.url();
+    let serve = || {
+        let mut command = local(binary(), &url);
+        command.args(["serve", "--listen", "127.0.0.1:0"]);
+        Server::spawn(command)
+    };
+    let doctor = |expected: &str| {
+        let done = binary().args(["--database-url", &url, "doctor"]).output().expect("it runs");
+        let out = String::from_utf8_lossy(&done.stdout);
+        assert!(out.contains(&format!("ok    vectors: items are ranked by {expected}")), "{out}");
+    };
+    let server = serve();
+    put_text(&server, "a", "strong coffee").await;
+    put_text(&server, "b", "weak tea").await;
+    let before = near_coffee(&server).await;
+    assert_eq!(before[0].0, "a");
+    assert!(before.iter().all(|(_, score)| score.is_f64()), "{before:?}");
+    doctor("the server");
+    assert!(server.terminate().success());
+
+    // Installed later, it is used from the next start on, for what was there before, too.
+    database.install_pgvector().await;
+    let server = serve();
+    assert!(server.logged("items are ranked by pgvector"));
+    assert_eq!(near_coffee(&server).await, before);
+    doctor("pgvector ");
+    // And gone under a running server.
+    execute(&url, "DROP EXTENSION vector CASCADE").await;
+    assert_eq!(near_coffee(&server).await, before);
+    assert!(server.logged("pgvector is gone: items are ranked in the process"));
+    put_text(&server, "c", "coffee").await;
+    let after = near_coffee(&server).await;
+    assert_eq!((after.len(), &after[0]), (3, &before[0]));
+    doctor("the server");
+    drop(server);
+    database.drop().await;
 }

@@ -87,7 +87,7 @@ fn count(limit: i64) -> usize {
 #[async_trait]
 impl Storage for Nowhere<Link> {
     fn describe(&self) -> Description {
-        Description { backend: "simulated", location: self.0.name.clone(), volatile: true }
+        Description { backend: "simulated", location: self.0.name.clone(), volatile: true, ranked_by: None }
     }
     async fn schema(&self) -> Result<SchemaState> {
         out_of_scope()

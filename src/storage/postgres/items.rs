@@ -5,6 +5,8 @@ use futures_util::TryStreamExt as _;
 use sqlx::postgres::PgConnection;
 use uuid::Uuid;
 
+use super::copies::{self, Copies, Keys};
+use super::pgvector::{Ready, with_copies};
 use super::rows::{get, item_from, look_at, unembedded_from};
 use super::{PostgresStorage, now, read};
 use crate::model::{FoundItem, Item, Scope};
@@ -13,7 +15,7 @@ use crate::storage::rows::driver_error;
 use crate::storage::vectors::{self, Key, Nearest};
 use crate::storage::{
     Embedded, ItemFilter, ItemPlace, Items, NamespaceFilter, Near, NewItem, Page, Result, STEP_ROWS, UnembeddedItem,
-    items, matching,
+    VectorsTended, items, matching,
 };
 
 const MICROS_PER_MINUTE: f64 = 60_000_000.0;
@@ -178,10 +180,44 @@ fn dims(near: &Near) -> i32 {
     i32::try_from(near.vector.len()).unwrap_or(i32::MAX)
 }
 
-/// The arrays of paths and vectors.
-fn columns(embedded: Option<&Embedded>) -> (Vec<String>, Vec<Vec<u8>>) {
-    let vectors = embedded.map_or(&[][..], |embedded| &embedded.vectors);
-    vectors.iter().map(|one| (hide_nul(&one.path).into_owned(), vectors::bytes(&one.vector))).unzip()
+/// An item's key and vectors as their columns have them.
+struct Columns {
+    tenant: Uuid,
+    namespace: String,
+    key: String,
+    model: Option<String>,
+    paths: Vec<String>,
+    vectors: Vec<Vec<u8>>,
+}
+
+impl Columns {
+    fn new(scope: &Scope, namespace: &[String], key: &str, embedded: Option<&Embedded>) -> Columns {
+        let vectors = embedded.map_or(&[][..], |embedded| &embedded.vectors);
+        let (paths, vectors) =
+            vectors.iter().map(|one| (hide_nul(&one.path).into_owned(), vectors::bytes(&one.vector))).unzip();
+        Columns {
+            tenant: scope.tenant(),
+            namespace: matching::namespace_text(namespace),
+            key: hide_nul(key).into_owned(),
+            model: embedded.map(|embedded| embedded.model.clone()),
+            paths,
+            vectors,
+        }
+    }
+
+    /// What pgvector is to rank of it, if it can: an item without vectors costs nothing more.
+    fn copies(&self, written_at: i64) -> Copies {
+        let mut copies = Copies::default();
+        for (path, vector) in self.paths.iter().zip(&self.vectors) {
+            let about = (path.clone(), self.model.clone().unwrap_or_default(), written_at);
+            copies.push((self.tenant, self.namespace.clone(), self.key.clone()), about, vector);
+        }
+        copies
+    }
+
+    fn have_copies(&self) -> bool {
+        !self.vectors.is_empty() && self.vectors.iter().all(|vector| Ready::takes(vector.len() / 4))
+    }
 }
 
 impl PostgresStorage {
@@ -205,9 +241,24 @@ impl PostgresStorage {
             let mut session = self.session().await?;
             return latest(session.conn(), scope, filter, None, page).await;
         };
+        with_copies!(self, copies, self.search_near(scope, filter, near, page, copies.as_deref()))
+    }
+
+    async fn search_near(
+        &self,
+        scope: &Scope,
+        filter: &ItemFilter,
+        near: &Near,
+        page: Page,
+        copies: Option<&Ready>,
+    ) -> Result<Vec<FoundItem>> {
         // One snapshot for all statements: an item that is written meanwhile is neither missed nor found twice.
         let mut transaction = self.open_snapshot().await?;
-        let (found, rest) = nearest(&mut transaction, scope, filter, near, page).await?.page(page);
+        let nearest = match copies.filter(|_| Ready::takes(near.vector.len())) {
+            Some(ready) => self.nearest_by_copies(&mut transaction, ready, (scope, filter, near), page).await?,
+            None => nearest(&mut transaction, scope, filter, near, page).await?,
+        };
+        let (found, rest) = nearest.page(page);
         let mut items = if found.is_empty() { Vec::new() } else { fetch(&mut transaction, &found).await? };
         if rest.limit > 0 {
             items.extend(latest(&mut transaction, scope, filter, Some(near), rest).await?);
@@ -215,6 +266,123 @@ impl PostgresStorage {
         // Nothing was written: a failure to end the snapshot only costs the connection.
         let _ended = transaction.rollback().await;
         Ok(items)
+    }
+
+    /// Writes an item with [`PUT`]; with `copies`, in one transaction with those.
+    async fn put_columns(&self, item: &NewItem, columns: &Columns, copies: Option<&Ready>) -> Result<()> {
+        let Some(ready) = copies.filter(|_| columns.have_copies()) else {
+            let mut session = self.session().await?;
+            put(session.conn(), item, columns).await?;
+            return self.wrote(session).await;
+        };
+        let mut transaction = self.begin().await?;
+        let written_at = put(&mut transaction, item, columns).await?;
+        columns.copies(written_at).write(&mut transaction, ready).await?;
+        self.commit(transaction).await
+    }
+
+    /// Gives an item its vectors with [`EMBED`]; with `copies`, in one transaction with those.
+    async fn embed_columns(&self, columns: &Columns, written_at: i64, copies: Option<&Ready>) -> Result<bool> {
+        let Some(ready) = copies.filter(|_| columns.have_copies()) else {
+            let mut session = self.session().await?;
+            let is_held = embed(session.conn(), columns, written_at).await?;
+            self.wrote(session).await?;
+            return Ok(is_held);
+        };
+        let mut transaction = self.begin().await?;
+        let is_held = embed(&mut transaction, columns, written_at).await?;
+        if is_held {
+            columns.copies(written_at).write(&mut transaction, ready).await?;
+        }
+        self.commit(transaction).await?;
+        Ok(is_held)
+    }
+
+    async fn delete_once(&self, of: &Keys, copies: Option<&Ready>) -> Result<()> {
+        let mut transaction = self.begin().await?;
+        let gone = sqlx::query("DELETE FROM items WHERE tenant = $1 AND namespace = $2 AND key = $3")
+            .bind(of.tenants.first())
+            .bind(of.namespaces.first())
+            .bind(of.keys.first())
+            .execute(&mut *transaction)
+            .await
+            .map_err(driver_error)?;
+        // Nobody else can write the item until the commit, if there was one; else vectors seen now are those of a writer
+        // that came in between.
+        if gone.rows_affected() > 0 {
+            delete_vectors(&mut transaction, of, copies).await?;
+        }
+        self.commit(transaction).await
+    }
+
+    async fn sweep_once(&self, scope: &Scope, copies: Option<&Ready>) -> Result<bool> {
+        let mut transaction = self.begin().await?;
+        let gone = sqlx::query(SWEEP)
+            .bind(scope.filter())
+            .bind(STEP_ROWS)
+            .fetch_all(&mut *transaction)
+            .await
+            .map_err(driver_error)?;
+        if gone.is_empty() {
+            return Ok(false);
+        }
+        let mut of = Keys::default();
+        for row in &gone {
+            of.push(get(row, "tenant")?, get(row, "namespace")?, get(row, "key")?);
+        }
+        delete_vectors(&mut transaction, &of, copies).await?;
+        self.commit(transaction).await?;
+        Ok(gone.len() as i64 >= STEP_ROWS)
+    }
+}
+
+/// Returns the item's `updated_at`.
+async fn put(conn: &mut PgConnection, item: &NewItem, columns: &Columns) -> Result<i64> {
+    let row = sqlx::query(PUT)
+        .bind(columns.tenant)
+        .bind(&columns.namespace)
+        .bind(&columns.key)
+        .bind(&columns.model)
+        .bind(&columns.paths)
+        .bind(&columns.vectors)
+        .bind(PLAIN)
+        .bind(encoding::bytes(&item.value))
+        .bind(item.ttl_minutes.map(|minutes| (minutes * MICROS_PER_MINUTE) as i64))
+        .bind(items::indexing_text(&item.indexing))
+        .fetch_one(conn)
+        .await
+        .map_err(driver_error)?;
+    get(&row, "updated_at")
+}
+
+/// False when the item was written since, or is gone.
+async fn embed(conn: &mut PgConnection, columns: &Columns, written_at: i64) -> Result<bool> {
+    let held = sqlx::query(EMBED)
+        .bind(columns.tenant)
+        .bind(&columns.namespace)
+        .bind(&columns.key)
+        .bind(&columns.model)
+        .bind(&columns.paths)
+        .bind(&columns.vectors)
+        .bind(written_at)
+        .fetch_optional(conn)
+        .await
+        .map_err(driver_error)?;
+    Ok(held.is_some())
+}
+
+/// Removes what items that were deleted before in the same transaction leave.
+async fn delete_vectors(conn: &mut PgConnection, of: &Keys, copies: Option<&Ready>) -> Result<()> {
+    sqlx::query(DELETE_VECTORS)
+        .bind(&of.tenants)
+        .bind(&of.namespaces)
+        .bind(&of.keys)
+        .execute(&mut *conn)
+        .await
+        .map_err(driver_error)?;
+    match copies {
+        Some(_) => copies::delete(conn, of).await,
+        None => Ok(()),
     }
 }
 
@@ -298,23 +466,8 @@ async fn fetch(conn: &mut PgConnection, found: &[(Key, f32)]) -> Result<Vec<Foun
 impl Items for PostgresStorage {
     async fn put_item(&self, scope: &Scope, item: NewItem) -> Result<()> {
         self.bounded(async {
-            let (paths, vectors) = columns(item.embedded.as_ref());
-            let mut session = self.session().await?;
-            sqlx::query(PUT)
-                .bind(scope.tenant())
-                .bind(matching::namespace_text(&item.namespace))
-                .bind(hide_nul(&item.key).into_owned())
-                .bind(item.embedded.as_ref().map(|embedded| embedded.model.as_str()))
-                .bind(paths)
-                .bind(vectors)
-                .bind(PLAIN)
-                .bind(encoding::bytes(&item.value))
-                .bind(item.ttl_minutes.map(|minutes| (minutes * MICROS_PER_MINUTE) as i64))
-                .bind(items::indexing_text(&item.indexing))
-                .execute(session.conn())
-                .await
-                .map_err(driver_error)?;
-            self.wrote(session).await
+            let columns = Columns::new(scope, &item.namespace, &item.key, item.embedded.as_ref());
+            with_copies!(self, copies, self.put_columns(&item, &columns, copies.as_deref()))
         })
         .await
     }
@@ -341,27 +494,9 @@ impl Items for PostgresStorage {
 
     async fn delete_item(&self, scope: &Scope, namespace: &[String], key: &str) -> Result<()> {
         self.bounded(async {
-            let (namespace, key) = (matching::namespace_text(namespace), hide_nul(key).into_owned());
-            let mut transaction = self.begin().await?;
-            let gone = sqlx::query("DELETE FROM items WHERE tenant = $1 AND namespace = $2 AND key = $3")
-                .bind(scope.tenant())
-                .bind(&namespace)
-                .bind(&key)
-                .execute(&mut *transaction)
-                .await
-                .map_err(driver_error)?;
-            // Nobody else can write the item until the commit, if there was one; else vectors seen now are those of a writer
-            // that came in between.
-            if gone.rows_affected() > 0 {
-                sqlx::query(DELETE_VECTORS)
-                    .bind(vec![scope.tenant()])
-                    .bind(vec![namespace])
-                    .bind(vec![key])
-                    .execute(&mut *transaction)
-                    .await
-                    .map_err(driver_error)?;
-            }
-            self.commit(transaction).await
+            let mut of = Keys::default();
+            of.push(scope.tenant(), matching::namespace_text(namespace), hide_nul(key).into_owned());
+            with_copies!(self, copies, self.delete_once(&of, copies.as_deref()))
         })
         .await
     }
@@ -401,34 +536,7 @@ impl Items for PostgresStorage {
     }
 
     async fn sweep_items(&self, scope: &Scope) -> Result<bool> {
-        self.bounded(async {
-            let mut transaction = self.begin().await?;
-            let gone = sqlx::query(SWEEP)
-                .bind(scope.filter())
-                .bind(STEP_ROWS)
-                .fetch_all(&mut *transaction)
-                .await
-                .map_err(driver_error)?;
-            if gone.is_empty() {
-                return Ok(false);
-            }
-            let (mut tenants, mut namespaces, mut keys) = (Vec::new(), Vec::new(), Vec::new());
-            for row in &gone {
-                tenants.push(get::<Uuid>(row, "tenant")?);
-                namespaces.push(get::<String>(row, "namespace")?);
-                keys.push(get::<String>(row, "key")?);
-            }
-            sqlx::query(DELETE_VECTORS)
-                .bind(tenants)
-                .bind(namespaces)
-                .bind(keys)
-                .execute(&mut *transaction)
-                .await
-                .map_err(driver_error)?;
-            self.commit(transaction).await?;
-            Ok(gone.len() as i64 >= STEP_ROWS)
-        })
-        .await
+        self.bounded(async { with_copies!(self, copies, self.sweep_once(scope, copies.as_deref())) }).await
     }
 
     async fn unembedded_items(
@@ -456,22 +564,17 @@ impl Items for PostgresStorage {
 
     async fn embed_item(&self, scope: &Scope, item: &Item, embedded: Embedded) -> Result<bool> {
         self.bounded(async {
-            let (paths, vectors) = columns(Some(&embedded));
-            let mut session = self.session().await?;
-            let held = sqlx::query(EMBED)
-                .bind(scope.tenant())
-                .bind(matching::namespace_text(&item.namespace))
-                .bind(hide_nul(&item.key).into_owned())
-                .bind(&embedded.model)
-                .bind(paths)
-                .bind(vectors)
-                .bind(item.updated_at.0)
-                .fetch_optional(session.conn())
-                .await
-                .map_err(driver_error)?;
-            self.wrote(session).await?;
-            Ok(held.is_some())
+            let columns = Columns::new(scope, &item.namespace, &item.key, Some(&embedded));
+            with_copies!(self, copies, self.embed_columns(&columns, item.updated_at.0, copies.as_deref()))
         })
         .await
+    }
+
+    async fn tend_vectors(&self, scope: &Scope, after: Option<&ItemPlace>) -> Result<VectorsTended> {
+        self.tend_copies(scope, after).await
+    }
+
+    fn wants_vectors_tended(&self) -> bool {
+        self.pgvector.was_lacking()
     }
 }

@@ -34,6 +34,7 @@ mod assistants;
 mod branches;
 mod cache;
 mod checkpoints;
+mod copies;
 mod crons;
 mod effects;
 mod executions;
@@ -44,6 +45,7 @@ mod idempotency;
 mod interrupts;
 mod items;
 mod listen;
+mod pgvector;
 mod retention;
 mod runs;
 pub(super) mod scratch;
@@ -218,6 +220,7 @@ pub(super) struct PostgresStorage {
     commits: AtomicU64,
     location: String,
     listener: Mutex<Option<JoinHandle<()>>>,
+    pgvector: pgvector::Pgvector,
 }
 
 /// The connections in use. The number tells one set from the next.
@@ -283,7 +286,7 @@ impl PostgresStorage {
             Duration::ZERO => Duration::ZERO,
             timeout => timeout + options.acquire_timeout + Duration::from_secs(1),
         };
-        Ok(PostgresStorage {
+        let storage = PostgresStorage {
             pool: RwLock::new(Pool { pool, number: 0 }),
             current: watch::Sender::new(0),
             heard: RwLock::new(Instant::now()),
@@ -295,7 +298,11 @@ impl PostgresStorage {
             commits: AtomicU64::new(0),
             location,
             listener: Mutex::new(listener),
-        })
+            // How the tables are distributed is not known here.
+            pgvector: pgvector::Pgvector::new(options.pgvector && !options.distributed),
+        };
+        storage.look_for_pgvector().await?;
+        Ok(storage)
     }
 
     async fn session(&self) -> Result<Session> {
@@ -473,7 +480,8 @@ async fn notify(conn: &mut PgConnection, notices: &[Notice]) -> Result<()> {
 #[async_trait]
 impl Storage for PostgresStorage {
     fn describe(&self) -> Description {
-        Description { backend: "postgres", location: self.location.clone(), volatile: false }
+        let ranked_by = self.pgvector.version().map(|version| format!("pgvector {version}"));
+        Description { backend: "postgres", location: self.location.clone(), volatile: false, ranked_by }
     }
 
     async fn schema(&self) -> Result<SchemaState> {
@@ -537,6 +545,7 @@ impl Storage for PostgresStorage {
                 .map_err(driver_error)?;
         }
         self.commit(transaction).await?;
+        self.prepare_pgvector().await?;
         Ok(missing.len())
     }
 

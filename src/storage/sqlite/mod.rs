@@ -393,6 +393,7 @@ impl Storage for SqliteStorage {
             backend: "sqlite",
             location: self.location.as_ref().map_or_else(|| "in memory".to_owned(), |path| path.display().to_string()),
             volatile: self.location.is_none(),
+            ranked_by: None,
         }
     }
 

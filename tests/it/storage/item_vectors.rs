@@ -3,7 +3,7 @@
 use super::items::rows;
 use super::*;
 
-for_each_backend!(
+for_each_backend_and_pgvector!(
     the_nearest_come_first_with_their_scores,
     a_query_goes_with_prefix_and_conditions,
     pages_of_the_nearest_do_not_overlap,

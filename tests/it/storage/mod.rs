@@ -27,6 +27,7 @@ mod idempotency;
 mod interrupts;
 mod item_vectors;
 mod items;
+mod pgvector;
 mod retention;
 mod runs;
 mod schema;
@@ -64,7 +65,8 @@ impl Lab {
     }
 }
 
-/// Runs a test body on an SQLite file, in memory, or on Postgres, directly or behind PgBouncer, and cleans up whatever comes of it.
+/// Runs a test body on an SQLite file, in memory, or on Postgres, directly, behind PgBouncer or with pgvector, and cleans up
+/// whatever comes of it.
 async fn on<F, Fut>(backend: &str, body: F)
 where
     F: FnOnce(Lab) -> Fut,
@@ -75,6 +77,12 @@ where
     let url = match backend {
         "memory" => "memory".to_owned(),
         "sqlite" => format!("sqlite://{}", dir.path().join("sub/dir/test.db").display()),
+        "pgvector" => {
+            database = Database::create_beside_pgvector().await;
+            let Some(database) = &database else { return };
+            database.install_pgvector().await;
+            database.url()
+        }
         _ => {
             database = Database::create().await;
             let Some(database) = &database else { return };
@@ -91,6 +99,7 @@ where
         (None, _) => connect(&url, &options()).await.unwrap(),
     };
     storage.migrate().await.unwrap();
+    assert_eq!(storage.describe().ranked_by.is_some(), backend == "pgvector");
     let outcome = tokio::spawn(body(Lab { storage: storage.clone(), url })).await;
     storage.close().await;
     if let Some(database) = database {
@@ -133,6 +142,15 @@ macro_rules! for_each_backend_and_pgbouncer {
     };
 }
 use for_each_backend_and_pgbouncer;
+
+/// [`for_each_backend`], and on Postgres with pgvector.
+macro_rules! for_each_backend_and_pgvector {
+    ($($name:ident),* $(,)?) => {
+        crate::storage::for_each_backend!($($name),*);
+        crate::storage::for_each_backend!(@ pgvector, $($name),*);
+    };
+}
+use for_each_backend_and_pgvector;
 
 const TENANT: Scope = Scope::Tenant(DEFAULT);
 const DEFAULT: Uuid = Uuid::nil();

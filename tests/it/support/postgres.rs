@@ -1,9 +1,12 @@
 //! A fresh Postgres database per test, on the server that `SESSION_STORE_TEST_POSTGRES` names (a URL with the right to
-//! create databases). Without the variable the Postgres half is skipped, visibly; in CI that is an error.
+//! create databases). Without the variable the Postgres half is skipped, visibly; in CI that is an error. The server of
+//! `SESSION_STORE_TEST_PGVECTOR` has the extension pgvector to install.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+
+use crate::support::process::provided;
 
 const VARIABLE: &str = "SESSION_STORE_TEST_POSTGRES";
 
@@ -17,18 +20,34 @@ pub(crate) struct Database {
 impl Database {
     /// Creates an empty database; `None` (with a line that says so) when there is no server.
     pub(crate) async fn create() -> Option<Database> {
-        static COUNTER: AtomicU32 = AtomicU32::new(0);
         let Ok(server) = std::env::var(VARIABLE) else {
             println!("SKIPPED postgres ({VARIABLE} is not set)");
             return None;
         };
+        Some(Database::create_on(server).await)
+    }
+
+    /// Creates an empty database on a server that has pgvector, not yet installed in the database.
+    pub(crate) async fn create_beside_pgvector() -> Option<Database> {
+        Some(Database::create_on(provided("SESSION_STORE_TEST_PGVECTOR")?).await)
+    }
+
+    /// Installs pgvector, in a schema that no search path names.
+    pub(crate) async fn install_pgvector(&self) {
+        let mut admin = PgConnection::connect(&self.url()).await.expect("the test server answers");
+        let install = "CREATE SCHEMA IF NOT EXISTS \"Its own\"; CREATE EXTENSION vector SCHEMA \"Its own\"";
+        sqlx::raw_sql(install).execute(&mut admin).await.expect("pgvector");
+    }
+
+    async fn create_on(server: String) -> Database {
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
         let name = format!("it_{}_{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
         let mut admin = PgConnection::connect(&server).await.expect("the test server answers");
         // A crashed earlier run may have had the same process id.
         for statement in [format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"), format!("CREATE DATABASE {name}")] {
             sqlx::query(AssertSqlSafe(statement)).execute(&mut admin).await.expect("the right to create databases");
         }
-        Some(Database { server, name })
+        Database { server, name }
     }
 
     /// The URL of this database: the server's with another path.
