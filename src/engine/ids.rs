@@ -110,4 +110,21 @@ mod tests {
         assert!(is_interrupt_id(&interrupt(&task_ns("", "n", &id), 0)));
         assert_ne!(interrupt("n:x", 0), interrupt("n:x", 1));
     }
+
+    /// What LangGraph's own functions answer (1.2.22): threads it stored can be gone on with, and clients that
+    /// remember an id find it.
+    #[test]
+    fn ids_are_those_of_langgraph() {
+        let at = "1f1e5404-2c56-6582-8001-fa57f1d4247e";
+        let mut ids = TaskIds::new(at, "", 1);
+        let (pull, ns) = ids.pull("n", "n__pregel_pullbranch:to:n");
+        assert_eq!(*pull, *"1c70b585-73e8-68af-4dc4-c6eb9d7dec62");
+        assert_eq!(*ns, *"n:1c70b585-73e8-68af-4dc4-c6eb9d7dec62");
+        let (handler, _) = ids.handler("__error_handler__n", &pull);
+        assert_eq!(*handler, *"0bae67f3-9af7-8a23-a1f8-1fbe87aecaf2");
+        let (push, _) = TaskIds::new(at, "sub:x", 1).push("n", 0);
+        assert_eq!(*push, *"2c79318c-a520-3f5c-763f-dbd5bf56297d");
+        assert_eq!(interrupt(&ns, 0), "207349601023300dc86982bde5d6363a");
+        assert_eq!(interrupt(&ns, 1), "0e5a1f3c6c0a1a7f8f7cfb43134943e1");
+    }
 }
