@@ -6,11 +6,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use indexmap::IndexMap;
 use serde_json::{Value, json};
-use session_store::engine::CommandUpdate;
 use session_store::graph::{
-    AiChunk, Command, Context, Graph, IntoOutput, Message, NodeBody, NodeError, NodeInput, Output, Question,
+    AiChunk, Command, CommandUpdate, Context, Graph, IntoOutput, Json, Message, NodeBody, NodeError, NodeInput, Output,
+    Question,
 };
-use session_store::model::Json;
 
 use super::template::{Env, destinations, eval, fixture_error, message, text};
 use super::{condition, counters, policies};

@@ -5,9 +5,9 @@ use std::time::Duration;
 use anyhow::bail;
 use serde_json::Value;
 use session_store::graph::{
-    Any, CachePolicy, ChannelKind, Checkpointing, Graph, Managed, Node, NodeError, RouterContext, StateGraph, Targets,
+    Any, CachePolicy, ChannelKind, Checkpointing, Graph, Json, Managed, Node, NodeError, RouterContext, StateGraph,
+    Targets,
 };
-use session_store::model::Json;
 
 use super::body::Body;
 use super::documents::{Channel, Document, Node as NodeDocument, Router};

@@ -3,9 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Map, Value, json};
-use session_store::engine::command::overwrite;
-use session_store::graph::{Destination, Message, NodeError};
-use session_store::model::Json;
+use session_store::graph::{Destination, Json, Message, NodeError, overwrite};
 
 use super::condition;
 

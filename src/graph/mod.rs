@@ -1,5 +1,7 @@
 //! What authors write: a [`StateGraph`] builder, node functions with a [`Context`], reducers, typed messages, and the
 //! registry of graphs a server offers.
+//!
+//! A graph needs nothing from outside this module: what its signatures name of other layers is named here, too.
 
 #![deny(missing_docs)]
 
@@ -20,8 +22,15 @@ mod schema;
 pub mod testing;
 
 pub use crate::engine::channel::reducers;
-pub use crate::engine::{ChannelKind, Command, Destination, Managed, Migration, Output, Packet, Reduce, RouterContext};
-pub use crate::model::{Cost, Durability, FoundItem, Indexing, Item, RefreshOn, TimeoutPolicy};
+pub use crate::engine::command::overwrite;
+pub use crate::engine::{
+    Change, ChannelKind, Command, CommandUpdate, Destination, EngineError, Managed, Migration, Output, Packet, Reduce,
+    ReduceContext, RouterContext,
+};
+pub use crate::model::{
+    CheckpointId, Cost, Durability, EffectEntry, EffectState, ErrorInfo, Fields, FoundItem, Indexing, Item, Json,
+    JsonError, ModelUsage, RefreshOn, RunId, TimeoutPolicy, Timestamp, UsageTotals,
+};
 pub use crate::update;
 pub use body::{Node, NodeDefaults};
 pub use builder::{BuildError, BuildErrors, StateGraph};

@@ -190,6 +190,19 @@ fn every_file_says_what_it_is() {
     }
 }
 
+/// What shows how the library is used names what its users shall: graphs, and what serves them.
+#[test]
+fn examples_need_nothing_but_the_public_composition() {
+    const PUBLIC: [&str; 5] = ["app", "config", "graph", "main", "update"];
+    for (file, text) in sources("examples") {
+        for word in words_after(&text, "session_store::") {
+            assert!(PUBLIC.contains(&word), "examples/{file} names session_store::{word}");
+        }
+        let braces = text.contains("session_store::{");
+        assert!(!braces, "examples/{file}: `session_store::{{..}}` hides what is named: one `use` per module");
+    }
+}
+
 #[test]
 fn migrations_are_twins() {
     let files = |backend: &str| -> BTreeSet<String> {

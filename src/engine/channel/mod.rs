@@ -37,6 +37,40 @@ pub struct ReduceContext<'a> {
 }
 
 /// How a channel folds a write into its value. Must be a pure function of its arguments.
+///
+/// [`Change::Append`] and [`Change::Edit`] say what was done to a list: then a superstep stores what was added to it. A
+/// reducer that answers [`Change::Replace`] works as well, and has the value stored whole, or what two lists differ in.
+///
+/// ```
+/// use session_store::graph::{BuildErrors, Change, EngineError, Graph, Json, Reduce, ReduceContext, START, StateGraph, Update};
+///
+/// /// The lines of a text, each write one more; `undo` takes the last one back.
+/// struct Lines;
+///
+/// impl Reduce for Lines {
+///     fn initial(&self) -> Option<Json> {
+///         Some(Json::from_iter([]))
+///     }
+///
+///     fn reduce(&self, lines: Option<&Json>, write: &Json, _: ReduceContext<'_>) -> Result<Change, EngineError> {
+///         let count = lines.and_then(Json::items_len).unwrap_or_default();
+///         match write.as_str() {
+///             Some("undo") => Ok(Change::Edit { from: count.saturating_sub(1), tail: Vec::new() }),
+///             Some(_) => Ok(Change::Append(vec![write.clone()])),
+///             None => Err(EngineError::new("TypeError", "a line is a string")),
+///         }
+///     }
+/// }
+///
+/// fn graph() -> Result<Graph, BuildErrors> {
+///     StateGraph::dynamic("letter")
+///         .reducer("lines", Lines)
+///         .node("sign", async |(), _ctx| Ok(Update::new().set("lines", "Yours sincerely")))
+///         .edge(START, "sign")
+///         .build()
+/// }
+/// # graph().expect("builds");
+/// ```
 pub trait Reduce: Send + Sync {
     /// What it does, in a word: part of a graph's topology hash.
     fn name(&self) -> &'static str {
