@@ -54,14 +54,21 @@ impl NodeError {
     }
 }
 
+/// The class of an answer that a service gives again to the same request.
+const CLIENT_ERROR: &str = "HTTPClientError";
+
 /// Any error becomes a failure of the class `NodeError`: masked on streams, whole in task errors. An [`EngineError`]
-/// keeps its class.
+/// keeps its class. A `reqwest::Error` (0.13) about a status of 400 to 499 has the class `HTTPClientError`, which is not
+/// tried again unless a policy says so.
 impl<E: std::error::Error + 'static> From<E> for NodeError {
     fn from(error: E) -> Self {
-        match (&error as &dyn std::error::Error).downcast_ref::<EngineError>() {
-            Some(error) => NodeError::Failed(error.clone()),
-            None => NodeError::new("NodeError", error.to_string()),
+        let any = &error as &dyn std::error::Error;
+        if let Some(error) = any.downcast_ref::<EngineError>() {
+            return NodeError::Failed(error.clone());
         }
+        let status = any.downcast_ref::<reqwest::Error>().and_then(reqwest::Error::status);
+        let is_refused = status.is_some_and(|status| status.is_client_error());
+        NodeError::new(if is_refused { CLIENT_ERROR } else { "NodeError" }, error.to_string())
     }
 }
 
@@ -114,7 +121,7 @@ impl fmt::Debug for RetryPolicy {
 /// Errors of programming and of input repeat themselves; everything else may pass. The same classes as in LangGraph, those
 /// derived from them included.
 pub fn default_retry_on(error: &EngineError) -> bool {
-    const FINAL: [&str; 27] = [
+    const FINAL: [&str; 28] = [
         "ValueError",
         "UnicodeDecodeError",
         "ValidationError",
@@ -142,6 +149,7 @@ pub fn default_retry_on(error: &EngineError) -> bool {
         "PermissionError",
         "GraphVersionError",
         "Panic",
+        CLIENT_ERROR,
     ];
     !FINAL.contains(&error.class.as_str())
 }
