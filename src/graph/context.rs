@@ -16,7 +16,7 @@ use super::items::{ItemQuery, Items, PutOptions};
 use super::node::{Graph, NodeError};
 use super::question::Question;
 use crate::engine::EngineError;
-use crate::model::{Cost, EffectEntry, FoundItem, Item, Json, JsonError, ModelUsage, RunId};
+use crate::model::{CheckpointId, Cost, EffectEntry, FoundItem, Item, Json, JsonError, ModelUsage, RunId, Timestamp};
 
 /// Facts about one execution of a node.
 #[derive(Debug, Clone)]
@@ -33,10 +33,14 @@ pub struct ExecutionInfo {
     pub task_id: String,
     /// `node:task_id`, below the namespaces of the graphs around it.
     pub checkpoint_ns: String,
+    /// The checkpoint of the node's graph that the task was planned from.
+    pub checkpoint_id: CheckpointId,
     /// The superstep of the node's graph, as in the metadata of the checkpoint that follows.
     pub step: i64,
     /// 1 for the first execution of the task in this run, then 2, ..
     pub attempt: u32,
+    /// When the first execution of the task in this run began.
+    pub first_attempt_at: Timestamp,
     /// The run's config: `{configurable, metadata, tags, recursion_limit}`.
     pub config: Json,
     /// The run's static context.

@@ -82,8 +82,10 @@ impl Probe {
             node: node.to_owned(),
             task_id: Uuid::nil().to_string(),
             checkpoint_ns: format!("{node}:{}", Uuid::nil()),
+            checkpoint_id: Uuid::nil().to_string(),
             step: 1,
             attempt: 1,
+            first_attempt_at: Timestamp::default(),
             config: Json::from(json!({"configurable": {"thread_id": "thread"}})),
             context: Json::object(),
         };

@@ -25,6 +25,7 @@ use super::host::{Exchange, TaskHost};
 use super::messages;
 use super::persist::Reader;
 use super::questions;
+use super::retry;
 use super::said;
 use super::shared::{Shared, View, lock};
 use super::turns::{Siblings, rounds};
@@ -36,10 +37,10 @@ use crate::engine::command::{Command, Output};
 use crate::engine::execution::{Effect, Execution, Finished, Input, Job, Loaded, Next, Options, StrictResume, TaskEnd};
 use crate::engine::step::{Task, TaskInput};
 use crate::graph::context::{Context, ExecutionInfo, HandledError};
-use crate::graph::node::{Checkpointing, Graph, NodeError, NodeInput, Policies};
+use crate::graph::node::{Checkpointing, Graph, NodeError, NodeInput};
 use crate::model::{
     Breakpoints, CheckpointId, Durability, Fields, Interrupt, Json, StreamMode, TaskDetail, TaskOutcome, TimeoutPolicy,
-    special,
+    Timestamp, special,
 };
 use crate::storage::{CacheKey, Which};
 
@@ -1024,6 +1025,10 @@ async fn run_job(
     let limits = job.task.timeout.unwrap_or(policies.timeout);
     let host = TaskHost::new(Arc::clone(shared), Arc::clone(&around), &job, &limits, Arc::clone(&report));
     let host = Arc::new(host);
+    let first_at = shared.runtime.clock().now();
+    let retry_after = |error: &EngineError, attempt: u32| {
+        retry::after(&policies.retry, error, attempt, || shared.runtime.clock().random_fraction())
+    };
     let mut attempt = 1;
     let mut has_returned = true;
     let end = loop {
@@ -1031,7 +1036,8 @@ async fn run_job(
         if let Some(track) = &track {
             track.begin(shared, attempt);
         }
-        let result = one_attempt(shared, graph, &job, &around, &host, &limits, attempt).await;
+        let which = Attempt { number: attempt, first_at };
+        let result = one_attempt(shared, graph, &job, &around, &host, &limits, which).await;
         host.stir();
         if let Some(track) = &track {
             track.end(shared);
@@ -1041,7 +1047,7 @@ async fn run_job(
             Ok(output) => {
                 let written = Box::new(lock(&site.core).execution.write(&job, output));
                 let again = written.failure().and_then(|error| {
-                    let wait = retry_after(shared, &policies, error, attempt)?;
+                    let wait = retry_after(error, attempt)?;
                     Some((error.clone(), wait))
                 });
                 let Some(again) = again else { break End::Task(TaskEnd::Written(written)) };
@@ -1069,7 +1075,7 @@ async fn run_job(
             Err(NodeError::Cancelled) => {
                 break End::Inner(lock(&host.answers).inner.take().unwrap_or(GraphEnd::Stopped));
             }
-            Err(NodeError::Failed(error)) => match retry_after(shared, &policies, &error, attempt) {
+            Err(NodeError::Failed(error)) => match retry_after(&error, attempt) {
                 Some(wait) => (error, wait),
                 None => break End::Task(TaskEnd::Failed(error)),
             },
@@ -1084,16 +1090,13 @@ async fn run_job(
     JobEnd { task_id, end, exchange: host.exchange(), chain, has_returned }
 }
 
-/// How long to wait before the next attempt; `None`: no more attempts.
-fn retry_after(shared: &Shared, policies: &Policies, error: &EngineError, attempt: u32) -> Option<Duration> {
-    let policy = policies.retry.iter().find(|policy| (policy.retry_on)(error))?;
-    if attempt >= policy.max_attempts {
-        return None;
-    }
-    let exponent = i32::try_from(attempt - 1).unwrap_or(i32::MAX);
-    let seconds = policy.initial_interval.as_secs_f64() * policy.backoff_factor.powi(exponent);
-    let jitter = if policy.jitter { shared.runtime.clock().random_fraction() } else { 0.0 };
-    Some(Duration::from_secs_f64(seconds.min(policy.max_interval.as_secs_f64()) + jitter))
+/// One execution among those of a task in this run.
+#[derive(Clone, Copy)]
+struct Attempt {
+    /// 1, 2, ..
+    number: u32,
+    /// When the first one began.
+    first_at: Timestamp,
 }
 
 async fn one_attempt(
@@ -1103,7 +1106,7 @@ async fn one_attempt(
     around: &Arc<Around>,
     host: &Arc<TaskHost>,
     limits: &TimeoutPolicy,
-    attempt: u32,
+    attempt: Attempt,
 ) -> Result<Output, NodeError> {
     let name = &*job.task.name;
     let stop = shared.stop.child_token();
@@ -1172,7 +1175,7 @@ fn context(
     job: &Job,
     around: &Around,
     host: &Arc<TaskHost>,
-    attempt: u32,
+    attempt: Attempt,
     stop: CancellationToken,
 ) -> Context {
     let info = ExecutionInfo {
@@ -1182,8 +1185,10 @@ fn context(
         node: job.task.name.to_string(),
         task_id: job.task.id.to_string(),
         checkpoint_ns: job.task.ns.to_string(),
+        checkpoint_id: around.checkpoint_id.clone(),
         step: around.step,
-        attempt,
+        attempt: attempt.number,
+        first_attempt_at: attempt.first_at,
         config: shared.config.clone(),
         context: shared.context.clone(),
     };

@@ -32,6 +32,7 @@ pub mod protocol;
 mod questions;
 pub mod request;
 pub mod retention;
+mod retry;
 mod runs;
 mod said;
 mod schedule;

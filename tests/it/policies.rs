@@ -1,16 +1,18 @@
-//! Time limits and drains of authors' graphs, through a server: what they end, what they keep, and how a run goes on.
+//! The policies of authors' graphs, through a server: what they repeat, reuse and end, what they keep, and how a run goes on.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use session_store::app::{Running, Server};
 use session_store::config::{Config, DatabaseUrl};
+use session_store::graph::context::ExecutionInfo;
 use session_store::graph::{
-    Any, Context, END, Graph, Node, NodeError, Packet, RefreshOn, RetryPolicy, START, StateGraph, Update,
+    Any, CachePolicy, ChannelKind, Context, END, Graph, Json, Node, NodeDefaults, NodeError, Packet, RefreshOn,
+    RetryPolicy, START, StateGraph, Update,
 };
-use session_store::model::Json;
 
 use crate::support::process::{get, post};
 
@@ -224,5 +226,169 @@ async fn a_drained_run_keeps_its_superstep_and_goes_on_with_null_input() {
     let left = state(&running, "drained").await;
     assert_eq!((&left["next"], &left["values"]["trail"]), (&json!(["two"]), &json!([1])), "{left}");
     assert_eq!(run(&running, "drained", Value::Null).await["trail"], json!([1, 2]));
+    running.shutdown().await.expect("stops");
+}
+
+/// Counts by name.
+#[derive(Clone, Default)]
+struct Calls(Arc<Mutex<HashMap<&'static str, usize>>>);
+
+impl Calls {
+    fn count(&self, name: &'static str) {
+        *self.0.lock().expect("not poisoned").entry(name).or_default() += 1;
+    }
+
+    fn of(&self, name: &str) -> usize {
+        self.0.lock().expect("not poisoned").get(name).copied().unwrap_or_default()
+    }
+
+    /// A node that fails.
+    fn failing(&self, name: &'static str, class: &'static str) -> Node {
+        let calls = self.clone();
+        Node::new(move |(), _: Context| {
+            calls.count(name);
+            std::future::ready(Err::<(), _>(NodeError::new(class, name)))
+        })
+    }
+
+    /// A node that says what it read.
+    fn reading(&self, name: &'static str) -> Node {
+        let calls = self.clone();
+        Node::new(move |input: Number, _: Context| {
+            calls.count(name);
+            std::future::ready(Ok(Update::new().set("trail", [format!("{name} {}", input.n)])))
+        })
+    }
+}
+
+#[derive(serde::Deserialize, schemars::JsonSchema)]
+struct Number {
+    n: i64,
+}
+
+fn attempts(max_attempts: u32) -> RetryPolicy {
+    RetryPolicy { max_attempts, initial_interval: Duration::from_millis(1), jitter: false, ..RetryPolicy::default() }
+}
+
+async fn say_what_failed((): (), ctx: Context) -> Result<Update, NodeError> {
+    let failed = ctx.error().map(|failure| (failure.node.clone(), failure.error.class.clone()));
+    Ok(Update::new().set("trail", [failed]))
+}
+
+#[tokio::test]
+async fn defaults_hold_for_every_node_that_does_not_say_otherwise() {
+    let calls = Calls::default();
+    let own_handler = async |(): (), _: Context| Ok(Update::new().set("trail", ["handled itself"]));
+    let defaults = NodeDefaults::new().retry(attempts(2)).cache(CachePolicy::default()).error_handler(say_what_failed);
+    let graph = StateGraph::dynamic("defaults")
+        .channel("n", ChannelKind::LastValue)
+        .append("trail")
+        .node_with("cached", calls.reading("cached"))
+        .node_with("flaky", calls.failing("flaky", "Busy"))
+        .node_with("handled", calls.failing("handled", "Busy").error_handler(own_handler))
+        .node_with("keyed", calls.reading("keyed").cache(CachePolicy::default().key(|_| "one for all".to_owned())))
+        .node_with("patient", calls.failing("patient", "Busy").retry(attempts(3)))
+        .node_defaults(defaults);
+    let graph =
+        ["cached", "flaky", "handled", "keyed", "patient"].iter().fold(graph, |graph, node| graph.edge(START, *node));
+    // Time limits in a graph of their own, in which nothing is expected to be quick.
+    let slow = Node::new(async |(), _: Context| {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        Ok(Update::new().set("trail", ["slow"]))
+    });
+    let counted = calls.clone();
+    let endless = Node::new(move |(), _: Context| {
+        counted.count("endless");
+        std::future::pending::<Result<(), NodeError>>()
+    });
+    let limits =
+        NodeDefaults::new().retry(attempts(2)).timeout(Duration::from_millis(50)).error_handler(say_what_failed);
+    let limited = StateGraph::dynamic("limited")
+        .append("trail")
+        .node_with("endless", endless)
+        .node_with("slow", slow.timeout(Duration::from_secs(60)))
+        .edge(START, "endless")
+        .edge(START, "slow")
+        .node_defaults(limits);
+    let running = serve(vec![graph.build().expect("builds"), limited.build().expect("builds")]).await;
+
+    for (thread, n, cached, keyed) in
+        [("one", 1, "cached 1", "keyed 1"), ("two", 1, "cached 1", "keyed 1"), ("three", 2, "cached 2", "keyed 1")]
+    {
+        let url = format!("{}/threads/{thread}/runs/wait", running.url());
+        let done = post(&url, json!({"assistant_id": "defaults", "input": {"n": n}})).await;
+        let trail = json!([cached, ["flaky", "Busy"], "handled itself", keyed, ["patient", "Busy"]]);
+        assert_eq!(done["trail"], trail, "{thread}: {done}");
+    }
+    assert_eq!((calls.of("cached"), calls.of("keyed")), (2, 1), "by input, or as the node says");
+    assert_eq!(
+        (calls.of("flaky"), calls.of("handled"), calls.of("patient")),
+        (6, 6, 9),
+        "three runs; failures are not cached"
+    );
+    let done = run(&running, "limited", json!({})).await;
+    assert_eq!(done["trail"], json!([["endless", "NodeTimeoutError"], "slow"]), "{done}");
+    assert_eq!(calls.of("endless"), 2, "the limit holds for each attempt");
+    running.shutdown().await.expect("stops");
+}
+
+#[tokio::test]
+async fn what_a_service_refuses_is_not_asked_again() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&calls);
+    let node = Node::new(move |input: Number, _: Context| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        async move {
+            let status = u16::try_from(input.n).expect("a status");
+            let answer = axum::http::Response::builder().status(status).body("").expect("an answer");
+            reqwest::Response::from(answer).error_for_status()?;
+            Ok(())
+        }
+    });
+    let graph =
+        StateGraph::dynamic("calling").channel("n", ChannelKind::LastValue).node_with("n", node.retry(attempts(3)));
+    let running = serve(vec![graph.edge(START, "n").build().expect("builds")]).await;
+    for (status, class, times) in [(404, "HTTPClientError", 1), (429, "HTTPClientError", 1), (503, "NodeError", 3)] {
+        let failed = run(&running, "calling", json!({"n": status})).await;
+        assert_eq!(failed["__error__"]["error"], class, "{status}: {failed}");
+        assert_eq!(calls.swap(0, Ordering::SeqCst), times, "{status}");
+    }
+    running.shutdown().await.expect("stops");
+}
+
+/// Scenario S197, with the fields that the reference has.
+#[tokio::test]
+async fn a_node_knows_its_execution() {
+    let seen: Arc<Mutex<Vec<ExecutionInfo>>> = Arc::default();
+    let told = Arc::clone(&seen);
+    let node = Node::new(move |(), ctx: Context| {
+        let mut seen = told.lock().expect("not poisoned");
+        seen.push(ctx.info().clone());
+        std::future::ready(if seen.len() < 3 { Err(NodeError::new("Busy", "not now")) } else { Ok(()) })
+    });
+    let graph = StateGraph::dynamic("known").append("trail").node_with("n", node.retry(attempts(3))).edge(START, "n");
+    let running = serve(vec![graph.build().expect("builds")]).await;
+    let body = json!({"assistant_id": "known", "input": {}, "context": {"uid": "U"}, "config": {"metadata": {"m": 1}}});
+    post(&format!("{}/threads/known/runs/wait", running.url()), body).await;
+    let base = format!("{}/threads/known", running.url());
+    let (runs, history) = (get(&format!("{base}/runs")).await, get(&format!("{base}/history")).await);
+    let seen = std::mem::take(&mut *seen.lock().expect("not poisoned"));
+    assert_eq!(seen.iter().map(|info| info.attempt).collect::<Vec<_>>(), [1, 2, 3]);
+    let planned = &history[1];
+    assert_eq!(planned["next"], json!(["n"]), "{history}");
+    for info in &seen {
+        assert_eq!(
+            (info.thread_id.as_str(), info.graph_id.as_str(), info.node.as_str(), info.step),
+            ("known", "known", "n", 1)
+        );
+        assert_eq!(info.run_id.to_string(), runs[0]["run_id"]);
+        assert_eq!(info.checkpoint_id, planned["checkpoint"]["checkpoint_id"]);
+        assert_eq!(info.task_id, planned["tasks"][0]["id"]);
+        assert_eq!(info.checkpoint_ns, format!("n:{}", info.task_id));
+        assert_eq!(info.context.value(), &json!({"uid": "U"}));
+        assert_eq!(info.config.value()["metadata"]["m"], 1, "{}", info.config);
+        assert_eq!(info.first_attempt_at, seen[0].first_attempt_at, "the same for all attempts");
+    }
+    assert!(seen[0].first_attempt_at.0 > 0);
     running.shutdown().await.expect("stops");
 }
