@@ -4,6 +4,8 @@
 //! edited and the version is an older one with a migration, the migrations are applied in a row, in memory, and the result
 //! becomes the next checkpoint. Its pending tasks keep the ids they had ([`Origin`]).
 
+#![deny(missing_docs)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
@@ -30,7 +32,9 @@ pub type ApplyMigration = Arc<dyn Fn(&mut Migration) -> Result<(), EngineError> 
 /// An author's migration and the version it starts from.
 #[derive(Clone)]
 pub struct MigrationFrom {
+    /// The version.
     pub from: String,
+    /// What leads from it to the next one.
     pub apply: ApplyMigration,
 }
 

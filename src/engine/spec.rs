@@ -1,6 +1,8 @@
 //! The topology of a graph: channels, nodes, edges. What a builder produces and the engine executes. Holds no node
 //! bodies: running them is somebody else's job.
 
+#![deny(missing_docs)]
+
 use std::fmt;
 use std::sync::Arc;
 
@@ -33,6 +35,7 @@ pub struct RouterContext {
 pub struct Branch {
     /// Unique among the routers of its node.
     pub name: String,
+    /// What decides.
     pub route: Route,
     /// Results looked up here, if given; a missing one is a `KeyError`.
     pub path_map: Option<IndexMap<String, String>>,
@@ -62,12 +65,14 @@ pub struct Writers {
     pub edges: Vec<String>,
     /// Barrier channels this node reports to.
     pub joins: Vec<String>,
+    /// Conditional edges, in their order.
     pub branches: Vec<Branch>,
 }
 
 /// A node.
 #[derive(Debug, Clone)]
 pub struct NodeSpec {
+    /// Its name in its graph.
     pub name: String,
     /// The keys its body sees: state keys and managed values.
     pub input: Vec<String>,
@@ -75,6 +80,7 @@ pub struct NodeSpec {
     pub defer: bool,
     /// The channels that start it: `branch:to:<name>` and the joins that end here. Empty for error handlers.
     pub triggers: Vec<String>,
+    /// What follows its body.
     pub writers: Writers,
     /// The node that handles its failures, if any; handlers are nodes without triggers.
     pub error_handler: Option<String>,
@@ -87,7 +93,9 @@ pub struct NodeSpec {
 /// A graph, ready to execute. Built by [`crate::graph`]; [`GraphSpec::finish`] derives what follows from the rest.
 #[derive(Debug, Clone)]
 pub struct GraphSpec {
+    /// The name it is registered under.
     pub name: String,
+    /// Its author's version.
     pub version: String,
     /// A hash of everything that decides how a thread goes on: nodes, edges, channels, graphs inside.
     pub topology: String,
@@ -95,6 +103,7 @@ pub struct GraphSpec {
     pub migrations: Vec<MigrationFrom>,
     /// State keys (input, output, private and node-input keys), then the engine's own channels.
     pub channels: IndexMap<String, ChannelKind>,
+    /// Keys whose values the engine computes.
     pub managed: IndexMap<String, Managed>,
     /// Keys accepted as input.
     pub input: Vec<String>,
@@ -106,7 +115,9 @@ pub struct GraphSpec {
     pub start: NodeSpec,
     /// In the order they were added.
     pub nodes: IndexMap<String, NodeSpec>,
+    /// Runs stop before these nodes.
     pub interrupt_before: Breakpoints,
+    /// Runs stop after these nodes.
     pub interrupt_after: Breakpoints,
     /// Which nodes each trigger channel starts; derived.
     pub trigger_to_nodes: IndexMap<String, Vec<String>>,
@@ -117,7 +128,9 @@ pub struct GraphSpec {
 /// A channel of a graph: what never changes about it.
 #[derive(Debug, Clone)]
 pub struct ChannelDef {
+    /// Its name.
     pub name: Arc<str>,
+    /// How it combines what is written to it.
     pub kind: ChannelKind,
     /// A state key, which nodes may write; not one of the engine's own channels.
     pub is_state: bool,
@@ -137,6 +150,7 @@ impl ChannelDef {
 pub enum Slot {
     /// The position of a channel.
     Channel(usize),
+    /// The engine.
     Managed(Managed),
     /// Nowhere: the key names nothing.
     Missing,
@@ -145,6 +159,7 @@ pub enum Slot {
 /// What supersteps need of a node.
 #[derive(Debug, Clone)]
 pub struct NodeLayout {
+    /// Its name.
     pub name: Arc<str>,
     /// Its name, as it reports to joins.
     pub mark: Json,
@@ -158,6 +173,7 @@ pub struct NodeLayout {
     pub input: usize,
     /// Names of the channels its static edges write.
     pub edges: Vec<Arc<str>>,
+    /// Names of the barrier channels it reports to.
     pub joins: Vec<Arc<str>>,
     /// What its task ids are derived from besides checkpoint, namespace and step.
     pub seed: String,
@@ -178,10 +194,13 @@ pub struct Layout {
     pub inputs: Vec<Vec<(String, Slot)>>,
     /// How many trigger versions nodes remember in all.
     pub seen: usize,
-    /// Positions of [`GraphSpec::output`] and [`GraphSpec::stream`].
+    /// Positions of [`GraphSpec::output`].
     pub output: Vec<usize>,
+    /// Positions of [`GraphSpec::stream`].
     pub stream: Vec<usize>,
+    /// The position of the channel that takes the input.
     pub start: usize,
+    /// The position of the channel that takes Sends.
     pub tasks: usize,
     /// Some channel is never stored.
     pub has_untracked: bool,

@@ -24,8 +24,8 @@ pub mod testing;
 pub use crate::engine::channel::reducers;
 pub use crate::engine::command::overwrite;
 pub use crate::engine::{
-    Change, ChannelKind, Command, CommandUpdate, Destination, EngineError, Managed, Migration, Output, Packet, Reduce,
-    ReduceContext, RouterContext,
+    Change, ChannelKind, Command, CommandUpdate, Destination, EngineError, GraphSpec, Managed, Migration, Output,
+    Packet, Reduce, ReduceContext, RouterContext,
 };
 pub use crate::model::{
     CheckpointId, Cost, Durability, EffectEntry, EffectState, ErrorInfo, Fields, FoundItem, Indexing, Item, Json,

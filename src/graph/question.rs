@@ -80,7 +80,7 @@ impl Question {
     }
 
     /// The question as clients see it.
-    pub fn with_id(&self, id: String) -> Interrupt {
+    pub(crate) fn with_id(&self, id: String) -> Interrupt {
         Interrupt { id, value: self.value.clone(), response_schema: self.schema.clone() }
     }
 }

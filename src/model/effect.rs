@@ -1,5 +1,7 @@
 //! Effects: external calls that a task made, and what is known of their outcome.
 
+#![deny(missing_docs)]
+
 use super::{CheckpointId, ErrorInfo, Json, RunId, Timestamp};
 
 /// What is known of an external call.
@@ -16,6 +18,7 @@ pub enum EffectState {
 impl EffectState {
     const ALL: [EffectState; 3] = [EffectState::Started, EffectState::Failed, EffectState::Recorded];
 
+    /// The word clients see.
     pub fn as_str(self) -> &'static str {
         match self {
             EffectState::Started => "started",
@@ -24,6 +27,7 @@ impl EffectState {
         }
     }
 
+    /// Reads the word clients see.
     pub fn parse(text: &str) -> Option<EffectState> {
         Self::ALL.into_iter().find(|state| state.as_str() == text)
     }
@@ -34,6 +38,7 @@ impl EffectState {
 pub struct EffectEntry {
     /// Names the call within its task.
     pub key: String,
+    /// What is known of it.
     pub state: EffectState,
     /// 1 for the first call, then 2, ..
     pub attempt: i32,
@@ -50,15 +55,20 @@ pub struct EffectEntry {
 pub struct EffectPlace {
     /// The namespace of the graph; `""` is the root graph.
     pub ns: String,
+    /// The checkpoint.
     pub checkpoint_id: CheckpointId,
+    /// The task.
     pub task_id: String,
+    /// The node that the task runs.
     pub node: String,
 }
 
 /// One call as it is listed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Effect {
+    /// The task that made it.
     pub place: EffectPlace,
+    /// What the task knows of it.
     pub entry: EffectEntry,
     /// The run that wrote it last.
     pub run_id: RunId,

@@ -1,5 +1,7 @@
 //! Ids: how threads, runs, checkpoints and assistants are named, and the keys derived from the names.
 
+#![deny(missing_docs)]
+
 use std::fmt;
 
 use serde::{Serialize, Serializer};
@@ -46,6 +48,7 @@ impl ThreadId {
         Uuid::try_parse(&self.0).is_ok()
     }
 
+    /// The name as clients write it.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -4,6 +4,8 @@
 //! most once. Lists may be held as persistent vectors of such values, so that appending to a long list costs what is
 //! appended and every checkpoint keeps its own view.
 
+#![deny(missing_docs)]
+
 use std::cell::Cell;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -71,10 +73,12 @@ impl Json {
         if text.get() == "null" { Json(None) } else { Json::new(Repr::Text(text)) }
     }
 
+    /// `null`.
     pub const fn null() -> Json {
         Json(None)
     }
 
+    /// `{}`.
     pub fn object() -> Json {
         Json::from(&Value::Object(serde_json::Map::new()))
     }
@@ -158,14 +162,17 @@ impl Json {
         }
     }
 
+    /// Whether it is `null`.
     pub fn is_null(&self) -> bool {
         self.first_byte() == b'n'
     }
 
+    /// Whether it is an object; nothing is decoded.
     pub fn is_object(&self) -> bool {
         self.first_byte() == b'{'
     }
 
+    /// Whether it is an array; nothing is decoded.
     pub fn is_array(&self) -> bool {
         self.first_byte() == b'['
     }

@@ -1,5 +1,7 @@
 //! Runs: one invocation of a graph on a thread, and how it was asked for.
 
+#![deny(missing_docs)]
+
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
 
@@ -9,11 +11,17 @@ use super::{Json, RunId, ThreadId, ThreadKey, Timestamp, UsageTotals};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RunStatus {
+    /// Nobody executes it yet.
     Pending,
+    /// A process executes it.
     Running,
+    /// It failed, or was given up.
     Error,
+    /// It came to its end, or stopped to ask.
     Success,
+    /// It took longer than it may.
     Timeout,
+    /// Somebody stopped it.
     Interrupted,
 }
 
@@ -27,6 +35,7 @@ impl RunStatus {
         RunStatus::Interrupted,
     ];
 
+    /// The word clients use.
     pub fn as_str(self) -> &'static str {
         match self {
             RunStatus::Pending => "pending",
@@ -38,6 +47,7 @@ impl RunStatus {
         }
     }
 
+    /// Reads the word clients use.
     pub fn parse(text: &str) -> Option<RunStatus> {
         Self::ALL.into_iter().find(|status| status.as_str() == text)
     }
@@ -52,14 +62,19 @@ impl RunStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MultitaskStrategy {
+    /// It waits for its turn.
     #[default]
     Enqueue,
+    /// It is refused.
     Reject,
+    /// The active run is stopped, and keeps what it did.
     Interrupt,
+    /// The active run is stopped, and what it did is taken back.
     Rollback,
 }
 
 impl MultitaskStrategy {
+    /// The word clients use.
     pub fn as_str(self) -> &'static str {
         match self {
             MultitaskStrategy::Enqueue => "enqueue",
@@ -69,6 +84,7 @@ impl MultitaskStrategy {
         }
     }
 
+    /// Reads the word clients use.
     pub fn parse(text: &str) -> Option<MultitaskStrategy> {
         [Self::Enqueue, Self::Reject, Self::Interrupt, Self::Rollback].into_iter().find(|s| s.as_str() == text)
     }
@@ -84,6 +100,7 @@ pub enum CancelAction {
 }
 
 impl CancelAction {
+    /// The word clients use.
     pub fn as_str(self) -> &'static str {
         match self {
             CancelAction::Interrupt => "interrupt",
@@ -91,6 +108,7 @@ impl CancelAction {
         }
     }
 
+    /// Reads the word clients use.
     pub fn parse(text: &str) -> Option<CancelAction> {
         [Self::Interrupt, Self::Rollback].into_iter().find(|action| action.as_str() == text)
     }
@@ -125,12 +143,15 @@ impl Durability {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnCompletion {
+    /// It goes with the run.
     #[default]
     Delete,
+    /// It stays.
     Keep,
 }
 
 impl OnCompletion {
+    /// The word clients use.
     pub fn as_str(self) -> &'static str {
         match self {
             OnCompletion::Delete => "delete",
@@ -138,6 +159,7 @@ impl OnCompletion {
         }
     }
 
+    /// Reads the word clients use.
     pub fn parse(text: &str) -> Option<OnCompletion> {
         [Self::Delete, Self::Keep].into_iter().find(|word| word.as_str() == text)
     }
@@ -146,7 +168,9 @@ impl OnCompletion {
 /// Static breakpoints: all nodes (`"*"`) or the named ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Breakpoints {
+    /// All nodes.
     All,
+    /// These nodes.
     Nodes(Vec<String>),
 }
 
@@ -159,6 +183,7 @@ impl Breakpoints {
         }
     }
 
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         matches!(self, Breakpoints::Nodes(nodes) if nodes.is_empty())
     }
@@ -199,7 +224,9 @@ impl<'de> Deserialize<'de> for Breakpoints {
 /// A failure as shown to clients: `{"error": class, "message": text}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorInfo {
+    /// What kind of failure it is.
     pub error: String,
+    /// What happened, in words.
     pub message: String,
 }
 
@@ -207,15 +234,23 @@ pub struct ErrorInfo {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RunKwargs {
+    /// What the graph is given.
     pub input: Option<Json>,
+    /// In place of an input: answers, updates, destinations.
     pub command: Option<Json>,
     /// `{tags, recursion_limit, configurable, metadata}`; a checkpoint to start from is inside `configurable`.
     pub config: Json,
+    /// The run's static context.
     pub context: Json,
+    /// What is streamed.
     pub stream_mode: Vec<String>,
+    /// In place of the graph's own breakpoints.
     pub interrupt_before: Option<Breakpoints>,
+    /// In place of the graph's own breakpoints.
     pub interrupt_after: Option<Breakpoints>,
+    /// Who is told of its end: a URL.
     pub webhook: Option<String>,
+    /// Kept as given.
     pub feedback_keys: Option<Vec<String>>,
     /// The thread is deleted when the run ends.
     pub temporary: bool,
@@ -225,6 +260,7 @@ pub struct RunKwargs {
     pub resumable: bool,
     /// What the caller said by the old name of `durability`; that one counts.
     pub checkpoint_during: Option<bool>,
+    /// When its supersteps are committed.
     pub durability: Durability,
     /// Started by a command of protocol v2: legacy streams show its events in that form (contract section 5.3).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -250,20 +286,31 @@ impl RunKwargs {
 /// A run row.
 #[derive(Debug, Clone)]
 pub struct Run {
+    /// Its id.
     pub run_id: RunId,
+    /// What rows of its thread begin with.
     pub thread_key: ThreadKey,
+    /// The name of its thread.
     pub thread_id: ThreadId,
+    /// The assistant it was asked for by.
     pub assistant_id: Uuid,
+    /// The graph it invokes.
     pub graph_id: String,
+    /// How far it is.
     pub status: RunStatus,
+    /// What the caller noted about it, and what the server adds.
     pub metadata: Json,
+    /// [`RunKwargs`], as stored.
     pub kwargs: Json,
+    /// What became of the run that was active when it came.
     pub multitask_strategy: MultitaskStrategy,
     /// Claims without progress since the last superstep commit; shown as `attempt` (at least 1).
     pub attempts: i32,
     /// Includes the delay of `after_seconds`: such a run's time lies in the future.
     pub created_at: Timestamp,
+    /// When its status changed last.
     pub updated_at: Timestamp,
+    /// Why it failed, if it did.
     pub error: Option<ErrorInfo>,
     /// Who asked for it: a name for records, not a proof.
     pub actor: Option<String>,

@@ -1,5 +1,7 @@
 //! Points in time as stored and as shown: microseconds since 1970, ISO-8601 with `+00:00` on the wire.
 
+#![deny(missing_docs)]
+
 use chrono::{DateTime, NaiveDateTime, SecondsFormat, Utc};
 use serde::{Serialize, Serializer};
 

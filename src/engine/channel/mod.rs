@@ -1,5 +1,7 @@
 //! Channels: where a graph's values are kept between supersteps, one rule of combination each (section 2).
 
+#![deny(missing_docs)]
+
 pub mod reducers;
 mod state;
 

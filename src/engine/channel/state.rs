@@ -14,7 +14,9 @@ use crate::model::Json;
 /// One write to a channel, with where it came from.
 #[derive(Debug, Clone)]
 pub struct Write<'a> {
+    /// What is written.
     pub value: &'a Json,
+    /// The task that writes it.
     pub task_id: &'a str,
     /// The position among the task's writes.
     pub index: usize,
@@ -74,10 +76,12 @@ impl Channel {
         Ok(channel)
     }
 
+    /// How it combines what is written to it.
     pub fn kind(&self) -> &ChannelKind {
         &self.def.kind
     }
 
+    /// Its name: a key of the state, or one of the engine's own.
     pub fn name(&self) -> &str {
         &self.def.name
     }
@@ -96,6 +100,7 @@ impl Channel {
         }
     }
 
+    /// Whether readers see anything, so that it can start nodes.
     pub fn is_available(&self) -> bool {
         match &self.def.kind {
             ChannelKind::Reducer(reducer) => self.value.is_some() || reducer.initial().is_some(),
