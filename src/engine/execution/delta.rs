@@ -12,6 +12,7 @@ use crate::engine::record::TaskRecord;
 use crate::engine::step::{Progress, TaskWrite, TaskWrites};
 use crate::model::{CheckpointId, CheckpointMetadata, CheckpointSource, STEP_OF_NOTHING, TaskPath, Timestamp};
 
+/// A snapshot is due after so many supersteps, however rarely the channel is written.
 const MAX_SUPERSTEPS: u64 = 5000;
 /// The metadata key of the counters of delta channels.
 pub const COUNTERS: &str = "counters_since_delta_snapshot";
@@ -213,5 +214,71 @@ impl Execution {
             })
         });
         Some(AtExit { counters, base })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Output;
+    use crate::engine::chunk::Wanted;
+    use crate::engine::execution::{Effect, Input, Next, Options, StrictResume, TaskEnd};
+    use crate::graph::{Context, START, StateGraph};
+    use crate::model::Fields;
+
+    /// A list that is written with the input and never again, in a graph that does not end.
+    #[test]
+    fn a_snapshot_is_due_after_so_many_supersteps() {
+        let graph = StateGraph::dynamic("endless")
+            .channel("l", ChannelKind::DeltaAppend { snapshot_frequency: 100 })
+            .node("again", async |_: Json, _: Context| Ok(()))
+            .edge(START, "again")
+            .branch("again", "always", ["again"], |_: &Json| "again")
+            .build()
+            .expect("builds");
+        let options = Options {
+            thread_id: "thread".to_owned(),
+            ns: String::new(),
+            parents: BTreeMap::new(),
+            extra: Fields::new(),
+            task_metadata: Json::object(),
+            recursion_limit: 5_010,
+            interrupt_before: None,
+            interrupt_after: None,
+            strict_resume: StrictResume::Off,
+            router_context: Arc::default(),
+            resuming: None,
+            addressed: false,
+            answers_by_id: Fields::new(),
+            exact_answers: false,
+            exit: false,
+            has_storage: true,
+            wanted: Wanted { values: false, updates: false, tasks: false, checkpoints: false, routers: false },
+        };
+        let mut time = 0;
+        let mut new_id = |_| {
+            time += 1;
+            (format!("{time:08x}-0000-6000-8000-000000000000"), Timestamp(time))
+        };
+        let (mut effects, mut shown) = (Vec::new(), Vec::new());
+        let input = Input::Value(Json::parse(r#"{"l": [1]}"#).expect("JSON"));
+        let started = Execution::start(graph.spec(), None, input, options, &mut new_id, &mut effects);
+        let mut execution = started.expect("it starts");
+        while let Next::Run(jobs) = execution.tick(&mut effects) {
+            for job in &jobs {
+                let output = if job.task.is_hidden() { Execution::start_output(&job.task) } else { Output::Nothing };
+                execution.finish_task(job, TaskEnd::Output(output), &job.answers, &mut effects);
+            }
+            execution.after_tick(&mut new_id, &mut effects).expect("applied");
+            for effect in effects.drain(..) {
+                if let Effect::Checkpoint(draft) = effect {
+                    let counters = draft.metadata().extra.get(COUNTERS).and_then(|counters| counters.get("l"));
+                    shown.push(counters.map(|counters| counters.text()));
+                }
+            }
+        }
+        let at = shown.iter().position(Option::is_none).expect("a snapshot");
+        let around = [&shown[0], &shown[at - 1], &shown[at + 1]].map(|counters| counters.as_deref());
+        assert_eq!((at, around), (4_999, [Some("[0,1]"), Some("[1,4999]"), Some("[0,1]")]));
     }
 }
