@@ -7,11 +7,11 @@
 mod body;
 mod condition;
 mod counters;
-mod cued;
-mod documents;
+pub(crate) mod cued;
+pub(crate) mod documents;
 mod policies;
-mod refapp;
-mod script;
+pub(crate) mod refapp;
+pub(crate) mod script;
 mod template;
 
 use std::path::PathBuf;
@@ -22,7 +22,7 @@ use session_store::graph::{Graph, Registry};
 
 /// Serves scripted graphs.
 #[derive(Parser)]
-struct Args {
+pub(crate) struct Args {
     /// A file or folder of graph documents: *.json, *.jsonl, *.jsonl.gz.
     #[arg(long)]
     graphs: Option<PathBuf>,
@@ -36,7 +36,11 @@ struct Args {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let args = Args::parse();
+    run(Args::parse()).await
+}
+
+/// The whole program.
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let documents = match &args.graphs {
         Some(path) => documents::load(path)?,
         None => Vec::new(),

@@ -40,9 +40,7 @@ mod usage;
 mod versions;
 mod webhooks;
 
-/// The graphs of the example `conformance` that clients are tested with.
-#[path = "../../examples/conformance"]
-mod fixtures {
-    pub(crate) mod cued;
-    pub(crate) mod refapp;
-}
+/// The example `conformance`: the graphs that clients are tested with, scripted graphs, and the server of both.
+#[path = "../../examples/conformance/main.rs"]
+#[expect(dead_code, reason = "its main")]
+mod fixtures;

@@ -1,12 +1,15 @@
 //! A serving process: what it announces, what each role answers, and how it ends.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use clap::Parser as _;
 use futures_util::StreamExt as _;
 use reqwest::Method;
 use serde_json::json;
 
-use crate::support::process::{PATIENCE, Server, binary, get, send};
+use crate::fixtures;
+use crate::support::process::{PATIENCE, Server, binary, get, post, send, sqlite_url};
 
 fn serve(flags: &[&str]) -> Server {
     let mut command = binary();
@@ -65,4 +68,38 @@ async fn open_streams_do_not_hold_up_a_shutdown() {
     assert!(status.success(), "{status}");
     assert!(start.elapsed() < Duration::from_secs(5), "took {:?}", start.elapsed());
     reader.await.expect("the stream has ended");
+}
+
+const ARGUMENTS: &str = "CONFORMANCE_ARGUMENTS";
+
+/// Not a test: the example `conformance`, as a process of its own.
+#[tokio::test]
+#[ignore = "started by the test below"]
+async fn the_conformance_example() {
+    let arguments = std::env::var(ARGUMENTS).expect("set by the test");
+    let arguments = fixtures::Args::parse_from(std::iter::once("conformance").chain(arguments.lines()));
+    fixtures::run(arguments).await.expect("serves");
+}
+
+#[tokio::test]
+async fn the_conformance_example_serves_its_fixtures_beside_no_documents() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let empty = dir.path().join("graphs");
+    std::fs::create_dir(&empty).expect("a folder");
+    let database = sqlite_url(&dir);
+    let folder = empty.display().to_string();
+    let arguments = ["--graphs", &folder, "--listen", "127.0.0.1:0", "--database-url", &database].join("\n");
+    let mut command = Command::new(std::env::current_exe().expect("this binary"));
+    command.args(["serve::the_conformance_example", "--exact", "--ignored", "--nocapture"]);
+    command.env(ARGUMENTS, arguments).env_remove("DATABASE_URL");
+    let server = Server::spawn(command);
+    let graphs = get(&format!("{}/graphs", server.url)).await;
+    for name in ["counter", "chat", "approval", "tools", "nested"] {
+        assert!(graphs.to_string().contains(&format!("\"{name}\"")), "{name}: {graphs}");
+    }
+    let body = json!({"assistant_id": "nested", "input": {"trail": []}});
+    let values = post(&format!("{}/threads/fixture/runs/wait", server.url), body).await;
+    let trail = values["trail"].as_array().and_then(|trail| trail.last());
+    assert_eq!(trail, Some(&json!("p_end")), "{values}");
+    assert!(dir.path().join("session-store.db").exists(), "where it was told to keep threads");
 }

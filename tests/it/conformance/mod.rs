@@ -22,20 +22,8 @@ use session_store::graph::Graph;
 
 use self::client::Client;
 use self::scenario::{Entry, Golden};
+use crate::fixtures::script;
 use crate::support::process::{Database, root, sqlite_url};
-
-/// The example server's interpreter of scripted graphs: the fixture that both sides of the comparison share.
-#[path = "../../../examples/conformance"]
-#[expect(dead_code, reason = "what the example server alone needs")]
-mod scripted {
-    mod body;
-    mod condition;
-    mod counters;
-    pub(super) mod documents;
-    mod policies;
-    pub(super) mod script;
-    mod template;
-}
 
 /// Scenarios carried out at the same time.
 const JOBS: usize = 8;
@@ -54,7 +42,7 @@ fn goldens(file: &str) -> Vec<Golden> {
 fn graphs(goldens: &[Golden]) -> Vec<Graph> {
     let documents = goldens.iter().flat_map(|golden| &golden.scenario.graphs).map(|graph| {
         let document = serde_json::from_value(graph.clone()).expect("a graph document");
-        scripted::script::graph(&document).expect("a graph")
+        script::graph(&document).expect("a graph")
     });
     documents.collect()
 }

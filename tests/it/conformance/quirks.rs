@@ -7,7 +7,7 @@ use session_store::config::{Config, DatabaseUrl};
 use session_store::graph::{END, Graph, START, StateGraph};
 use session_store::model::Json;
 
-use super::scripted;
+use crate::fixtures::script;
 use crate::support::process::{get, post, send};
 
 async fn serve(graph: Graph) -> Running {
@@ -27,7 +27,7 @@ impl Thread {
     async fn of(mut graph: Value) -> Thread {
         graph["id"] = json!("graph");
         let document = serde_json::from_value(graph).expect("a graph document");
-        Thread::with(scripted::script::graph(&document).expect("a graph")).await
+        Thread::with(script::graph(&document).expect("a graph")).await
     }
 
     async fn with(graph: Graph) -> Thread {
