@@ -105,3 +105,54 @@ async fn every_turn_of_a_long_chat_costs_the_same_on_postgres() {
     let Some(database) = Database::create("growth").await else { return };
     every_turn_costs_the_same(&database.url).await;
 }
+
+/// Steps of a run that is measured.
+const STEPS: i64 = 20;
+
+/// Counts, one superstep each, beside a text that nobody touches.
+fn count() -> Graph {
+    StateGraph::dynamic("count")
+        .channel("text", ChannelKind::LastValue)
+        .channel("n", ChannelKind::LastValue)
+        .node("add", async |state: Counted, _ctx: Context| Ok(Update::new().set("n", state.n + 1)))
+        .edge(START, "add")
+        .branch("add", "again", ["add", END], |state: &Counted| if state.n < STEPS { "add" } else { END })
+        .build()
+        .expect("the graph builds")
+}
+
+#[derive(serde::Deserialize, schemars::JsonSchema)]
+struct Counted {
+    n: i64,
+}
+
+async fn what_is_not_touched_costs_nothing(url: &str) {
+    let mut config = Config::defaults().expect("the defaults are readable");
+    config.server.listen = "127.0.0.1:0".into();
+    config.database.url = DatabaseUrl::new(url);
+    let running = Server::new(config, vec![count()]).start().await.expect("the server starts");
+    let mut costs = Vec::new();
+    for (thread, size) in [("kib", 1 << 10), ("mib", 1 << 20)] {
+        let path = format!("{}/threads/{thread}/runs/wait", running.url());
+        let run = async |input: serde_json::Value| post(&path, json!({"assistant_id": "count", "input": input})).await;
+        // Once for the text itself, which is stored as it comes.
+        let text = "x".repeat(size);
+        assert_eq!(run(json!({"text": text, "n": 0})).await["n"], STEPS);
+        let before = stored(url).await;
+        let state = run(json!({"n": 0})).await;
+        costs.push(stored(url).await - before);
+        assert_eq!((state["n"].as_i64(), state["text"].as_str().map(str::len)), (Some(STEPS), Some(size)));
+    }
+    running.shutdown().await.expect("stops");
+    let [kib, mib] = costs[..] else { panic!("two runs: {costs:?}") };
+    eprintln!("{} bytes of rows per step beside 1 KiB, {} beside 1 MiB", kib / STEPS, mib / STEPS);
+    assert!((mib - kib).abs() * 20 < kib, "{STEPS} steps cost {kib} bytes beside 1 KiB, {mib} beside 1 MiB");
+}
+
+#[tokio::test]
+async fn a_small_key_beside_a_megabyte_costs_what_it_costs_beside_a_kilobyte() {
+    let dir = tempfile::tempdir().expect("a directory");
+    what_is_not_touched_costs_nothing(&sqlite_url(&dir)).await;
+    let Some(database) = Database::create("growth").await else { return };
+    what_is_not_touched_costs_nothing(&database.url).await;
+}
