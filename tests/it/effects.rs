@@ -21,7 +21,7 @@ use session_store::model::Json;
 use session_store::update;
 use tokio::sync::watch;
 
-use crate::support::process::{Database, PATIENCE, Server, eventually, get, post, send as request, sqlite_url};
+use crate::support::process::{Database, PATIENCE, Server, eventually, get, on_each_database, post, send as request};
 
 // --- the world outside ------------------------------------------------------------------------------------------------
 
@@ -191,94 +191,99 @@ const MODES: [&str; 3] = ["sync", "async", "exit"];
 
 #[tokio::test]
 async fn a_recorded_call_survives_a_kill_in_every_durability_mode() {
-    let (dir, world) = (tempfile::tempdir().expect("a directory"), World::start().await);
-    let url = sqlite_url(&dir);
-    world.hold("after-");
-    let server = serve(&world, &url);
-    let mut runs = Vec::new();
-    for graph in ["shop", "mall"] {
-        for mode in MODES {
-            let name = format!("{graph}-{mode}");
-            let run = order(&server, graph, &name, mode, false).await;
-            runs.push((name, run));
+    on_each_database("effects", async |url| {
+        let world = World::start().await;
+        world.hold("after-");
+        let server = serve(&world, &url);
+        let mut runs = Vec::new();
+        for graph in ["shop", "mall"] {
+            for mode in MODES {
+                let name = format!("{graph}-{mode}");
+                let run = order(&server, graph, &name, mode, false).await;
+                runs.push((name, run));
+            }
         }
-    }
-    // The charge is recorded, and the node is still at work.
-    for (name, _) in &runs {
-        world.reaches(&format!("after-{name}"), 1).await;
-    }
-    server.kill();
-    world.let_go("after-");
-    let server = serve(&world, &url);
-    for (name, run) in &runs {
-        assert_eq!(ends(&server, run).await["status"], "success", "{name}");
-        assert_eq!(world.count(&format!("charge-{name}")), 1, "{name}: not charged again");
-        assert_eq!(world.count(&format!("after-{name}")), 2, "{name}: the node ran again");
-        assert_eq!(world.count(&format!("first-{name}")), 1, "{name}: the checkpoint it hangs on was stored");
-        let mut keys = world.calls(&format!("after-{name}"));
-        keys.extend(world.calls(&format!("charge-{name}")));
-        keys.dedup();
-        assert_eq!(keys.len(), 1, "{name}: one idempotency key: {keys:?}");
-        let state = get(&format!("{}/threads/{name}/state", server.url)).await;
-        let log = json!([format!("first-{name} 1"), format!("charge-{name} 1"), format!("last-{name} 1")]);
-        assert_eq!(state["values"]["log"], log, "{name}");
-        let effects = get(&format!("{}/threads/{name}/effects?results=true", server.url)).await;
-        assert_eq!(effects[0]["result"], format!("charge-{name} 1"));
-        assert_eq!((&effects[0]["attempt"], &effects[0]["node"]), (&json!(1), &json!("pay")));
-        // The first execution's report died with its process, before its task had ended.
-        let thread = get(&format!("{}/threads/{name}", server.url)).await;
-        assert_eq!(thread["metadata"]["usage"]["total_tokens"], 11, "{name}: {thread}");
-    }
+        // The charge is recorded, and the node is still at work.
+        for (name, _) in &runs {
+            world.reaches(&format!("after-{name}"), 1).await;
+        }
+        server.kill();
+        world.let_go("after-");
+        let server = serve(&world, &url);
+        for (name, run) in &runs {
+            assert_eq!(ends(&server, run).await["status"], "success", "{name}");
+            assert_eq!(world.count(&format!("charge-{name}")), 1, "{name}: not charged again");
+            assert_eq!(world.count(&format!("after-{name}")), 2, "{name}: the node ran again");
+            assert_eq!(world.count(&format!("first-{name}")), 1, "{name}: the checkpoint it hangs on was stored");
+            let mut keys = world.calls(&format!("after-{name}"));
+            keys.extend(world.calls(&format!("charge-{name}")));
+            keys.dedup();
+            assert_eq!(keys.len(), 1, "{name}: one idempotency key: {keys:?}");
+            let state = get(&format!("{}/threads/{name}/state", server.url)).await;
+            let log = json!([format!("first-{name} 1"), format!("charge-{name} 1"), format!("last-{name} 1")]);
+            assert_eq!(state["values"]["log"], log, "{name}");
+            let effects = get(&format!("{}/threads/{name}/effects?results=true", server.url)).await;
+            assert_eq!(effects[0]["result"], format!("charge-{name} 1"));
+            assert_eq!((&effects[0]["attempt"], &effects[0]["node"]), (&json!(1), &json!("pay")));
+            // The first execution's report died with its process, before its task had ended.
+            let thread = get(&format!("{}/threads/{name}", server.url)).await;
+            assert_eq!(thread["metadata"]["usage"]["total_tokens"], 11, "{name}: {thread}");
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn a_call_that_was_never_recorded_is_made_again_or_asked_about() {
-    let (dir, world) = (tempfile::tempdir().expect("a directory"), World::start().await);
-    let url = sqlite_url(&dir);
-    world.hold("charge-");
-    let server = serve(&world, &url);
-    let mut runs = Vec::new();
-    for mode in MODES {
-        for (kind, ask) in [("retry", false), ("ask", true)] {
-            let name = format!("{mode}-{kind}");
-            let run = order(&server, "shop", &name, mode, ask).await;
-            runs.push((name, run, ask));
+    on_each_database("effects", async |url| {
+        let world = World::start().await;
+        world.hold("charge-");
+        let server = serve(&world, &url);
+        let mut runs = Vec::new();
+        for mode in MODES {
+            for (kind, ask) in [("retry", false), ("ask", true)] {
+                let name = format!("{mode}-{kind}");
+                let run = order(&server, "shop", &name, mode, ask).await;
+                runs.push((name, run, ask));
+            }
         }
-    }
-    for (name, ..) in &runs {
-        world.reaches(&format!("charge-{name}"), 1).await;
-        let effects = get(&format!("{}/threads/{name}/effects?state=started", server.url)).await;
-        assert_eq!(
-            (&effects[0]["key"], &effects[0]["attempt"]),
-            (&json!("charge"), &json!(1)),
-            "durable before the call"
-        );
-    }
-    server.kill();
-    world.let_go("charge-");
-    let server = serve(&world, &url);
-    for (name, run, ask) in &runs {
-        assert_eq!(ends(&server, run).await["status"], "success", "{name}");
-        let place = format!("{}/threads/{name}", server.url);
-        if *ask {
-            assert_eq!(world.count(&format!("charge-{name}")), 1, "{name}: nobody said so");
-            let thread = get(&place).await;
-            assert_eq!(thread["status"], "interrupted", "{thread}");
-            let questions = thread["interrupts"].as_object().expect("by task").values().next().expect("one").clone();
-            assert_eq!(questions[0]["value"]["effect"], "charge", "{thread}");
-            let effects = get(&format!("{place}/effects")).await;
-            assert_eq!((&effects[0]["state"], &effects[0]["ended_at"]), (&json!("started"), &Value::Null));
-            let answer = json!({"action": "result", "result": "a receipt that was found"});
-            let body = json!({"assistant_id": "shop", "command": {"resume": answer}});
-            let values = post(&format!("{place}/runs/wait"), body).await;
-            assert_eq!(values["log"][1], "a receipt that was found", "{values}");
-            assert_eq!(world.count(&format!("charge-{name}")), 1);
-        } else {
-            assert_eq!(world.count(&format!("charge-{name}")), 2, "{name}");
-            let effects = get(&format!("{place}/effects")).await;
-            assert_eq!((&effects[0]["state"], &effects[0]["attempt"]), (&json!("recorded"), &json!(2)));
+        for (name, ..) in &runs {
+            world.reaches(&format!("charge-{name}"), 1).await;
+            let effects = get(&format!("{}/threads/{name}/effects?state=started", server.url)).await;
+            assert_eq!(
+                (&effects[0]["key"], &effects[0]["attempt"]),
+                (&json!("charge"), &json!(1)),
+                "durable before the call"
+            );
         }
-    }
+        server.kill();
+        world.let_go("charge-");
+        let server = serve(&world, &url);
+        for (name, run, ask) in &runs {
+            assert_eq!(ends(&server, run).await["status"], "success", "{name}");
+            let place = format!("{}/threads/{name}", server.url);
+            if *ask {
+                assert_eq!(world.count(&format!("charge-{name}")), 1, "{name}: nobody said so");
+                let thread = get(&place).await;
+                assert_eq!(thread["status"], "interrupted", "{thread}");
+                let questions =
+                    thread["interrupts"].as_object().expect("by task").values().next().expect("one").clone();
+                assert_eq!(questions[0]["value"]["effect"], "charge", "{thread}");
+                let effects = get(&format!("{place}/effects")).await;
+                assert_eq!((&effects[0]["state"], &effects[0]["ended_at"]), (&json!("started"), &Value::Null));
+                let answer = json!({"action": "result", "result": "a receipt that was found"});
+                let body = json!({"assistant_id": "shop", "command": {"resume": answer}});
+                let values = post(&format!("{place}/runs/wait"), body).await;
+                assert_eq!(values["log"][1], "a receipt that was found", "{values}");
+                assert_eq!(world.count(&format!("charge-{name}")), 1);
+            } else {
+                assert_eq!(world.count(&format!("charge-{name}")), 2, "{name}");
+                let effects = get(&format!("{place}/effects")).await;
+                assert_eq!((&effects[0]["state"], &effects[0]["attempt"]), (&json!("recorded"), &json!(2)));
+            }
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -304,29 +309,31 @@ async fn a_hand_over_repeats_no_call() {
 
 #[tokio::test]
 async fn a_crash_counts_a_task_that_had_ended_once() {
-    let (dir, world) = (tempfile::tempdir().expect("a directory"), World::start().await);
-    let url = sqlite_url(&dir);
-    world.hold("long");
-    let server = serve(&world, &url);
-    let body = json!({"assistant_id": "pair", "input": {"name": "p"}});
-    let run = post(&format!("{}/threads/p/runs", server.url), body).await;
-    let run = format!("/threads/p/runs/{}", run["run_id"].as_str().expect("an id"));
-    // What it cost is committed together with what it did.
-    let counted = async || {
-        let thread = get(&format!("{}/threads/p", server.url)).await;
-        (thread["metadata"]["usage"]["total_tokens"] == 1).then_some(())
-    };
-    eventually("the quick task is counted", PATIENCE, counted).await;
-    world.reaches("long", 1).await;
-    server.kill();
-    world.let_go("long");
-    let server = serve(&world, &url);
-    let run = ends(&server, &run).await;
-    assert_eq!((world.count("quick"), world.count("long")), (1, 2));
-    assert_eq!(run["metadata"]["usage"]["total_tokens"], 11, "{run}");
-    assert_eq!(get(&format!("{}/threads/p", server.url)).await["metadata"]["usage"]["total_tokens"], 11);
-    let state = get(&format!("{}/threads/p/state", server.url)).await;
-    assert_eq!(state["metadata"]["usage"]["models"]["judge"]["input_tokens"], 11, "both tasks, in the checkpoint");
+    on_each_database("effects", async |url| {
+        let world = World::start().await;
+        world.hold("long");
+        let server = serve(&world, &url);
+        let body = json!({"assistant_id": "pair", "input": {"name": "p"}});
+        let run = post(&format!("{}/threads/p/runs", server.url), body).await;
+        let run = format!("/threads/p/runs/{}", run["run_id"].as_str().expect("an id"));
+        // What it cost is committed together with what it did.
+        let counted = async || {
+            let thread = get(&format!("{}/threads/p", server.url)).await;
+            (thread["metadata"]["usage"]["total_tokens"] == 1).then_some(())
+        };
+        eventually("the quick task is counted", PATIENCE, counted).await;
+        world.reaches("long", 1).await;
+        server.kill();
+        world.let_go("long");
+        let server = serve(&world, &url);
+        let run = ends(&server, &run).await;
+        assert_eq!((world.count("quick"), world.count("long")), (1, 2));
+        assert_eq!(run["metadata"]["usage"]["total_tokens"], 11, "{run}");
+        assert_eq!(get(&format!("{}/threads/p", server.url)).await["metadata"]["usage"]["total_tokens"], 11);
+        let state = get(&format!("{}/threads/p/state", server.url)).await;
+        assert_eq!(state["metadata"]["usage"]["models"]["judge"]["input_tokens"], 11, "both tasks, in the checkpoint");
+    })
+    .await;
 }
 
 // --- in one process ---------------------------------------------------------------------------------------------------
@@ -642,46 +649,48 @@ fn versioned(version: &str, calls: &Count) -> Graph {
 
 #[tokio::test]
 async fn a_migrated_task_knows_its_calls_even_when_its_origin_is_gone() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let url = sqlite_url(&dir);
-    let calls = Count::default();
-    let serve = async |version: &str| {
-        let mut config = Config::defaults().expect("the defaults are readable");
-        config.server.listen = "127.0.0.1:0".into();
-        config.database.url = DatabaseUrl::new(&url);
-        App::new(config, vec![versioned(version, &calls)]).start().await.expect("the server starts")
-    };
-    let running = serve("1").await;
-    let started =
-        post(&format!("{}/threads/t/runs", running.url()), json!({"assistant_id": "v", "input": {"log": []}})).await;
-    let first_run = started["run_id"].as_str().expect("an id").to_owned();
-    get(&format!("{}/threads/t/runs/{first_run}/join", running.url())).await;
-    let copy = post(&format!("{}/threads/t/copy", running.url()), json!({})).await;
-    let copy = copy["thread_id"].as_str().expect("an id").to_owned();
-    running.shutdown().await.expect("stops");
-    assert_eq!(*calls.lock().expect("not poisoned"), 1);
-
-    let running = serve("2").await;
-    for thread in ["t", &copy] {
-        let place = format!("{}/threads/{thread}", running.url());
-        let resume = async |answer: &str| {
-            let body = json!({"assistant_id": "v", "command": {"resume": answer}});
-            post(&format!("{place}/runs/wait"), body).await
+    on_each_database("effects", async |url| {
+        let calls = Count::default();
+        let serve = async |version: &str| {
+            let mut config = Config::defaults().expect("the defaults are readable");
+            config.server.listen = "127.0.0.1:0".into();
+            config.database.url = DatabaseUrl::new(&url);
+            App::new(config, vec![versioned(version, &calls)]).start().await.expect("the server starts")
         };
-        let asked = resume("a").await;
-        assert_eq!(asked["__interrupt__"][0]["value"], "second?", "{asked}");
-        // The checkpoint that the task was planned from goes: with the other states, or with the run that made it.
-        if thread == "t" {
-            let gone = request(reqwest::Method::DELETE, &format!("{place}/runs/{first_run}"), None).await;
-            assert!(gone.expect("answers").0 < 300);
-        } else {
-            let body = json!({"thread_ids": [thread], "strategy": "keep_latest"});
-            assert_eq!(post(&format!("{}/threads/prune", running.url()), body).await["pruned_count"], 1);
+        let running = serve("1").await;
+        let started =
+            post(&format!("{}/threads/t/runs", running.url()), json!({"assistant_id": "v", "input": {"log": []}}))
+                .await;
+        let first_run = started["run_id"].as_str().expect("an id").to_owned();
+        get(&format!("{}/threads/t/runs/{first_run}/join", running.url())).await;
+        let copy = post(&format!("{}/threads/t/copy", running.url()), json!({})).await;
+        let copy = copy["thread_id"].as_str().expect("an id").to_owned();
+        running.shutdown().await.expect("stops");
+        assert_eq!(*calls.lock().expect("not poisoned"), 1);
+
+        let running = serve("2").await;
+        for thread in ["t", &copy] {
+            let place = format!("{}/threads/{thread}", running.url());
+            let resume = async |answer: &str| {
+                let body = json!({"assistant_id": "v", "command": {"resume": answer}});
+                post(&format!("{place}/runs/wait"), body).await
+            };
+            let asked = resume("a").await;
+            assert_eq!(asked["__interrupt__"][0]["value"], "second?", "{asked}");
+            // The checkpoint that the task was planned from goes: with the other states, or with the run that made it.
+            if thread == "t" {
+                let gone = request(reqwest::Method::DELETE, &format!("{place}/runs/{first_run}"), None).await;
+                assert!(gone.expect("answers").0 < 300);
+            } else {
+                let body = json!({"thread_ids": [thread], "strategy": "keep_latest"});
+                assert_eq!(post(&format!("{}/threads/prune", running.url()), body).await["pruned_count"], 1);
+            }
+            assert_eq!(get(&format!("{place}/history")).await.as_array().map(Vec::len), Some(1), "{thread}");
+            let done = resume("b").await;
+            assert_eq!(done["log"], json!(["1 \"a\" \"b\""]), "{thread}: {done}");
+            assert_eq!(*calls.lock().expect("not poisoned"), 1, "{thread}");
         }
-        assert_eq!(get(&format!("{place}/history")).await.as_array().map(Vec::len), Some(1), "{thread}");
-        let done = resume("b").await;
-        assert_eq!(done["log"], json!(["1 \"a\" \"b\""]), "{thread}: {done}");
-        assert_eq!(*calls.lock().expect("not poisoned"), 1, "{thread}");
-    }
-    running.shutdown().await.expect("stops");
+        running.shutdown().await.expect("stops");
+    })
+    .await;
 }

@@ -12,7 +12,7 @@ use session_store::app::Server as App;
 use session_store::config::{Config, DatabaseUrl, Role};
 use session_store::graph::{Context, Graph, Packet, START, StateGraph, Update, goto, send};
 
-use crate::support::process::{PATIENCE, Server, eventually, get, post, sqlite_url};
+use crate::support::process::{PATIENCE, Server, eventually, get, on_each_database, post};
 
 const DIR: &str = "TAKEOVER_DIR";
 const DATABASE: &str = "TAKEOVER_DATABASE";
@@ -129,88 +129,92 @@ async fn state(server: &Server, thread: &str) -> Value {
 
 #[tokio::test]
 async fn a_killed_superstep_goes_on_where_its_durability_left_it() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let url = sqlite_url(&dir);
-    let stuck = serve(dir.path(), &url, "all", true);
-    let mut runs = Vec::new();
-    for (thread, durability) in [("sync", "sync"), ("async", "async"), ("exit", "exit"), ("new", "sync")] {
-        runs.push((thread, start(&stuck, thread, "in", json!({"durability": durability})).await));
-    }
-    for (thread, _) in &runs {
-        let at_work = async || (calls(dir.path(), thread) == ["first", "ok", "slow"]).then_some(());
-        eventually("the slow node is at work", PATIENCE, at_work).await;
-    }
-    // What `ok` wrote is stored before its sibling ends.
-    for thread in ["sync", "async", "new"] {
-        let stored = async || {
-            let state = state(&stuck, thread).await;
-            (state["tasks"][0]["result"] == json!({"l": ["ok"]})).then_some(())
-        };
-        eventually("the finished sibling is stored", PATIENCE, stored).await;
-    }
-    stuck.kill();
+    on_each_database("takeover", async |url| {
+        let dir = tempfile::tempdir().expect("a directory");
+        let stuck = serve(dir.path(), &url, "all", true);
+        let mut runs = Vec::new();
+        for (thread, durability) in [("sync", "sync"), ("async", "async"), ("exit", "exit"), ("new", "sync")] {
+            runs.push((thread, start(&stuck, thread, "in", json!({"durability": durability})).await));
+        }
+        for (thread, _) in &runs {
+            let at_work = async || (calls(dir.path(), thread) == ["first", "ok", "slow"]).then_some(());
+            eventually("the slow node is at work", PATIENCE, at_work).await;
+        }
+        // What `ok` wrote is stored before its sibling ends.
+        for thread in ["sync", "async", "new"] {
+            let stored = async || {
+                let state = state(&stuck, thread).await;
+                (state["tasks"][0]["result"] == json!({"l": ["ok"]})).then_some(())
+            };
+            eventually("the finished sibling is stored", PATIENCE, stored).await;
+        }
+        stuck.kill();
 
-    // A process that executes nothing shows what the killed one left.
-    let reader = serve(dir.path(), &url, "api", false);
-    for thread in ["sync", "async"] {
-        let left = state(&reader, thread).await;
-        assert_eq!(left["values"], json!({"l": ["in", "first", "ok"]}), "{thread}: {left}");
-        assert_eq!(left["next"], json!(["slow"]), "{thread}: {left}");
-        assert_eq!(left["tasks"][0]["result"], json!({"l": ["ok"]}), "{thread}: {left}");
-    }
-    let left = state(&reader, "exit").await;
-    assert_eq!((&left["values"], &left["next"]), (&json!({}), &json!([])), "nothing of it was stored: {left}");
-    let next = start(&reader, "new", "in2", json!({"multitask_strategy": "interrupt"})).await;
-    reader.kill();
+        // A process that executes nothing shows what the killed one left.
+        let reader = serve(dir.path(), &url, "api", false);
+        for thread in ["sync", "async"] {
+            let left = state(&reader, thread).await;
+            assert_eq!(left["values"], json!({"l": ["in", "first", "ok"]}), "{thread}: {left}");
+            assert_eq!(left["next"], json!(["slow"]), "{thread}: {left}");
+            assert_eq!(left["tasks"][0]["result"], json!({"l": ["ok"]}), "{thread}: {left}");
+        }
+        let left = state(&reader, "exit").await;
+        assert_eq!((&left["values"], &left["next"]), (&json!({}), &json!([])), "nothing of it was stored: {left}");
+        let next = start(&reader, "new", "in2", json!({"multitask_strategy": "interrupt"})).await;
+        reader.kill();
 
-    let heir = serve(dir.path(), &url, "all", false);
-    for (thread, run) in &runs[..3] {
-        let ended = ends(&heir, thread, run).await;
-        assert_eq!(ended["status"], "success", "{thread}: {ended}");
-        assert_eq!(
-            state(&heir, thread).await["values"],
-            json!({"l": ["in", "first", "ok", "slow", "end"]}),
-            "{thread}"
-        );
-    }
-    for thread in ["sync", "async"] {
-        assert_eq!(
-            calls(dir.path(), thread),
-            ["end", "first", "ok", "slow", "slow"],
-            "only what had not ended runs again"
-        );
-    }
-    let all_again = ["end", "first", "first", "ok", "ok", "slow", "slow"];
-    assert_eq!(calls(dir.path(), "exit"), all_again, "with exit the run starts over, from its input");
-    // New input after the crash: the superstep that was under way is given up, what was before it stays.
-    assert_eq!(ends(&heir, "new", &runs[3].1).await["status"], "interrupted");
-    assert_eq!(ends(&heir, "new", &next).await["status"], "success");
-    let values = state(&heir, "new").await["values"].clone();
-    assert_eq!(values, json!({"l": ["in", "first", "in2", "first", "ok", "slow", "end"]}));
+        let heir = serve(dir.path(), &url, "all", false);
+        for (thread, run) in &runs[..3] {
+            let ended = ends(&heir, thread, run).await;
+            assert_eq!(ended["status"], "success", "{thread}: {ended}");
+            assert_eq!(
+                state(&heir, thread).await["values"],
+                json!({"l": ["in", "first", "ok", "slow", "end"]}),
+                "{thread}"
+            );
+        }
+        for thread in ["sync", "async"] {
+            assert_eq!(
+                calls(dir.path(), thread),
+                ["end", "first", "ok", "slow", "slow"],
+                "only what had not ended runs again"
+            );
+        }
+        let all_again = ["end", "first", "first", "ok", "ok", "slow", "slow"];
+        assert_eq!(calls(dir.path(), "exit"), all_again, "with exit the run starts over, from its input");
+        // New input after the crash: the superstep that was under way is given up, what was before it stays.
+        assert_eq!(ends(&heir, "new", &runs[3].1).await["status"], "interrupted");
+        assert_eq!(ends(&heir, "new", &next).await["status"], "success");
+        let values = state(&heir, "new").await["values"].clone();
+        assert_eq!(values, json!({"l": ["in", "first", "in2", "first", "ok", "slow", "end"]}));
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn the_limit_of_a_send_holds_after_a_kill_and_after_a_resume() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let url = sqlite_url(&dir);
-    let stuck = serve(dir.path(), &url, "all", true);
-    let run = start(&stuck, "t", "in", json!({"assistant_id": "limited"})).await;
-    let sent = async || {
-        let state = state(&stuck, "t").await;
-        let plan = state["tasks"].as_array()?.iter().find(|task| task["name"] == "plan")?.clone();
-        (!plan["result"].is_null()).then_some(())
-    };
-    eventually("what was sent is stored", PATIENCE, sent).await;
-    stuck.kill();
+    on_each_database("takeover", async |url| {
+        let dir = tempfile::tempdir().expect("a directory");
+        let stuck = serve(dir.path(), &url, "all", true);
+        let run = start(&stuck, "t", "in", json!({"assistant_id": "limited"})).await;
+        let sent = async || {
+            let state = state(&stuck, "t").await;
+            let plan = state["tasks"].as_array()?.iter().find(|task| task["name"] == "plan")?.clone();
+            (!plan["result"].is_null()).then_some(())
+        };
+        eventually("what was sent is stored", PATIENCE, sent).await;
+        stuck.kill();
 
-    let heir = serve(dir.path(), &url, "all", false);
-    assert_eq!(ends(&heir, "t", &run).await["status"], "error");
-    let resumed = start(&heir, "t", "", json!({"assistant_id": "limited", "input": null})).await;
-    assert_eq!(ends(&heir, "t", &resumed).await["status"], "error");
-    let left = state(&heir, "t").await;
-    assert_eq!(left["values"], json!({"l": ["in", "quick"]}), "{left}");
-    assert_eq!(left["next"], json!(["work"]), "{left}");
-    let error = left["tasks"].as_array().and_then(|tasks| tasks.iter().find_map(|task| task["error"].as_str()));
-    let limit = "Node 'work' exceeded its run timeout of 0.100s";
-    assert!(error.is_some_and(|error| error.contains("NodeTimeoutError") && error.contains(limit)), "{left}");
+        let heir = serve(dir.path(), &url, "all", false);
+        assert_eq!(ends(&heir, "t", &run).await["status"], "error");
+        let resumed = start(&heir, "t", "", json!({"assistant_id": "limited", "input": null})).await;
+        assert_eq!(ends(&heir, "t", &resumed).await["status"], "error");
+        let left = state(&heir, "t").await;
+        assert_eq!(left["values"], json!({"l": ["in", "quick"]}), "{left}");
+        assert_eq!(left["next"], json!(["work"]), "{left}");
+        let error = left["tasks"].as_array().and_then(|tasks| tasks.iter().find_map(|task| task["error"].as_str()));
+        let limit = "Node 'work' exceeded its run timeout of 0.100s";
+        assert!(error.is_some_and(|error| error.contains("NodeTimeoutError") && error.contains(limit)), "{left}");
+    })
+    .await;
 }

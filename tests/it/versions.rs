@@ -13,8 +13,7 @@ use session_store::graph::{Context, END, Graph, Node, NodeError, START, StateGra
 use session_store::model::Json;
 use session_store::runtime::unresumable_threads;
 
-use crate::support::postgres::Database;
-use crate::support::process::{binary, sqlite_url};
+use crate::support::process::{binary, on_each_database};
 
 async fn serve(url: &str, graphs: Vec<Graph>) -> Running {
     let mut config = Config::defaults().expect("the defaults are readable");
@@ -42,16 +41,6 @@ async fn run(running: &Running, thread: &str, body: Value) -> Value {
     let (status, answer) = ask(running, "POST", &format!("/threads/{thread}/runs/wait"), body).await;
     assert_eq!(status, 200, "{answer}");
     answer
-}
-
-/// Runs a test on SQLite and, where there is one, on Postgres.
-async fn on_each_database<F: AsyncFn(String)>(test: F) {
-    let dir = tempfile::tempdir().expect("a directory");
-    test(sqlite_url(&dir)).await;
-    if let Some(database) = Database::create().await {
-        test(database.url()).await;
-        database.drop().await;
-    }
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -134,7 +123,7 @@ fn version_3() -> Graph {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_waiting_thread_is_migrated_and_keeps_its_questions_and_writes() {
-    on_each_database(async |url| {
+    on_each_database("versions", async |url| {
         let old = serve(&url, vec![version_1()]).await;
         run(&old, "tea", json!({"input": {"subject": "tea"}})).await;
         run(&old, "tea", json!({"command": {"resume": "yes "}})).await;
@@ -182,7 +171,7 @@ async fn a_waiting_thread_is_migrated_and_keeps_its_questions_and_writes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_migration_a_thread_is_refused_before_anything_runs_and_can_be_repaired() {
-    on_each_database(async |url| {
+    on_each_database("versions", async |url| {
         let old = serve(&url, vec![version_1()]).await;
         for thread in ["stuck", "moved", "renewed"] {
             run(&old, thread, json!({"input": {"subject": thread}})).await;
@@ -234,7 +223,7 @@ async fn without_a_migration_a_thread_is_refused_before_anything_runs_and_can_be
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_migration_that_fails_changes_nothing() {
-    on_each_database(async |url| {
+    on_each_database("versions", async |url| {
         let old = serve(&url, vec![version_1()]).await;
         run(&old, "tea", json!({"input": {"subject": "tea"}})).await;
         let before = get(&old, "/threads/tea/history").await;
@@ -297,7 +286,7 @@ fn nested(version: &str, node: &str, ask: &str, entries: &Arc<AtomicUsize>) -> S
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_graph_inside_goes_on_where_it_was_although_both_were_renamed() {
-    on_each_database(async |url| {
+    on_each_database("versions", async |url| {
         let entries = Arc::new(AtomicUsize::new(0));
         let old = serve(&url, vec![nested("1", "child", "ask", &entries).build().expect("builds")]).await;
         for thread in ["deep", "deeper"] {
@@ -332,7 +321,7 @@ async fn a_graph_inside_goes_on_where_it_was_although_both_were_renamed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_command_lists_what_this_build_could_not_resume() {
-    on_each_database(async |url| {
+    on_each_database("versions", async |url| {
         let check = |more: &[&str]| {
             let mut command: Command = binary();
             command.args(["graphs", "--check", "--database-url", &url]).args(more);
@@ -372,6 +361,65 @@ async fn the_command_lists_what_this_build_could_not_resume() {
         assert_eq!((code, objects.len()), (Some(1), 2));
         let one = objects.iter().find(|object| object["thread_id"] == "one").expect("an object");
         assert_eq!((&one["missing"], &one["graph_version"]), (&json!(["ponder"]), &json!("1")));
+    })
+    .await;
+}
+
+/// What the check finds: thread, missing nodes, reason.
+async fn unresumable(running: &Running, graph: &Graph) -> Vec<(String, Vec<String>, String)> {
+    let mut found = Vec::new();
+    let mut note = |thread: session_store::runtime::Unresumable| {
+        found.push((thread.thread_id.as_str().to_owned(), thread.missing, thread.reason));
+    };
+    unresumable_threads(running.storage(), std::slice::from_ref(graph), &mut note).await.expect("reads");
+    found.sort();
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_check_knows_migrations_and_looks_into_graphs_inside() {
+    on_each_database("versions", async |url| {
+        let old = serve(&url, vec![version_1()]).await;
+        for thread in ["one", "two"] {
+            run(&old, thread, json!({"input": {"subject": thread}})).await;
+        }
+        old.shutdown().await.expect("stops");
+        let migrated = version_3();
+        let new = serve(&url, vec![migrated.clone()]).await;
+        assert_eq!(unresumable(&new, &migrated).await, [], "resumable thanks to its migrations");
+        let fails_for_one = renamed("3")
+            .migrate("1", |old| {
+                let Subject { subject } = old.state()?;
+                if subject == "one" {
+                    return Err(NodeError::new("ValueError", "no idea"));
+                }
+                old.rename("subject", "topic");
+                old.rename_node("ask", "review");
+                old.rename_node("publish", "print");
+                Ok(())
+            })
+            .build()
+            .expect("builds");
+        let found = unresumable(&new, &fails_for_one).await;
+        let [(thread, _, reason)] = found.as_slice() else { panic!("one thread: {found:?}") };
+        assert_eq!(thread, "one");
+        assert!(reason.contains("no idea"), "{reason}");
+        new.shutdown().await.expect("stops");
+    })
+    .await;
+    on_each_database("versions", async |url| {
+        let entries = Arc::new(AtomicUsize::new(0));
+        let old = serve(&url, vec![nested("1", "child", "ask", &entries).build().expect("builds")]).await;
+        run(&old, "deep", json!({"input": {"trail": []}})).await;
+        // The outer nodes are there; the inner graph has lost one, or takes its threads along.
+        let stuck = nested("3", "child", "question", &entries).build().expect("builds");
+        let found = unresumable(&old, &stuck).await;
+        let [(thread, missing, reason)] = found.as_slice() else { panic!("one thread: {found:?}") };
+        assert_eq!((thread.as_str(), missing.as_slice()), ("deep", ["ask".to_owned()].as_slice()));
+        assert!(reason.contains("inner"), "{reason}");
+        let migrated = nested("2", "child", "question", &entries).build().expect("builds");
+        assert_eq!(unresumable(&old, &migrated).await, []);
+        old.shutdown().await.expect("stops");
     })
     .await;
 }

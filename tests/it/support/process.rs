@@ -240,6 +240,20 @@ impl Drop for Database {
     }
 }
 
+/// Runs a test on SQLite and, where there is one, on Postgres: on both at once.
+pub(crate) async fn on_each_database<F: AsyncFn(String)>(purpose: &str, test: F) {
+    let on_sqlite = async {
+        let dir = tempfile::tempdir().expect("a directory");
+        test(sqlite_url(&dir)).await;
+    };
+    let on_postgres = async {
+        if let Some(database) = Database::create(purpose).await {
+            test(database.url.clone()).await;
+        }
+    };
+    tokio::join!(on_sqlite, on_postgres);
+}
+
 /// Executes one statement on a connection of its own.
 pub(crate) async fn execute(url: &str, sql: &str) {
     let mut connection = PgConnection::connect(url).await.expect("Postgres answers");
