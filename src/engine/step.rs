@@ -420,6 +420,37 @@ pub fn apply_writes(
     progress: &mut Progress,
     tasks: &[TaskWrites<'_>],
 ) -> Result<Updated, EngineError> {
+    apply(spec, channels, progress, tasks, |_, channel, writes| channel.update(writes))
+}
+
+/// [`apply_writes`] for reading a superstep that was refused: a channel that refuses its writes keeps what it has. Returns
+/// why the first one did.
+pub fn apply_what_fits(
+    spec: &GraphSpec,
+    channels: &mut Channels,
+    progress: &mut Progress,
+    tasks: &[TaskWrites<'_>],
+) -> Result<Option<EngineError>, EngineError> {
+    let before = channels.clone();
+    let mut refused = None;
+    apply(spec, channels, progress, tasks, |position, channel, writes| {
+        channel.update(writes).or_else(|error| {
+            *channel = before[position].clone();
+            refused.get_or_insert(error);
+            Ok(false)
+        })
+    })?;
+    Ok(refused)
+}
+
+/// `update`: how a channel, at its position, takes its writes in.
+fn apply(
+    spec: &GraphSpec,
+    channels: &mut Channels,
+    progress: &mut Progress,
+    tasks: &[TaskWrites<'_>],
+    mut update: impl FnMut(usize, &mut Channel, &[Write<'_>]) -> Result<bool, EngineError>,
+) -> Result<Updated, EngineError> {
     let layout = &spec.layout;
     let mut order: Vec<&TaskWrites<'_>> = tasks.iter().collect();
     order.sort_by(|a, b| a.path.cmp_order(b.path));
@@ -445,7 +476,7 @@ pub fn apply_writes(
         let (writes, others) = rest.split_at(place.len());
         rest = others;
         let channel = &mut channels[place[0]];
-        if channel.update(writes)? {
+        if update(place[0], channel, writes)? {
             progress.versions[place[0]] = next;
             if channel.is_available() {
                 is_updated[place[0]] = true;

@@ -6,7 +6,8 @@ use super::chunk::result_of;
 use super::execution::Loaded;
 use super::record::TaskRecord;
 use super::step::{
-    At, Channels, Progress, TaskWrite, TaskWrites, apply_writes, channels_from, prepare_next_tasks, read_channels,
+    At, Channels, Progress, TaskWrite, TaskWrites, apply_what_fits, apply_writes, channels_from, prepare_next_tasks,
+    read_channels,
 };
 use super::{EngineError, GraphSpec, migrate};
 use crate::model::checkpoint::Checkpoint;
@@ -33,8 +34,8 @@ pub struct StateView {
     pub values: Fields,
     pub next: Vec<String>,
     pub tasks: Vec<TaskView>,
-    /// Why the writes of finished tasks could not be applied: their run failed with it, and the values are those of the
-    /// superstep's start.
+    /// Why writes of finished tasks could not be applied: their run failed with it. The keys they are about have the values
+    /// of the superstep's start.
     pub refused: Option<EngineError>,
 }
 
@@ -62,16 +63,12 @@ pub fn state_at(spec: &GraphSpec, loaded: &Loaded, ns: &str, live: bool) -> Resu
             let of_tasks = outputs.iter().zip(&previewed);
             let writes: Vec<TaskWrites<'_>> =
                 of_tasks.map(|((task, _), writes)| TaskWrites::of(task, writes)).collect();
-            match apply_writes(spec, &mut applied, &mut progress, &writes) {
-                Ok(_) => {
-                    // Values that last for one superstep belong to the one that follows: not shown.
-                    for channel in applied.iter_mut().filter(|channel| channel.is_available()) {
-                        channel.update(&[])?;
-                    }
-                    channels = applied;
-                }
-                Err(error) => refused = Some(error),
+            refused = apply_what_fits(spec, &mut applied, &mut progress, &writes)?;
+            // Values that last for one superstep belong to the one that follows: not shown.
+            for channel in applied.iter_mut().filter(|channel| channel.is_available()) {
+                channel.update(&[])?;
             }
+            channels = applied;
         }
     }
     let is_open = |id: &str| !record_of(id).is_some_and(TaskRecord::is_finished);
