@@ -1,8 +1,13 @@
 //! Event streams of runs.
 
 use serde_json::{Value, json};
+use session_store::graph::{Context, Graph, START, StateGraph};
+use session_store::http::HttpSettings;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpSocket;
 use uuid::Uuid;
 
+use crate::fixtures::refapp;
 use crate::support::server::{Frame, TestServer};
 
 fn names(frames: &[Frame]) -> Vec<&str> {
@@ -97,4 +102,81 @@ async fn a_cursor_beyond_the_log_is_told_so() {
         let end = gap.id.expect("where the log ends");
         assert!(end >= last && gap.data["from"] == json!(end), "{end} {last}");
     }
+}
+
+/// How often the talkative node says something: more than is kept for a listener that cannot catch up, and than fits
+/// into what is on its way.
+const SAID: usize = 40_000;
+
+fn talkative() -> Graph {
+    let talk = async |(), ctx: Context| {
+        let text = "x".repeat(512);
+        for n in 0..SAID {
+            ctx.write(&text)?;
+            if n % 64 == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        Ok(())
+    };
+    StateGraph::dynamic("talkative").append("log").node("talk", talk).edge(START, "talk").build().expect("builds")
+}
+
+#[tokio::test]
+async fn a_listener_that_falls_behind_is_told_so() {
+    let server = TestServer::serving(HttpSettings::default(), vec![talkative()]).await;
+    let id = server.thread().await;
+    let body = json!({"assistant_id": "talkative", "input": {}, "stream_mode": "custom"}).to_string();
+    let (head, length) = (format!("POST /threads/{id}/runs/stream HTTP/1.1"), body.len());
+    let request = format!("{head}\r\nhost: it\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}");
+    let socket = TcpSocket::new_v4().expect("a socket");
+    // What it has not read waits in the server, not here.
+    socket.set_recv_buffer_size(64 << 10).expect("a small buffer");
+    let address = server.url.trim_start_matches("http://").parse().expect("an address");
+    let mut stream = socket.connect(address).await.expect("connected");
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    // It reads nothing until the run is over; the run does not wait for it.
+    let runs = format!("/threads/{id}/runs");
+    server.until("the run ends", async || server.get(&runs).await.ok()[0]["status"] == "success").await;
+    let mut heard = Vec::new();
+    stream.read_to_end(&mut heard).await.expect("the stream ends");
+    let last = String::from_utf8_lossy(&heard[heard.len().saturating_sub(1024)..]).into_owned();
+    let (_, last) = last.rsplit_once("event: ").expect("a frame");
+    assert!(last.starts_with("error\ndata: {\"error\":\"StreamLagged\""), "{last}");
+    assert!(last.contains("resumable"), "it says what to do: {last}");
+    assert!(heard.len() < SAID * 512, "it missed some");
+}
+
+#[tokio::test]
+async fn a_namespace_selects_the_events_of_its_graph() {
+    let graphs = refapp::all().into_iter().map(|graph| graph.expect("builds")).collect();
+    let server = TestServer::serving(HttpSettings::default(), graphs).await;
+    let id = server.thread().await;
+    let body = json!({
+        "assistant_id": "nested", "input": {"trail": []}, "stream_mode": "updates", "stream_subgraphs": true,
+        "stream_resumable": true,
+    });
+    let all = server.frames("POST", &format!("/threads/{id}/runs/stream"), &[], body.clone()).await;
+    let (root, inner): (Vec<&Frame>, Vec<&Frame>) = all[1..].iter().partition(|frame| frame.event == "updates");
+    assert_eq!((root.len(), inner.len()), (3, 2), "{all:?}");
+    let (_, place) = inner[0].event.split_once('|').expect("the graph it is of");
+    assert!(place.starts_with("child:"), "{place}");
+    // Joined: the node's name stands for its tasks, an empty one for the root, and a graph is without those inside it.
+    let join = format!("/threads/{id}/runs/{}/stream", all[0].data["run_id"].as_str().expect("an id"));
+    let both: Vec<&Frame> = all[1..].iter().collect();
+    for (query, wanted) in [
+        ("namespace=child".to_owned(), &inner),
+        (format!("namespace={}", place.replace(':', "%3A")), &inner),
+        ("namespace=".to_owned(), &root),
+        ("namespace=&namespace=child".to_owned(), &both),
+        ("namespace=elsewhere".to_owned(), &Vec::new()),
+    ] {
+        let heard = server.frames("GET", &format!("{join}?{query}"), &[("last-event-id", "-1")], Value::Null).await;
+        assert_eq!(heard[0], all[0], "the run's own metadata are of no namespace");
+        assert_eq!(heard[1..].iter().collect::<Vec<_>>(), *wanted, "{query}");
+    }
+    // Where a run is started, too.
+    let started = server.frames("POST", &format!("/threads/{id}/runs/stream?namespace=child"), &[], body).await;
+    assert_eq!(started.len(), 3, "{started:?}");
+    assert!(started[1..].iter().all(|frame| frame.event.starts_with("updates|child:")), "{started:?}");
 }
