@@ -3,7 +3,10 @@
 use serde_json::json;
 use session_store::app::Server;
 use session_store::config::{Config, DatabaseUrl};
-use session_store::graph::{ChannelKind, Context, END, Graph, Message, NodeError, START, StateGraph, Update, reducers};
+use session_store::graph::{
+    Change, ChannelKind, Context, END, EngineError, Graph, Json, Message, NodeError, Reduce, ReduceContext, START,
+    StateGraph, Update, reducers,
+};
 use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
 
 use crate::support::process::{Database, number, post, sqlite_url};
@@ -11,8 +14,21 @@ use crate::support::process::{Database, number, post, sqlite_url};
 /// Between two looks.
 const TURNS: usize = 30;
 
-/// A chat that also keeps lists in the other ways there are: appended, gathered, and by a function of the author's that
-/// only ever returns the whole list.
+/// An author's own reducer, which says what it did: each write is one more mark.
+struct Marks;
+
+impl Reduce for Marks {
+    fn initial(&self) -> Option<Json> {
+        Some(Json::from_iter([]))
+    }
+
+    fn reduce(&self, _: Option<&Json>, write: &Json, _: ReduceContext<'_>) -> Result<Change, EngineError> {
+        Ok(Change::Append(vec![write.clone()]))
+    }
+}
+
+/// A chat that also keeps lists in the other ways there are: appended, gathered, by a reducer of the author's, and by a
+/// function of the author's that only ever returns the whole list.
 fn talk() -> Graph {
     let whole = |mut list: Vec<String>, more: Vec<String>| {
         list.extend(more);
@@ -22,6 +38,7 @@ fn talk() -> Graph {
         .messages("messages")
         .append("notes")
         .channel("topics", ChannelKind::Topic { accumulate: true })
+        .reducer("marks", Marks)
         .reducer("log", reducers::fold(Vec::new(), whole))
         .node("answer", async |(): (), ctx: Context| -> Result<Update, NodeError> {
             let text = format!("{} {}", ctx.info().task_id, "word ".repeat(60));
@@ -29,6 +46,7 @@ fn talk() -> Graph {
                 .set("messages", [Message::ai(text.clone())])
                 .set("notes", [text.clone()])
                 .set("topics", text.clone())
+                .set("marks", "x")
                 .set("log", [text]))
         })
         .edge(START, "answer")
@@ -82,7 +100,7 @@ async fn every_turn_costs_the_same(url: &str) {
         state = post(&path, json!({"assistant_id": "talk", "input": input})).await;
     }
     running.shutdown().await.expect("stops");
-    for list in ["messages", "notes", "topics", "log"] {
+    for list in ["messages", "notes", "topics", "marks", "log"] {
         let turns = if list == "messages" { 2 } else { 1 } * (3 * TURNS + 1);
         assert_eq!(state[list].as_array().map(Vec::len), Some(turns), "{list}");
     }

@@ -44,7 +44,8 @@ pub struct ReduceContext<'a> {
 /// reducer that answers [`Change::Replace`] works as well, and has the value stored whole, or what two lists differ in.
 ///
 /// ```
-/// use session_store::graph::{BuildErrors, Change, EngineError, Graph, Json, Reduce, ReduceContext, START, StateGraph, Update};
+/// use session_store::graph::{BuildErrors, Change, EngineError, Graph, Json, Reduce, ReduceContext};
+/// use session_store::graph::{START, StateGraph, Update};
 ///
 /// /// The lines of a text, each write one more; `undo` takes the last one back.
 /// struct Lines;
