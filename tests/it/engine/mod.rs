@@ -5,4 +5,5 @@
 
 mod plan;
 mod properties;
+mod pruned;
 mod world;

@@ -1,14 +1,18 @@
 //! Random graphs: what their nodes do is a pure function of what they are given.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 
+use async_trait::async_trait;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use serde_json::json;
 use session_store::engine::execution::{Execution, Job, TaskEnd};
 use session_store::engine::step::TaskInput;
 use session_store::engine::{Command, CommandUpdate, Destination, EngineError, Output, ids};
-use session_store::graph::{ChannelKind, Context, END, Graph, Node, START, StateGraph, reducers};
+use session_store::graph::{
+    ChannelKind, Context, END, Graph, Node, NodeBody, NodeError, NodeInput, START, StateGraph, reducers,
+};
 use session_store::model::{Fields, Interrupt, Json};
 
 /// How often nodes with a way back take it: until the sum of all executions is this.
@@ -101,8 +105,19 @@ impl Plan {
         self.after_node(from, offset).map_or_else(|| END.to_owned(), name)
     }
 
+    /// Asks somebody, or stops somewhere.
+    pub(crate) fn waits(&self) -> bool {
+        !self.before.is_empty() || !self.after.is_empty() || self.nodes.iter().any(|node| node.asks)
+    }
+
     pub(crate) fn graph(&self) -> Graph {
-        let mut graph = StateGraph::dynamic("random").sum("n");
+        self.named("random")
+    }
+
+    /// The graph under a name. Its bodies do what [`Plan::run`] does, but none fails.
+    pub(crate) fn named(&self, name_of_graph: &str) -> Graph {
+        let plan = Arc::new(self.clone());
+        let mut graph = StateGraph::dynamic(name_of_graph).sum("n");
         for (channel, kind) in self.kinds.iter().enumerate() {
             let longest = |a: String, b: String| if (b.len(), &b) > (a.len(), &a) { b } else { a };
             let key = key(channel);
@@ -120,7 +135,7 @@ impl Plan {
             };
         }
         for (index, node) in self.nodes.iter().enumerate() {
-            let body = Node::new(async |_: Json, _: Context| Ok(()));
+            let body = Node::body(Body { plan: Arc::clone(&plan), index });
             graph = graph.node_with(name(index), if node.defer { body.defer() } else { body });
         }
         for entry in &self.entries {
@@ -195,8 +210,18 @@ impl Plan {
         if node.fails && first_run {
             return TaskEnd::Failed(EngineError::value(format!("{} fails", name(index))));
         }
+        let seen = match &job.task.input {
+            TaskInput::Arg(arg) => arg.clone(),
+            TaskInput::State(fields) => self.stored(fields),
+        };
+        TaskEnd::Output(self.output(index, job.answers.len(), &seen))
+    }
+
+    /// What a node does with what it sees.
+    fn output(&self, index: usize, answers: usize, seen: &Json) -> Output {
+        let node = &self.nodes[index];
         let mut hasher = DefaultHasher::new();
-        (index, job.answers.len(), self.seen(&job.task.input).text()).hash(&mut hasher);
+        (index, answers, seen.text()).hash(&mut hasher);
         let digest = hasher.finish();
         let mut update = Fields::from([("n".to_owned(), Json::from(1_i64))]);
         for channel in &node.writes {
@@ -204,22 +229,38 @@ impl Plan {
             update.insert(key(channel), self.value(channel, &name(index), digest));
         }
         if node.sends.is_empty() {
-            return TaskEnd::Output(Output::Update(update));
+            return Output::Update(update);
         }
         let sends = node.sends.iter().filter_map(|send| self.after_node(index, *send)).enumerate();
         let goto =
             sends.map(|(at, node)| Destination::send(name(node), Json::from(format!("{digest}-{at}")))).collect();
         let update = Some(CommandUpdate::Fields(update));
-        TaskEnd::Output(Output::Command(Command { update, goto, ..Command::default() }))
+        Output::Command(Command { update, goto, ..Command::default() })
     }
 
-    fn seen(&self, input: &TaskInput) -> Json {
-        match input {
-            TaskInput::Arg(arg) => arg.clone(),
-            TaskInput::State(fields) => {
-                let stored = fields.iter().filter(|(key, _)| !self.is_unstored(key));
-                Json::from_fields(stored.map(|(key, value)| (key.as_str(), value)))
-            }
+    fn stored(&self, fields: &Fields) -> Json {
+        let stored = fields.iter().filter(|(key, _)| !self.is_unstored(key));
+        Json::from_fields(stored.map(|(key, value)| (key.as_str(), value)))
+    }
+}
+
+/// A node's body.
+struct Body {
+    plan: Arc<Plan>,
+    index: usize,
+}
+
+#[async_trait]
+impl NodeBody for Body {
+    async fn run(&self, input: NodeInput, ctx: Context) -> Result<Output, NodeError> {
+        let asks = self.plan.nodes[self.index].asks;
+        if asks {
+            ctx.interrupt("what?")?;
         }
+        let seen = match &input {
+            NodeInput::Arg(arg) => arg.clone(),
+            NodeInput::State(fields) => self.plan.stored(fields),
+        };
+        Ok(self.plan.output(self.index, usize::from(asks), &seen))
     }
 }
