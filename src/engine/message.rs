@@ -47,6 +47,24 @@ pub fn message_id(json: &Json) -> Option<&str> {
     if json.is_object() { json.value().get("id")?.as_str() } else { None }
 }
 
+/// A write to a list of complete messages in which those that came without an id have the one [`coerce`] would give
+/// them. `None`: there are none. Short forms stay as they were written, and so do removals.
+pub(crate) fn identify(write: &Json, derived_id: impl Fn(usize) -> String) -> Option<Json> {
+    let is_nameless = |item: &Json| is_message(item) && message_id(item).is_none() && !is_remove(item);
+    let named = |(position, item): (usize, &Json)| match item.fields().filter(|_| is_nameless(item)) {
+        Some(mut fields) => {
+            fields.insert("id".to_owned(), Json::from(derived_id(position)));
+            Json::from(&fields)
+        }
+        None => item.clone(),
+    };
+    match write.items() {
+        Some(items) if items.iter().any(is_nameless) => Some(items.iter().enumerate().map(named).collect()),
+        Some(_) => None,
+        None => is_nameless(write).then(|| named((0, write))),
+    }
+}
+
 /// A message as views read it while writes to its list wait to be applied: LangGraph's read path takes complete
 /// messages from plain data there, which keeps the fields that only AI messages have in `additional_kwargs` as well.
 /// What was written in a short form had none of them.
@@ -332,6 +350,28 @@ mod tests {
         assert!(refused(json!({"content": "x"})).message.starts_with("Message dict must contain 'role' and 'content'"));
         assert!(refused(json!([["robot", "x"]])).message.starts_with("Unexpected message type: 'robot'."));
         assert_eq!(refused(json!({"type": "remove"})).class, "ValueError");
+    }
+
+    #[test]
+    fn only_whole_messages_are_named_before_they_are_applied() {
+        let mut nameless = ai("x", "");
+        nameless["id"] = json!(null);
+        let named = |write: Value| {
+            let named = identify(&Json::from(write), |n| format!("id-{n}"));
+            named.map_or(Value::Null, |named| named.value().clone())
+        };
+        assert_eq!(
+            named(json!([human("h", "1"), "short", nameless])),
+            json!([human("h", "1"), "short", ai("x", "id-2")])
+        );
+        assert_eq!(named(nameless), ai("x", "id-0"));
+        for other in [json!([human("h", "1")]), json!("short"), json!({"role": "user", "content": "x"}), json!(null)] {
+            assert_eq!(named(other.clone()), Value::Null, "{other}");
+        }
+        let mut removal = human("", "");
+        removal["type"] = json!("remove");
+        removal["id"] = json!(null);
+        assert_eq!(named(removal), Value::Null);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::channel::{Channel, Write};
+use super::channel::{Channel, ChannelKind, ReduceContext, Write};
 use super::command::{Command, CommandUpdate, Destination, Output, Packet, is_end};
 use super::ids::TaskIds;
 use super::spec::{Branch, GraphSpec, Managed, NodeLayout, RouterContext, Slot, branch_to};
@@ -551,7 +551,7 @@ pub fn writes_of(
     let node = &spec.layout.nodes[task.node];
     let branches: &[Branch] = spec.node(&node.name).map_or(&[], |node| &node.writers.branches);
     let mut writes = Vec::with_capacity(1 + node.edges.len() + node.joins.len());
-    state_writes(spec, task.node == 0, output, &mut writes)?;
+    state_writes(spec, task, output, &mut writes)?;
     gotos(output, &mut writes);
     let own = writes.len();
     // A handler's output stands for its node's, but the node's edges do not fire (section 9).
@@ -612,18 +612,22 @@ fn expected_dict(value: &Json) -> EngineError {
     EngineError::invalid_update(format!("Expected dict, got {}", py::str_of(value)))
 }
 
-fn state_writes(
-    spec: &GraphSpec,
-    is_start: bool,
-    output: &Output,
-    writes: &mut Vec<TaskWrite>,
-) -> Result<(), WriteError> {
-    let mut push = |key: &str, value: &Json| {
-        let def = spec.channels.get_index_of(key).map(|position| &spec.layout.channels[position]);
-        if let Some(def) = def.filter(|def| if is_start { def.is_input } else { def.is_state }) {
-            writes.push((Arc::clone(&def.name), value.clone()));
-        }
-    };
+/// The write of a task to a key of the state, as its `index`-th; `None` if it may not write this key. What the reducer
+/// would name, is named already: it is told before it is applied.
+pub fn state_write(spec: &GraphSpec, task: &Task, index: usize, key: &str, value: &Json) -> Option<TaskWrite> {
+    let def = &spec.layout.channels[spec.channels.get_index_of(key)?];
+    let may_write = if task.node == 0 { def.is_input } else { def.is_state };
+    may_write.then(|| {
+        let named = match &def.kind {
+            ChannelKind::Reducer(reducer) => reducer.identify(value, ReduceContext { task_id: &task.id, index }),
+            _ => None,
+        };
+        (Arc::clone(&def.name), named.unwrap_or_else(|| value.clone()))
+    })
+}
+
+fn state_writes(spec: &GraphSpec, task: &Task, output: &Output, writes: &mut Vec<TaskWrite>) -> Result<(), WriteError> {
+    let mut push = |key: &str, value: &Json| writes.extend(state_write(spec, task, writes.len(), key, value));
     match output {
         Output::Nothing => {}
         Output::Update(fields) => fields.iter().for_each(|(key, value)| push(key, value)),
@@ -640,7 +644,7 @@ fn state_writes(
         }
         Output::Many(outputs) => {
             for output in outputs {
-                state_writes(spec, is_start, output, writes)?;
+                state_writes(spec, task, output, writes)?;
             }
         }
         Output::Other(value) => return Err(expected_dict(value).into()),

@@ -892,7 +892,7 @@ impl Site {
         questions::note(&self.shared, &self.run, execution, job, exchange, &open);
         // Not of an output that could not be written, or that was for the graph around.
         if let Some((around, output)) = said.filter(|_| matches!(finished, Finished::Done)) {
-            messages::tell_output(&self.shared, around, &job.task, &output);
+            messages::tell_output(&self.shared, around, execution.spec(), &job.task, &output);
         }
         if let Some((chain, output)) = &returned {
             let is_done = matches!(finished, Finished::Done);

@@ -3,9 +3,10 @@
 
 use super::executor::Around;
 use super::shared::{Shared, lock};
-use crate::engine::command::{CommandUpdate, Output};
-use crate::engine::message::{is_message, message_id};
-use crate::engine::step::{Task, TaskInput};
+use crate::engine::command::{Command, CommandUpdate, Output};
+use crate::engine::message::{identify, is_message, message_id};
+use crate::engine::step::{Task, TaskInput, state_write};
+use crate::engine::{GraphSpec, ids};
 use crate::model::{Fields, Json, StreamMode};
 
 /// True when anybody listens to messages of a graph.
@@ -30,21 +31,32 @@ pub(crate) fn note_input(shared: &Shared, task: &Task) {
     }
 }
 
-/// Tells the messages of an output that were not told before. LangGraph does not look into updates that are pairs.
-pub(crate) fn tell_output(shared: &Shared, around: &Around, task: &Task, output: &Output) {
-    match output {
-        Output::Command(command) if matches!(command.update, Some(CommandUpdate::Pairs(_))) => return,
-        Output::Many(outputs) => return outputs.iter().for_each(|output| tell_output(shared, around, task, output)),
-        _ => {}
-    }
-    each_write(output, &mut |_, value| {
-        each_message(value, &mut |message| {
-            let is_new = message_id(message).is_none_or(|id| lock(&shared.seen_messages).insert(id.to_owned()));
-            if is_new {
-                tell(shared, &around.ns, message, &metadata(shared, around, task, false), Form::Whole);
+/// Tells the messages of an output that were not told before, with the ids they have in the state. LangGraph does not look
+/// into updates that are pairs.
+pub(crate) fn tell_output(shared: &Shared, around: &Around, spec: &GraphSpec, task: &Task, output: &Output) {
+    // Of the writes to the state, which are counted as they are recorded, and of the others.
+    let (mut index, mut other) = (0, 0);
+    each_output(output, &mut |output| {
+        let is_told = !matches!(output, Output::Command(Command { update: Some(CommandUpdate::Pairs(_)), .. }));
+        each_write(output, &mut |key, value| {
+            let written = key.and_then(|key| state_write(spec, task, index, key, value));
+            *(if written.is_some() { &mut index } else { &mut other }) += 1;
+            if !is_told {
+                return;
             }
+            let value = written.map_or_else(|| value.clone(), |(_, value)| value);
+            // No list names it: whoever follows the stream has to know it by something.
+            let named = identify(&value, |n| ids::derived(&task.id, &[index, other, n]));
+            each_message(named.as_ref().unwrap_or(&value), &mut |message| tell_whole(shared, around, task, message));
         });
     });
+}
+
+fn tell_whole(shared: &Shared, around: &Around, task: &Task, message: &Json) {
+    let is_new = message_id(message).is_none_or(|id| lock(&shared.seen_messages).insert(id.to_owned()));
+    if is_new {
+        tell(shared, &around.ns, message, &metadata(shared, around, task, false), Form::Whole);
+    }
 }
 
 /// Tells a chunk of a message that is being generated.
@@ -129,6 +141,14 @@ pub(super) fn metadata(shared: &Shared, around: &Around, task: &Task, streamed: 
         fields.insert("checkpoint_ns".to_owned(), Json::from(around.outermost_of(task)));
     }
     Json::from(&fields)
+}
+
+/// The parts of an output, in their order.
+fn each_output(output: &Output, visit: &mut dyn FnMut(&Output)) {
+    match output {
+        Output::Many(outputs) => outputs.iter().for_each(|output| each_output(output, visit)),
+        one => visit(one),
+    }
 }
 
 /// The values an output writes, with their keys where they have one.

@@ -51,6 +51,15 @@ check("failures are errors, or values", async () => {
   equal([events.at(-1).event, events.at(-1).data.error], ["error", "ValueError"]);
 });
 
+check("a message that a node gave no id has the same one everywhere", async () => {
+  const thread = await newThread();
+  const events = await collect(runs.stream(thread, "tools", { input: human("weather?"), streamMode: "messages-tuple" }));
+  const told = events.filter(({ event }) => event === "messages").map(({ data }) => data[0].id);
+  const { values } = await threads.getState(thread);
+  equal(told, values.messages.slice(1).map(({ id }) => id));
+  ok(told.length === 3 && told.every(Boolean), JSON.stringify(told));
+});
+
 check("batches are accepted as one", async () => {
   const batch = await runs.createBatch([1, 2].map(() => ({ assistantId: "counter", input: {} })));
   equal(new Set(batch.map((run) => run.run_id)).size, 2);

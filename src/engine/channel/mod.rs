@@ -86,6 +86,12 @@ pub trait Reduce: Send + Sync {
     /// Folds one write in. `current` is never absent when [`Reduce::initial`] gives a value.
     fn reduce(&self, current: Option<&Json>, write: &Json, context: ReduceContext<'_>) -> Result<Change, EngineError>;
 
+    /// A write whose parts have the ids that [`Reduce::reduce`] will give them, if it gives any: what a task is told to
+    /// have written names them as the state will. `None`: the write as it is.
+    fn identify(&self, _write: &Json, _context: ReduceContext<'_>) -> Option<Json> {
+        None
+    }
+
     /// A value, or a write that is not applied yet, as a view of the state reads it before it folds one into the other.
     fn preview(&self, value: Json) -> Json {
         value

@@ -12,6 +12,7 @@ use session_store::http::HttpSettings;
 use session_store::update;
 use uuid::Uuid;
 
+use super::streams::{ids, talker};
 use crate::support::server::{Frame, Listener, TestServer};
 
 pub(super) const ALL: [&str; 9] =
@@ -215,6 +216,28 @@ async fn messages_are_streams_of_blocks_and_tools_are_told() {
         && frame.data["params"]["data"]["role"] == "tool"));
     let custom = data(&frames, "custom");
     assert_eq!(custom, [json!({"payload": "thinking"}), json!({"name": "progress", "payload": 50})]);
+}
+
+#[tokio::test]
+async fn a_whole_message_is_told_under_the_id_it_gets_in_the_state() {
+    let server = TestServer::serving(HttpSettings::default(), vec![talker().expect("a graph")]).await;
+    let thread = Uuid::from_u128(40).to_string();
+    command(&server, &thread, "run.start", json!({"assistant_id": "talker", "input": {}})).await;
+    let frames = history(&server, &thread, 1).await;
+    let state = server.get(&format!("/threads/{thread}/state")).await.ok();
+    let mut kept = ids(state["values"]["messages"].as_array().expect("a list").clone());
+    kept.remove("short").expect("a message");
+    let events = data(&frames, "messages");
+    let (mut told, mut open) = (Vec::new(), Value::Null);
+    for event in &events {
+        match event["event"].as_str().expect("a word") {
+            "message-start" => open = event["id"].clone(),
+            "content-block-finish" => told.push(json!({"content": event["content"]["text"], "id": event["id"]})),
+            _ => {}
+        }
+        assert_eq!(event["id"], open, "{events:?}");
+    }
+    assert_eq!(ids(told), kept);
 }
 
 #[tokio::test]

@@ -1,8 +1,13 @@
 //! Event streams of runs.
 
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use session_store::graph::{Context, Graph, START, StateGraph};
+use session_store::graph::{BuildErrors, Context, END, Graph, Message, START, StateGraph, Update};
 use session_store::http::HttpSettings;
+use session_store::update;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpSocket;
 use uuid::Uuid;
@@ -179,4 +184,96 @@ async fn a_namespace_selects_the_events_of_its_graph() {
     let started = server.frames("POST", &format!("/threads/{id}/runs/stream?namespace=child"), &[], body).await;
     assert_eq!(started.len(), 3, "{started:?}");
     assert!(started[1..].iter().all(|frame| frame.event.starts_with("updates|child:")), "{started:?}");
+}
+
+#[derive(Serialize, Deserialize, JsonSchema, Default)]
+#[serde(default)]
+struct Talk {
+    messages: Vec<Message>,
+}
+
+/// A graph that says whole messages, all without an id, in every form a node may return them.
+pub(super) fn talker() -> Result<Graph, BuildErrors> {
+    let inner = StateGraph::<Talk>::new("talker/inner")
+        .messages("messages")
+        .node("inside", async |(), _ctx| Ok(update!(Talk { messages: vec![Message::ai("from inside")] })))
+        .edge(START, "inside")
+        .edge("inside", END)
+        .build()?;
+    StateGraph::<Talk>::new("talker")
+        .messages("messages")
+        .node("list", async |(), _ctx| {
+            let short = json!({"role": "user", "content": "short"});
+            let whole = |text: &str| serde_json::to_value(Message::ai(text)).expect("JSON");
+            Ok(Update::new().set("other", 1).set("messages", json!([whole("first"), short, whole("second")])))
+        })
+        .node("several", async |(), _ctx| {
+            Ok(vec![
+                Update::new().set("messages", Message::ai("alone")),
+                update!(Talk { messages: vec![Message::ai("in a Command")] }).goto("inner"),
+            ])
+        })
+        .subgraph("inner", inner)
+        .edge(START, "list")
+        .edge("list", "several")
+        .edge("inner", END)
+        .build()
+}
+
+/// The ids of whole messages by their texts, of which none may have two.
+pub(super) fn ids(messages: impl IntoIterator<Item = Value>) -> BTreeMap<String, String> {
+    let mut ids = BTreeMap::new();
+    for message in messages {
+        let id = message["id"].as_str().filter(|id| !id.is_empty()).unwrap_or_else(|| panic!("no id: {message}"));
+        let before = ids.insert(message["content"].as_str().expect("a text").to_owned(), id.to_owned());
+        assert_eq!(before, None, "told twice: {message}");
+    }
+    ids
+}
+
+#[tokio::test]
+async fn a_whole_message_has_the_id_it_gets_in_the_state() {
+    let graphs = vec![talker().expect("a graph")];
+    let server = TestServer::serving(HttpSettings::default(), graphs).await;
+    for modes in [json!(["messages-tuple", "updates"]), json!(["messages", "updates"])] {
+        let id = server.thread().await;
+        let body = json!({"input": {}, "stream_mode": modes, "stream_subgraphs": true});
+        let frames = server.frames("POST", &format!("/threads/{id}/runs/stream"), &[], body).await;
+        let state = server.get(&format!("/threads/{id}/state")).await.ok();
+        let mut kept = ids(state["values"]["messages"].as_array().expect("a list").clone());
+        assert_eq!(kept.len(), 6, "{state}");
+        // A short form becomes a message when it is applied: nobody is told of it before.
+        kept.remove("short").expect("a message");
+        let of = |event: &str, at: fn(&Value) -> Value| -> BTreeMap<String, String> {
+            ids(frames.iter().filter(|frame| frame.event.split('|').next() == Some(event)).map(|frame| at(&frame.data)))
+        };
+        if modes[0] == "messages-tuple" {
+            assert_eq!(of("messages", |pair| pair[0].clone()), kept);
+        } else {
+            assert_eq!(of("messages/complete", |list| list[0].clone()), kept);
+            let described = frames.iter().filter(|frame| frame.event == "messages/metadata");
+            let described: Vec<&String> =
+                described.flat_map(|frame| frame.data.as_object().expect("ids").keys()).collect();
+            assert_eq!(described.len(), kept.len());
+            assert!(kept.values().all(|id| described.contains(&id)), "{described:?} {kept:?}");
+        }
+        let mut updated = Vec::new();
+        for frame in frames.iter().filter(|frame| frame.event.split('|').next() == Some("updates")) {
+            // The graph inside shows its message once, and its caller once more.
+            if frame.data.get("inner").is_none() {
+                messages_in(&frame.data, &mut updated);
+            }
+        }
+        assert_eq!(ids(updated), kept);
+    }
+}
+
+/// All complete messages in a document.
+fn messages_in(value: &Value, found: &mut Vec<Value>) {
+    match value {
+        Value::Object(fields) if fields.contains_key("additional_kwargs") => found.push(value.clone()),
+        Value::Object(fields) => fields.values().for_each(|value| messages_in(value, found)),
+        Value::Array(items) => items.iter().for_each(|value| messages_in(value, found)),
+        _ => {}
+    }
 }

@@ -143,6 +143,10 @@ impl Reduce for Messages {
         Ok(change)
     }
 
+    fn identify(&self, write: &Json, context: ReduceContext<'_>) -> Option<Json> {
+        message::identify(write, |position| derived_id(context, "", position))
+    }
+
     fn preview(&self, value: Json) -> Json {
         match value.items() {
             Some(messages) => messages.iter().map(message::preview).collect(),
@@ -284,6 +288,10 @@ impl Reduce for Arc<dyn Reduce> {
 
     fn reduce(&self, current: Option<&Json>, write: &Json, context: ReduceContext<'_>) -> Result<Change, EngineError> {
         self.as_ref().reduce(current, write, context)
+    }
+
+    fn identify(&self, write: &Json, context: ReduceContext<'_>) -> Option<Json> {
+        self.as_ref().identify(write, context)
     }
 
     fn preview(&self, value: Json) -> Json {
