@@ -14,7 +14,6 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
-use futures_util::stream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -25,9 +24,9 @@ use super::protocol::{self, Command};
 use super::routes::crons;
 use super::routes::runs::{content_location, located};
 use super::sse::{self, EventFilter};
+use super::stream_end::{self, StreamEnd};
 use super::{AppState, document, keepalive};
-use crate::model::{Event, EventId, Fields, Json, Run, ThreadId};
-use crate::runtime::EventStream;
+use crate::model::{EventId, Fields, Json, Run, ThreadId};
 use crate::storage::idempotency::{self, Keyed};
 use crate::storage::{IdempotencyKey, KeyRow};
 
@@ -152,7 +151,14 @@ async fn keep(state: AppState, caller: Caller, key: IdempotencyKey, route: &str,
     let is_stream =
         parts.headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
     if is_stream {
-        // A repeat joins the run.
+        // A repeat joins the run; where that goes away with its thread, it gets the end.
+        if let Some(end) = parts.extensions.get::<StreamEnd>().cloned() {
+            tokio::spawn(async move {
+                if let Some(end) = end.of().await.filter(|end| end.len() <= MAX_ANSWER) {
+                    remember(&state, &caller, &key, StatusCode::OK.as_u16(), end).await;
+                }
+            });
+        }
         return Ok(Response::from_parts(parts, body));
     }
     let status = parts.status.as_u16();
@@ -219,6 +225,9 @@ impl Repeat<'_> {
         let mut row = row;
         for _ in 0..LOOKS {
             if let Some((status, answer)) = row.answer {
+                if self.route.ends_with("/stream") {
+                    return self.told(&answer, row.location.as_deref());
+                }
                 return replayed(status, answer, row.location.as_deref());
             }
             if let Some(again) = self.made(row.location.as_deref()).await? {
@@ -233,6 +242,16 @@ impl Repeat<'_> {
         let mut response = ApiError::Conflict(text.to_owned()).into_response();
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         Ok(response)
+    }
+
+    /// The end of a stream whose run is gone, under the headers it had.
+    fn told(&self, end: &[u8], location: Option<&str>) -> ApiResult {
+        let unreadable = || ApiError::Internal("the end of a stream cannot be read".into());
+        let run = location.and_then(|location| location.rsplit_once('/')?.1.parse().ok()).ok_or_else(unreadable)?;
+        let events = stream_end::replay(run, end).ok_or_else(unreadable)?;
+        let place = format!("/runs/{run}");
+        let headers = [(header::LOCATION, format!("{place}/stream")), (header::CONTENT_LOCATION, place)];
+        Ok(marked(located(sse::respond(self.state, events, EventFilter::default()), &headers)))
     }
 
     /// What the operation made, as the route shows it; `None` when there is nothing to read (yet).
@@ -296,23 +315,12 @@ impl Repeat<'_> {
                 let after = is_resumable.then_some(EventId(0));
                 runtime.join_stream(&scope, &run.thread_id, run.run_id, after, false).await?
             } else {
-                ended(&run, runtime.join(&scope, &run.thread_id, run.run_id).await?)
+                stream_end::ended(&run, runtime.join(&scope, &run.thread_id, run.run_id).await?)
             };
             return Ok(located(sse::respond(self.state, events, EventFilter::default()), &headers));
         }
         Ok(located(json_response(document::run(&run)?), &[(header::CONTENT_LOCATION, place)]))
     }
-}
-
-/// The stream of a run whose events are gone: which run it was, and how it ended.
-fn ended(run: &Run, result: Json) -> EventStream {
-    let own = Json::from(serde_json::json!({"run_id": run.run_id, "attempt": run.attempts.max(1)}));
-    let (name, data) = match result.get("__error__") {
-        Some(error) => ("error", error),
-        None => ("values", result),
-    };
-    let event = |name: &str, data: Json| Event { id: None, run_id: run.run_id, name: name.to_owned(), data };
-    stream::iter([event("metadata", own), event(name, data)]).boxed()
 }
 
 fn json_response(fields: Fields) -> Response {

@@ -32,6 +32,7 @@ mod routes;
 mod run_request;
 mod select;
 mod sse;
+mod stream_end;
 mod trace;
 mod typed;
 

@@ -98,6 +98,11 @@ pub fn leads_to(location: impl FnOnce() -> String) {
     }
 }
 
+/// Whether the request being served has a key.
+pub fn is_keyed() -> bool {
+    current().is_some()
+}
+
 /// The key of the request being served, as long as no operation was committed with it.
 pub fn unused() -> Option<Arc<Keyed>> {
     current().filter(|keyed| !keyed.is_used())

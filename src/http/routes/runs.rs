@@ -15,7 +15,7 @@ use crate::http::select::Columns;
 use crate::http::sse::{self, EventFilter, last_event_id};
 use crate::http::{AppState, keepalive, page, run_request};
 use crate::model::{CancelAction, EventId, Fields, Json, Run, RunId, RunStatus, ThreadId};
-use crate::runtime::{Runtime, RuntimeError, Submitted};
+use crate::runtime::{RunRequest, Runtime, RuntimeError, Submitted};
 use crate::storage::{CancelRequest, RunFilter};
 
 pub(in crate::http) const STATUSES: [&str; 6] = ["pending", "running", "error", "success", "timeout", "interrupted"];
@@ -181,7 +181,11 @@ pub(super) async fn submit(
     body: Object,
     start_here: bool,
 ) -> ApiResult<Submitted> {
-    let request = run_request::read(caller, thread, body, start_here)?;
+    accept(state, caller, run_request::read(caller, thread, body, start_here)?).await
+}
+
+/// [`submit`] with a body that was read.
+pub(super) async fn accept(state: &AppState, caller: &Caller, request: RunRequest) -> ApiResult<Submitted> {
     let submitted = state.runtime.submit(&caller.scope, request).await?;
     tracing::Span::current().record("run.id", submitted.run.run_id.to_string());
     Ok(submitted)

@@ -1,20 +1,20 @@
 //! Runs without a thread of their own, batches, and cancelling many (contract section 3.3).
 
-use axum::Json as Reply;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;
+use axum::{Extension, Json as Reply};
 use uuid::Uuid;
 
-use super::runs::{answer, cancel_action, events, joined, located, submit};
+use super::runs::{accept, answer, cancel_action, events, joined, located, submit};
 use crate::http::auth::Caller;
 use crate::http::document;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::{AnyBody, Body, PathIds, thread_id};
 use crate::http::object::{Object, kind, parse_uuid};
 use crate::http::query::Query;
-use crate::http::sse::EventFilter;
-use crate::http::{AppState, run_request};
+use crate::http::sse::{self, EventFilter};
+use crate::http::{AppState, run_request, stream_end};
 use crate::model::{Fields, RunStatus};
 use crate::storage::idempotency;
 use crate::storage::{CancelRequest, CancelTarget};
@@ -33,9 +33,16 @@ pub(super) async fn create(State(state): State<AppState>, caller: Caller, Body(b
 /// `POST /runs/stream`.
 pub(super) async fn stream(State(state): State<AppState>, caller: Caller, query: Query, Body(body): Body) -> ApiResult {
     let filter = EventFilter::of_namespaces(&query)?;
-    let submitted = submit(&state, &caller, None, body, true).await?;
+    let request = run_request::read(&caller, None, body, true)?;
+    // Under a key its end is kept, since its thread is not; unless the client's leaving is what ends it.
+    let is_followed = idempotency::is_keyed() && request.kwargs.temporary && !request.cancel_on_disconnect;
+    let submitted = accept(&state, &caller, request).await?;
     let place = format!("/runs/{}", submitted.run.run_id);
     let headers = [(header::LOCATION, format!("{place}/stream")), (header::CONTENT_LOCATION, place)];
+    if is_followed && submitted.events.is_some() {
+        let (events, end) = stream_end::follow(&state.runtime, caller.scope, submitted);
+        return Ok(located((Extension(end), sse::respond(&state, events, filter)).into_response(), &headers));
+    }
     Ok(located(events(&state, &caller, submitted, filter).await?, &headers))
 }
 

@@ -77,6 +77,52 @@ async fn stateless_runs_and_batches_are_accepted_once() {
 }
 
 #[tokio::test]
+async fn a_repeated_stream_of_a_run_without_a_thread_tells_how_it_ended() {
+    let server = TestServer::start().await;
+    let failing = json!({"assistant_id": "counter", "input": {"counter": "no number"}});
+    let mut quiet = counter();
+    quiet["stream_mode"] = json!("updates");
+    let mut resumable = counter();
+    resumable["stream_resumable"] = json!(true);
+    let bodies = [("plain", counter()), ("failing", failing), ("quiet", quiet), ("resumable", resumable)];
+    for (key, body) in bodies {
+        let headers = [("idempotency-key", key)];
+        let first = server.frames("POST", "/runs/stream", &headers, body.clone()).await;
+        for _ in 0..2 {
+            let again = server.frames("POST", "/runs/stream", &headers, body.clone()).await;
+            assert_eq!(again[0].data, first[0].data, "{key}");
+            let (end, last) = (again.last().expect("an end"), first.last().expect("an end"));
+            if key == "quiet" {
+                // What a state is was not asked for: the end is told all the same.
+                assert_eq!((end.event.as_str(), &end.data), ("values", &json!({"counter": 3})));
+            } else {
+                assert_eq!((&end.event, &end.data), (&last.event, &last.data), "{key}");
+            }
+        }
+        let again = post(&server, "/runs/stream", key, &body).await;
+        let run = first[0].data["run_id"].as_str().expect("an id");
+        assert_eq!(again.header("content-location"), Some(format!("/runs/{run}").as_str()));
+        assert_eq!(again.header("location"), Some(format!("/runs/{run}/stream").as_str()));
+        assert_eq!(again.header("idempotency-replayed"), Some("true"));
+    }
+    assert_eq!(server.post("/threads/count", json!({})).await.ok(), json!(0), "no thread is left");
+}
+
+#[tokio::test]
+async fn who_lost_the_stream_of_a_run_without_a_thread_learns_how_it_ended() {
+    let server = TestServer::start().await;
+    let body = json!({"assistant_id": "slow", "input": {"steps": 3, "sleep_ms": 20}});
+    let headers = [("idempotency-key", "k")];
+    let mut listener = server.listen("POST", "/runs/stream", &headers, body.clone()).await;
+    let first = listener.next().await.expect("a frame");
+    drop(listener);
+    server.until("the run is over", async || server.post("/threads/count", json!({})).await.ok() == json!(0)).await;
+    let again = server.frames("POST", "/runs/stream", &headers, body).await;
+    assert_eq!(again[0].data, first.data);
+    assert_eq!(again.last().map(|frame| frame.event.as_str()), Some("values"), "{again:?}");
+}
+
+#[tokio::test]
 async fn other_posts_are_answered_as_before() {
     let server = TestServer::start().await;
     let thread = post(&server, "/threads", "k", &json!({"metadata": {"a": 1}})).await.ok();
