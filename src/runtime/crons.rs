@@ -17,7 +17,7 @@ use crate::model::{
     Cron, Durability, Fields, Json, MultitaskStrategy, OnCompletion, RunKwargs, Scope, ThreadId, Timestamp,
 };
 use crate::storage::idempotency;
-use crate::storage::{CronFired, CronReplaced, CronTick, DueCron, DueCrons, RunCreated};
+use crate::storage::{CronCreated, CronFired, CronReplaced, CronTick, DueCron, DueCrons, RunCreated};
 
 /// Due crons read at once.
 const BATCH: i64 = 100;
@@ -81,7 +81,11 @@ impl Runtime {
         idempotency::leads_to(|| format!("/runs/crons/{cron_id}"));
         let created = self.storage().create_cron(scope, new).await?;
         self.inner.crons.notify_one();
-        created.ok_or_else(|| RuntimeError::ThreadNotFound(thread.map_or_else(String::new, |id| id.to_string())))
+        match (created, thread) {
+            (CronCreated::Created(cron), _) => Ok(cron),
+            (CronCreated::ThreadClosed(closed), Some(thread)) => Err(RuntimeError::closed(&thread, &closed)),
+            (_, thread) => Err(RuntimeError::ThreadNotFound(thread.map_or_else(String::new, |id| id.to_string()))),
+        }
     }
 
     /// Changes a cron: `change` makes the wanted one of the present one, again if that moved meanwhile. The next date is
@@ -222,7 +226,7 @@ impl Runtime {
                 tracing::info!(cron.id = %cron.cron_id, run.id = %run.run_id, tick = %tick.to_iso(), "cron fired");
             }
             CronFired::Fired(RunCreated::ThreadClosed(_)) => {
-                tracing::info!(cron.id = %cron.cron_id, tick = %tick.to_iso(), "the cron's thread is closed: no run");
+                tracing::info!(cron.id = %cron.cron_id, tick = %tick.to_iso(), "the cron's thread is closed: no run, and it rests");
             }
             CronFired::Fired(_) => {
                 tracing::info!(cron.id = %cron.cron_id, tick = %tick.to_iso(), "the cron's thread is busy: no run");

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::{NewRun, Page, Result, RunCreated};
-use crate::model::{Cron, Json, Scope, ThreadId, Timestamp};
+use crate::model::{Closed, Cron, Json, Scope, ThreadId, Timestamp};
 
 /// Which crons a list shows. All conditions must hold.
 #[derive(Debug, Clone, Default)]
@@ -27,6 +27,16 @@ pub enum CronSort {
     #[default]
     CreatedAt,
     UpdatedAt,
+}
+
+/// What [`Crons::create_cron`] did.
+#[derive(Debug, Clone)]
+pub enum CronCreated {
+    Created(Cron),
+    /// Its thread is missing.
+    ThreadMissing,
+    /// Its thread is closed: no run would ever be accepted.
+    ThreadClosed(Closed),
 }
 
 /// What became of a change.
@@ -90,8 +100,8 @@ pub trait Crons {
     /// The database's clock: dates are computed from it, never from the machine's.
     async fn database_time(&self, scope: &Scope) -> Result<Timestamp>;
 
-    /// Inserts a cron (`revision` and the dates of the row are set here). `None` when its thread is missing.
-    async fn create_cron(&self, scope: &Scope, new: Cron) -> Result<Option<Cron>>;
+    /// Inserts a cron (`revision` and the dates of the row are set here), if its thread can take runs.
+    async fn create_cron(&self, scope: &Scope, new: Cron) -> Result<CronCreated>;
 
     async fn find_cron(&self, scope: &Scope, cron_id: Uuid) -> Result<Option<Cron>>;
 
@@ -118,6 +128,6 @@ pub trait Crons {
     async fn due_crons(&self, scope: &Scope, limit: i64) -> Result<DueCrons>;
 
     /// Inserts the tick's row, its run and the next date: all three or nothing. The row is unique, so a tick has at most
-    /// one run, however many processes try. Notices as of [`super::Runs::create_run`].
+    /// one run, however many processes try. A cron whose thread is closed is disabled with it, so that it is seen to rest. Notices as of [`super::Runs::create_run`].
     async fn fire_cron(&self, scope: &Scope, tick: CronTick) -> Result<CronFired>;
 }

@@ -64,7 +64,7 @@ pub use checkpoints::{
     CheckpointFilter, CheckpointRow, Checkpoints, LogRange, LogRow, Payload, PayloadHash, StoredCheckpoint,
     TaskWritesRow, Which,
 };
-pub use crons::{CronFilter, CronFired, CronReplaced, CronSort, CronTick, Crons, DueCron, DueCrons};
+pub use crons::{CronCreated, CronFilter, CronFired, CronReplaced, CronSort, CronTick, Crons, DueCron, DueCrons};
 pub use effects::{EffectFilter, EffectRow, Effects};
 pub use executions::{ExecutionCursor, ExecutionFilter, Executions};
 pub use foreign::{

@@ -423,7 +423,7 @@ impl<T: There> Crons for Nowhere<T> {
     async fn database_time(&self, _: &Scope) -> Result<Timestamp> {
         gone()
     }
-    async fn create_cron(&self, _: &Scope, _: Cron) -> Result<Option<Cron>> {
+    async fn create_cron(&self, _: &Scope, _: Cron) -> Result<CronCreated> {
         gone()
     }
     async fn find_cron(&self, _: &Scope, _: uuid::Uuid) -> Result<Option<Cron>> {

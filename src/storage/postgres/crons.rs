@@ -7,14 +7,14 @@ use uuid::Uuid;
 
 use super::rows::get;
 use super::runs::create_in;
-use super::threads::lock_thread;
+use super::threads::{lock_thread, thread_by_key};
 use super::{PostgresStorage, now, read};
-use crate::model::{Cron, OnCompletion, Scope, Timestamp};
+use crate::model::{Cron, OnCompletion, Scope, Thread, Timestamp};
 use crate::storage::encoding::{self, PLAIN};
 use crate::storage::rows::driver_error;
 use crate::storage::{
-    CronFilter, CronFired, CronReplaced, CronSort, CronTick, Crons, DueCron, DueCrons, Page, Result, RunCreated,
-    StorageError,
+    CronCreated, CronFilter, CronFired, CronReplaced, CronSort, CronTick, Crons, DueCron, DueCrons, Page, Result,
+    RunCreated, StorageError,
 };
 
 crate::storage::cron_rows::define_cron_rows!(PgRow);
@@ -71,14 +71,20 @@ impl Crons for PostgresStorage {
         })
     }
 
-    async fn create_cron(&self, scope: &Scope, new: Cron) -> Result<Option<Cron>> {
+    async fn create_cron(&self, scope: &Scope, new: Cron) -> Result<CronCreated> {
         self.bounded(async {
             let tenant = scope.tenant();
             let mut transaction = self.begin().await?;
-            if let Some(thread) = &new.thread_id
-                && !lock_thread(&mut transaction, thread.key(tenant)).await?
-            {
-                return Ok(None);
+            if let Some(thread) = &new.thread_id {
+                let key = thread.key(tenant);
+                if !lock_thread(&mut transaction, key).await? {
+                    return Ok(CronCreated::ThreadMissing);
+                }
+                match thread_by_key(&mut transaction, scope, key).await? {
+                    None => return Ok(CronCreated::ThreadMissing),
+                    Some(Thread { closed: Some(closed), .. }) => return Ok(CronCreated::ThreadClosed(closed)),
+                    Some(_) => {}
+                }
             }
             let row = sqlx::query(concat!(
             "INSERT INTO crons (cron_id, tenant, assistant_id, thread_key, thread_name, schedule, timezone, end_time,
@@ -110,7 +116,7 @@ impl Crons for PostgresStorage {
             .map_err(driver_error)?;
             let cron = cron_from(&row)?;
             self.commit(transaction).await?;
-            Ok(Some(cron))
+            Ok(CronCreated::Created(cron))
         })
         .await
     }
@@ -337,13 +343,15 @@ async fn fire(conn: &mut PgConnection, scope: &Scope, tick: &CronTick) -> Result
             fired = CronFired::Fired(created);
         }
     }
+    let goes_on = !matches!(fired, CronFired::Fired(RunCreated::ThreadClosed(_)));
     sqlx::query(
         "WITH drop_ticks AS (DELETE FROM cron_ticks WHERE cron_id = $1 AND tick < $3)
-         UPDATE crons SET next_run_date = $2, revision = revision + 1 WHERE cron_id = $1",
+         UPDATE crons SET next_run_date = $2, enabled = $4, revision = revision + 1 WHERE cron_id = $1",
     )
     .bind(tick.cron_id)
     .bind(tick.next.map(|at| at.0))
     .bind(tick.tick.0 - TICKS_KEPT_US)
+    .bind(goes_on)
     .execute(conn)
     .await
     .map_err(driver_error)?;

@@ -10,12 +10,12 @@ use super::rows::get;
 use super::runs::create_run;
 use super::threads::thread_by_key;
 use super::{SqliteStorage, Write, clock};
-use crate::model::{Cron, OnCompletion, Scope, Timestamp};
+use crate::model::{Cron, OnCompletion, Scope, Thread, Timestamp};
 use crate::storage::encoding::{self, PLAIN};
 use crate::storage::rows::driver_error;
 use crate::storage::{
-    CronFilter, CronFired, CronReplaced, CronSort, CronTick, Crons, DueCron, DueCrons, Page, Result, RunCreated,
-    StorageError, matching,
+    CronCreated, CronFilter, CronFired, CronReplaced, CronSort, CronTick, Crons, DueCron, DueCrons, Page, Result,
+    RunCreated, StorageError, matching,
 };
 
 crate::storage::cron_rows::define_cron_rows!(SqliteRow);
@@ -43,12 +43,14 @@ async fn cron_by_id(conn: &mut SqliteConnection, scope: Scope, cron_id: Uuid) ->
         .transpose()
 }
 
-async fn create(write: &mut Write, scope: Scope, new: Cron) -> Result<Option<Cron>> {
+async fn create(write: &mut Write, scope: Scope, new: Cron) -> Result<CronCreated> {
     let tenant = scope.tenant();
-    if let Some(thread) = &new.thread_id
-        && thread_by_key(&mut write.conn, &scope, thread.key(tenant)).await?.is_none()
-    {
-        return Ok(None);
+    if let Some(thread) = &new.thread_id {
+        match thread_by_key(&mut write.conn, &scope, thread.key(tenant)).await? {
+            None => return Ok(CronCreated::ThreadMissing),
+            Some(Thread { closed: Some(closed), .. }) => return Ok(CronCreated::ThreadClosed(closed)),
+            Some(_) => {}
+        }
     }
     sqlx::query(
         "INSERT INTO crons (cron_id, tenant, assistant_id, thread_key, thread_name, schedule, timezone, end_time,
@@ -75,7 +77,8 @@ async fn create(write: &mut Write, scope: Scope, new: Cron) -> Result<Option<Cro
     .execute(&mut write.conn)
     .await
     .map_err(driver_error)?;
-    cron_by_id(&mut write.conn, scope, new.cron_id).await
+    let cron = cron_by_id(&mut write.conn, scope, new.cron_id).await?;
+    cron.map(CronCreated::Created).ok_or_else(|| StorageError::Other("a new cron is not there".into()))
 }
 
 async fn replace(write: &mut Write, scope: Scope, cron: Cron) -> Result<CronReplaced> {
@@ -251,9 +254,11 @@ async fn fire(write: &mut Write, scope: Scope, tick: CronTick) -> Result<CronFir
         .execute(&mut write.conn)
         .await
         .map_err(driver_error)?;
-    sqlx::query("UPDATE crons SET next_run_date = $2, revision = revision + 1 WHERE cron_id = $1")
+    let goes_on = !matches!(fired, CronFired::Fired(RunCreated::ThreadClosed(_)));
+    sqlx::query("UPDATE crons SET next_run_date = $2, enabled = $3, revision = revision + 1 WHERE cron_id = $1")
         .bind(tick.cron_id)
         .bind(tick.next.map(|at| at.0))
+        .bind(goes_on)
         .execute(&mut write.conn)
         .await
         .map_err(driver_error)?;
@@ -266,7 +271,7 @@ impl Crons for SqliteStorage {
         Ok(Timestamp(clock()))
     }
 
-    async fn create_cron(&self, scope: &Scope, new: Cron) -> Result<Option<Cron>> {
+    async fn create_cron(&self, scope: &Scope, new: Cron) -> Result<CronCreated> {
         let scope = *scope;
         self.write(move |write| Box::pin(create(write, scope, new))).await
     }

@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 use session_store::model::{Cron, Scope, Timestamp};
 use uuid::Uuid;
 
+use super::webhooks::server as listened_to;
+use crate::support::receiver::Receiver;
 use crate::support::server::TestServer;
 
 fn counter() -> Value {
@@ -193,4 +195,67 @@ async fn threads_of_crons_are_kept_or_deleted() {
     assert_eq!(threads[0]["metadata"]["graph_id"], "counter");
     let gone = server.post("/runs/crons", with(json!({"schedule": "0 0 1 1 *"}))).await.ok();
     assert_eq!(gone["on_run_completed"], "delete");
+}
+
+#[tokio::test]
+async fn an_ended_thread_takes_no_crons_and_those_it_has_rest() {
+    let server = TestServer::start().await;
+    let thread = server.thread().await;
+    let place = format!("/threads/{thread}/runs/crons");
+    let cron = server.post(&place, with(json!({"schedule": "0 0 1 1 *"}))).await.ok();
+    server.post(&format!("/threads/{thread}/end"), json!({"reason": "done"})).await.ok();
+    let text = server.post(&place, counter()).await.refused(409);
+    assert!(text.starts_with(&format!("Thread {thread} was ended at ")) && text.contains("(done)"), "{text}");
+    let now = server.runtime.storage().database_time(&Scope::default()).await.expect("a time");
+    make_due(&server, &cron, now).await;
+    let own = format!("/runs/crons/{}", cron["cron_id"].as_str().expect("an id"));
+    eventually("the cron rests", async || {
+        let found = server.get(&own).await.ok();
+        (found["enabled"] == false).then_some(found)
+    })
+    .await;
+    assert_eq!(server.get(&format!("/threads/{thread}/runs")).await.ok(), json!([]));
+    // Opened again, it goes on when somebody says so.
+    server.post(&format!("/threads/{thread}/reopen"), json!({})).await.ok();
+    server.send("PATCH", &own, json!({"enabled": true}).to_string()).await.ok();
+    // Another tick: each is fired once.
+    make_due(&server, &cron, Timestamp(now.0 - 1_000_000)).await;
+    ended_runs(&server, &thread).await;
+}
+
+#[tokio::test]
+async fn a_paused_cron_fires_nothing_and_goes_on_when_resumed() {
+    let server = TestServer::start().await;
+    let thread = server.thread().await;
+    let body = with(json!({"schedule": "0 0 1 1 *", "enabled": false}));
+    let paused = server.post(&format!("/threads/{thread}/runs/crons"), body.clone()).await.ok();
+    let other = server.thread().await;
+    let awake = server.post(&format!("/threads/{other}/runs/crons"), with(json!({"schedule": "0 0 1 1 *"}))).await.ok();
+    let now = server.runtime.storage().database_time(&Scope::default()).await.expect("a time");
+    make_due(&server, &paused, now).await;
+    make_due(&server, &awake, now).await;
+    // What was due beside it has run.
+    ended_runs(&server, &other).await;
+    assert_eq!(server.get(&format!("/threads/{thread}/runs")).await.ok(), json!([]));
+    let own = format!("/runs/crons/{}", paused["cron_id"].as_str().expect("an id"));
+    let resumed = server.send("PATCH", &own, json!({"enabled": true}).to_string()).await.ok();
+    let next = Timestamp::parse(resumed["next_run_date"].as_str().expect("a date")).expect("a time");
+    assert!(next > now, "what passed during the pause is not made up for");
+    make_due(&server, &paused, now).await;
+    ended_runs(&server, &thread).await;
+}
+
+#[tokio::test]
+async fn a_cron_may_leave_no_thread_behind() {
+    let server = listened_to(3).await;
+    let mut receiver = Receiver::start().await;
+    receiver.answer(200);
+    let body = json!({"schedule": "0 0 1 1 *", "on_run_completed": "delete", "webhook": receiver.url});
+    let cron = server.post("/runs/crons", with(body)).await.ok();
+    let now = server.runtime.storage().database_time(&Scope::default()).await.expect("a time");
+    make_due(&server, &cron, now).await;
+    // The run is known by what it told when it had ended.
+    let told = receiver.next().await.json();
+    assert_eq!((&told["status"], &told["values"]), (&json!("success"), &json!({"counter": 3})), "{told}");
+    server.until("its thread is gone", async || server.post("/threads/count", json!({})).await.ok() == json!(0)).await;
 }

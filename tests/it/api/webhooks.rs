@@ -10,14 +10,19 @@ use session_store::runtime::{Settings, WebhookPolicy, WebhookSettings};
 use crate::support::receiver::{Receiver, SECRET};
 use crate::support::server::{TestServer, runtime_settings};
 
-async fn server(max_attempts: i32) -> TestServer {
+/// A server that may tell receivers on this machine.
+pub(super) async fn server(max_attempts: i32) -> TestServer {
+    server_with(max_attempts, runtime_settings()).await
+}
+
+async fn server_with(max_attempts: i32, settings: Settings) -> TestServer {
     let webhooks = WebhookSettings {
         policy: WebhookPolicy { allow_private: true, ..WebhookPolicy::default() },
         secrets: WebhookSecrets::parse(SECRET).expect("valid"),
         max_attempts,
         ..WebhookSettings::default()
     };
-    TestServer::with_runtime(HttpSettings::default(), Settings { webhooks, ..runtime_settings() }).await
+    TestServer::with_runtime(HttpSettings::default(), Settings { webhooks, ..settings }).await
 }
 
 async fn eventually(what: &str, mut look: impl AsyncFnMut() -> Option<Value>) -> Value {
@@ -148,4 +153,26 @@ async fn targets_that_are_not_allowed_are_refused_at_once() {
         assert!(text.starts_with("webhook: "), "{text}");
     }
     server.get("/threads/user-42").await.refused(404);
+}
+
+#[tokio::test]
+async fn a_run_that_takes_too_long_ends_as_timeout_and_is_told_so() {
+    let mut receiver = Receiver::start().await;
+    receiver.answer(200);
+    let settings = Settings { run_timeout: Duration::from_millis(200), ..runtime_settings() };
+    let server = server_with(3, settings).await;
+    let run =
+        json!({"assistant_id": "slow", "input": {"n": 0, "steps": 10_000, "sleep_ms": 20}, "webhook": receiver.url});
+    let answer = server.post("/threads/t/runs/wait", run).await.ok();
+    let error = answer["__error__"].clone();
+    assert!(error["error"].is_string() && error["message"].is_string(), "{answer}");
+    let runs = server.get("/threads/t/runs?status=timeout").await.ok();
+    let run = &runs[0];
+    assert_eq!((runs.as_array().map(Vec::len), &run["status"]), (Some(1), &json!("timeout")));
+    let thread = server.get("/threads/t").await.ok();
+    assert_eq!((&thread["status"], &thread["error"]), (&json!("error"), &error));
+    let told = receiver.next().await.json();
+    assert_eq!((&told["run_id"], &told["status"]), (&run["run_id"], &json!("timeout")), "{told}");
+    let again = server.get(&format!("/threads/t/runs/{}/join", run["run_id"].as_str().expect("an id"))).await.ok();
+    assert_eq!(again["__error__"], error);
 }

@@ -10,6 +10,7 @@ for_each_backend!(
     twenty_racers_fire_a_tick_once,
     a_tick_is_never_fired_again_even_if_the_date_moves_back,
     a_busy_thread_may_refuse_a_tick,
+    the_crons_of_a_closed_thread_rest,
     crons_go_with_their_thread_and_their_assistant,
 );
 
@@ -34,7 +35,10 @@ fn cron(n: u128) -> Cron {
 }
 
 async fn made(storage: &SharedStorage, cron: Cron) -> Cron {
-    storage.create_cron(&TENANT, cron).await.unwrap().expect("its thread is there")
+    match storage.create_cron(&TENANT, cron).await.unwrap() {
+        CronCreated::Created(cron) => cron,
+        other => panic!("not created: {other:?}"),
+    }
 }
 
 async fn found(storage: &SharedStorage, n: u128) -> Option<Cron> {
@@ -67,7 +71,7 @@ async fn crons_are_made_found_changed_and_deleted(lab: Lab) {
     assert_eq!((read.timezone, read.end_time), (cron(1).timezone, cron(1).end_time));
     assert_eq!((read.on_run_completed, read.next_run_date), (Some(OnCompletion::Keep), Some(Timestamp(1_000))));
     let gone = Cron { thread_id: Some(tid("nobody")), ..cron(2) };
-    assert!(storage.create_cron(&TENANT, gone).await.unwrap().is_none());
+    assert!(matches!(storage.create_cron(&TENANT, gone).await.unwrap(), CronCreated::ThreadMissing));
 
     let wanted = Cron { enabled: false, end_time: None, timezone: None, ..new.clone() };
     let CronReplaced::Replaced(changed) = storage.replace_cron(&TENANT, wanted.clone()).await.unwrap() else {
@@ -205,6 +209,27 @@ async fn a_busy_thread_may_refuse_a_tick(lab: Lab) {
     let fired = fire(storage, tick(&moved, 1_100, Some(rollback))).await;
     let CronFired::Fired(outcome) = fired else { panic!("{fired:?}") };
     assert_eq!(created(outcome).2.len(), 1, "the running one is asked to stop");
+}
+
+async fn the_crons_of_a_closed_thread_rest(lab: Lab) {
+    let storage = &lab.storage;
+    storage.create_thread(&TENANT, thread("t")).await.unwrap();
+    let new = made(storage, Cron { thread_id: Some(tid("t")), ..cron(1) }).await;
+    let close = Close { how: ClosedAs::Ended, actor: None, reason: Some("done".into()), ttl: None, cancels: true };
+    storage.close_thread(&TENANT, &tid("t"), &close).await.unwrap();
+    let more = Cron { thread_id: Some(tid("t")), ..cron(2) };
+    let refused = storage.create_cron(&TENANT, more.clone()).await.unwrap();
+    let CronCreated::ThreadClosed(closed) = refused else { panic!("{refused:?}") };
+    assert_eq!((closed.how, closed.reason.as_deref()), (ClosedAs::Ended, Some("done")));
+    assert!(found(storage, 2).await.is_none());
+    // What was there before learns of it with its next tick.
+    let fired = fire(storage, tick(&new, 1_000, Some(run("t", 50)))).await;
+    assert!(matches!(fired, CronFired::Fired(RunCreated::ThreadClosed(_))), "{fired:?}");
+    let rests = found(storage, 1).await.unwrap();
+    assert_eq!((rests.enabled, rests.next_run_date), (false, Some(Timestamp(1_100))));
+    assert!(storage.due_crons(&TENANT, 10).await.unwrap().due.is_empty());
+    storage.reopen_thread(&TENANT, &tid("t")).await.unwrap();
+    made(storage, more).await;
 }
 
 async fn crons_go_with_their_thread_and_their_assistant(lab: Lab) {
