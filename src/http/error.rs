@@ -115,8 +115,10 @@ impl ApiError {
 
     /// Code and text of the error in protocol v2 (contract section 5.1).
     pub(crate) fn into_protocol(self) -> (&'static str, String) {
+        let is_checkpoint = matches!(self, ApiError::Runtime(RuntimeError::CheckpointNotFound(_)));
         let (status, text) = self.answer();
         let code = match status {
+            _ if is_checkpoint => "no_such_checkpoint",
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "permission_denied",
             status if status.is_client_error() => "invalid_argument",
             _ => "unknown_error",

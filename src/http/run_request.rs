@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::auth::Caller;
 use super::cursor;
 use super::error::{ApiError, ApiResult};
-use super::object::Object;
+use super::object::{Object, parse_uuid};
 use super::reserved::{strip_configurable, strip_metadata};
 use super::sse::check_mode;
 use crate::model::{Breakpoints, Durability, Fields, Json, MultitaskStrategy, OnCompletion, RunKwargs, ThreadId};
@@ -201,6 +201,15 @@ fn fold_checkpoint(body: &mut Object, configurable: &mut Fields) -> ApiResult<()
     }
     if let Some(id) = id {
         set("checkpoint_id", Json::from(id.hyphenated().to_string()));
+    }
+    // Runs go on from this server's own checkpoints, whose ids are UUIDs.
+    match configurable.get("checkpoint_id").map(|id| (id.is_null(), id.as_str())) {
+        Some((true, _) | (_, Some(""))) => drop(configurable.shift_remove("checkpoint_id")),
+        Some((_, named)) => {
+            let id = parse_uuid("checkpoint ID", named.unwrap_or_default())?;
+            configurable.insert("checkpoint_id".to_owned(), Json::from(id.hyphenated().to_string()));
+        }
+        None => {}
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ pub enum RuntimeError {
     /// Creating a run: the thread is missing and was not to be created.
     #[error("Thread or assistant not found.")]
     ThreadOrAssistantNotFound,
-    /// An edit of a checkpoint that the thread does not have.
+    /// A run from, or an edit of, a checkpoint that the thread does not have.
     #[error("Checkpoint {0} not found: GET /threads/.../checkpoints lists them")]
     CheckpointNotFound(String),
     #[error("Branch '{0}' not found: GET /threads/.../branches lists them")]

@@ -55,6 +55,16 @@ impl Ending {
     }
 }
 
+/// The checkpoint of the root graph that a run's `configurable` names. With that of a graph inside, the root starts from
+/// its entry in the map.
+pub(super) fn root_checkpoint(configurable: &Fields) -> Option<CheckpointId> {
+    let text = |key: &str| configurable.get(key).and_then(|value| value.as_str().map(str::to_owned));
+    if text("checkpoint_ns").unwrap_or_default().is_empty() {
+        return text("checkpoint_id");
+    }
+    configurable.get("checkpoint_map")?.get("")?.as_str().map(str::to_owned)
+}
+
 /// Where a run starts.
 struct Position {
     loaded: Option<Loaded>,
@@ -311,14 +321,10 @@ impl Runtime {
             configurable.get("checkpoint_map").and_then(|map| map.decode().ok()).unwrap_or_default();
         let ns = text("checkpoint_ns").unwrap_or_default();
         let mut named = map.clone();
-        let mut id = text("checkpoint_id");
         if !ns.is_empty() {
-            // A subgraph's checkpoint: the root starts from its entry in the map.
-            if let Some(inner) = id.take() {
-                named.insert(ns, inner);
-            }
-            id = map.get("").cloned();
+            named.extend(text("checkpoint_id").map(|inner| (ns, inner)));
         }
+        let id = root_checkpoint(configurable);
         let head = reader.load("", &Which::Latest).await?;
         let continued = claimed.input_applied
             && head.as_ref().is_some_and(|(loaded, _)| {

@@ -10,6 +10,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::assistants::Resolved;
 use super::follow::{Follow, is_temporary};
+use super::lifecycle::root_checkpoint;
 use super::live::Heard;
 use super::tasks;
 use super::{AssistantName, EventStream, RunRequest, Runtime, RuntimeError, Submitted};
@@ -20,7 +21,7 @@ use crate::model::{
     TtlStrategy, special,
 };
 use crate::storage::idempotency;
-use crate::storage::{CancelRequest, CancelTarget, ClaimedRun, NewRun, RunCreated, StorageError};
+use crate::storage::{CancelRequest, CancelTarget, ClaimedRun, NewRun, RunCreated, StorageError, Which};
 
 /// How long the temporary thread of a run that another process executed stays for those who asked here to read it.
 const READING: Duration = Duration::from_secs(1);
@@ -113,6 +114,7 @@ impl Runtime {
         idempotency::leads_to(|| format!("/threads/{thread_id}/runs/{run_id}"));
         // A malformed field is told before what is missing elsewhere.
         self.check_webhook(request)?;
+        self.check_start(scope, request, thread_id).await?;
         for look in [false, true, true] {
             let assistant = self.assistant_of(scope, request, look).await?;
             let new = self.new_run(request, &assistant, run_id, thread_id)?;
@@ -134,6 +136,19 @@ impl Runtime {
         let Some(url) = &request.kwargs.webhook else { return Ok(()) };
         let checked = self.inner.settings.webhooks.policy.check(url);
         checked.map(drop).map_err(|rule| RuntimeError::Invalid(format!("webhook: {rule}")))
+    }
+
+    /// Refuses a checkpoint to start from that the thread does not have: the run would begin as on a new thread, and move
+    /// the head there.
+    async fn check_start(&self, scope: &Scope, request: &RunRequest, thread_id: &ThreadId) -> Result<(), RuntimeError> {
+        let configurable = request.kwargs.config.get("configurable").and_then(|configurable| configurable.fields());
+        let Some(id) = configurable.as_ref().and_then(root_checkpoint) else { return Ok(()) };
+        let Some(thread) = self.storage().find_thread(scope, thread_id).await? else { return Ok(()) };
+        if thread.head.is_none() {
+            return Ok(());
+        }
+        let found = self.storage().load_checkpoint(scope, thread.key, "", &Which::Id(id.clone())).await?;
+        found.map(drop).ok_or(RuntimeError::CheckpointNotFound(id))
     }
 
     /// What a request is in storage.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde_json::json;
+use uuid::Uuid;
 
 use super::persist::{Reader, Stored, Writer};
 use super::runs::merged;
@@ -26,6 +27,15 @@ use crate::storage::{CheckpointFilter, StateCommit, StateOutcome, StorageError, 
 
 /// The most states one history answers with.
 const MAX_HISTORY: i64 = 1000;
+
+/// Refuses what cannot be the id of a checkpoint that this server made. Those from elsewhere may have any.
+fn check_ids(field: &str, at: &CheckpointRef) -> Result<(), RuntimeError> {
+    let mut ids = at.id.iter().chain(at.map.values());
+    match ids.find(|id| Uuid::try_parse(id).is_err()) {
+        Some(_) => Err(RuntimeError::Invalid(format!("{field}: Invalid checkpoint ID: must be a UUID"))),
+        None => Ok(()),
+    }
+}
 
 impl Runtime {
     pub(super) async fn thread(&self, scope: &Scope, id: &ThreadId) -> Result<Thread, RuntimeError> {
@@ -50,6 +60,7 @@ impl Runtime {
         if thread.head.is_none() && self.storage().is_foreign(scope, thread.key).await? {
             return self.foreign_state(scope, &thread, at).await;
         }
+        check_ids("checkpoint", at)?;
         self.state(*scope, thread, at.clone(), subgraphs).await
     }
 
@@ -207,6 +218,8 @@ impl Runtime {
         if thread.head.is_none() && self.storage().is_foreign(scope, thread.key).await? {
             return self.foreign_states(scope, &thread, query, limit).await;
         }
+        check_ids("checkpoint", &query.checkpoint)?;
+        query.before.as_ref().map_or(Ok(()), |before| check_ids("before", before))?;
         let (graph, ns) = self.resolve(&thread, &query.checkpoint.ns);
         let filter = CheckpointFilter {
             ns: ns.clone(),
@@ -230,6 +243,7 @@ impl Runtime {
         thread: &ThreadId,
         update: StateUpdate,
     ) -> Result<Cursor, RuntimeError> {
+        check_ids("checkpoint", &update.at)?;
         let edits = vec![vec![edit_of(&update)?]];
         self.edit(scope, thread, &update.at, &edits, &attribution(&update), false).await
     }

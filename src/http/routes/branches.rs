@@ -186,6 +186,10 @@ pub(super) async fn compare(State(state): State<AppState>, caller: Caller, path:
 /// The state at the checkpoint that a word stands for.
 async fn at(state: &AppState, caller: &Caller, thread: &Thread, word: &str) -> ApiResult<ThreadState> {
     let id = state.runtime.place(&caller.scope, thread, word).await?;
+    // A word that is no branch: nothing here is called that.
+    if thread.head.is_some() && Uuid::try_parse(&id).is_err() {
+        return Err(RuntimeError::CheckpointNotFound(id).into());
+    }
     let at = CheckpointRef { id: Some(id.clone()), ..CheckpointRef::default() };
     let found = state.runtime.thread_state(&caller.scope, &thread.id, &at, false).await?;
     if found.metadata.is_none() {

@@ -37,7 +37,8 @@ const MEMBER_RULES: [&str; 13] = [
     "webhook",
 ];
 /// Parameters with rules beyond a schema.
-const PARAMETER_RULES: [&str; 6] = ["asked_after", "asked_before", "cursor", "metadata", "namespace", "select"];
+const PARAMETER_RULES: [&str; 7] =
+    ["asked_after", "asked_before", "before", "cursor", "metadata", "namespace", "select"];
 
 /// One operation of the document.
 struct Described {

@@ -102,3 +102,62 @@ async fn threads_may_start_with_supersteps() {
     let failed = server.post("/threads", bad).await;
     assert!(failed.refused(201).contains("supersteps failed"), "{failed:?}");
 }
+
+#[tokio::test]
+async fn a_cursor_that_cannot_be_a_checkpoint_is_refused() {
+    let server = TestServer::start().await;
+    let id = counted(&server).await;
+    let place = |path: &str| format!("/threads/{id}{path}");
+    let at = json!({"checkpoint": {"checkpoint_id": "x"}});
+    for (path, body) in [
+        ("/history", json!({"before": "x"})),
+        ("/history", json!({"before": {"checkpoint_id": "x"}})),
+        ("/history", at.clone()),
+        ("/state/checkpoint", at.clone()),
+        ("/state", json!({"values": {"counter": 1}, "checkpoint": {"checkpoint_id": "x"}})),
+        ("/runs", at),
+        ("/runs", json!({"checkpoint_id": "x"})),
+        ("/runs", json!({"config": {"configurable": {"checkpoint_id": "x"}}})),
+    ] {
+        let text = server.post(&place(path), body.clone()).await.refused(422);
+        assert!(text.contains("must be a UUID"), "{path} {body}: {text}");
+    }
+    server.get(&place("/history?before=x")).await.refused(422);
+    // What names nothing is the latest.
+    let nothing = json!({"input": {"counter": 0}, "checkpoint": {"checkpoint_id": ""},
+                         "config": {"configurable": {"checkpoint_id": null}}});
+    assert_eq!(server.post(&place("/runs/wait"), nothing).await.ok(), json!({"counter": 3}));
+}
+
+#[tokio::test]
+async fn a_run_does_not_start_from_a_checkpoint_that_is_not_there() {
+    let server = TestServer::start().await;
+    let id = counted(&server).await;
+    let head = server.get(&format!("/threads/{id}/state")).await.ok();
+    let unknown = "1f1e0000-0000-6000-8000-000000000000";
+    let inner = json!({"checkpoint_ns": "x:1", "checkpoint_id": unknown, "checkpoint_map": {"": unknown}});
+    for named in [
+        json!({"checkpoint_id": unknown}),
+        json!({"checkpoint": {"checkpoint_id": unknown}}),
+        json!({"checkpoint": inner}),
+        json!({"config": {"configurable": {"checkpoint_id": unknown}}}),
+    ] {
+        let mut body = named;
+        body["input"] = json!({"counter": 0});
+        for path in ["runs", "runs/wait", "runs/stream"] {
+            let text = server.post(&format!("/threads/{id}/{path}"), body.clone()).await.refused(404);
+            assert!(text.starts_with(&format!("Checkpoint {unknown} not found")), "{body}: {text}");
+        }
+    }
+    let params = json!({"assistant_id": "counter", "input": {"counter": 0},
+                        "config": {"configurable": {"checkpoint_id": unknown}}});
+    let command = json!({"id": 1, "method": "run.start", "params": params});
+    let refused = server.post(&format!("/threads/{id}/commands"), command).await.ok();
+    assert_eq!((&refused["type"], &refused["error"]), (&json!("error"), &json!("no_such_checkpoint")), "{refused}");
+    assert_eq!(server.get(&format!("/threads/{id}/state")).await.ok(), head, "the head stays where it was");
+    assert_eq!(server.get(&format!("/threads/{id}/runs")).await.ok().as_array().map(Vec::len), Some(1));
+    // From one that is there it goes on, and a thread without any has nothing to miss.
+    let parent = head["parent_checkpoint"].clone();
+    let fork = json!({"input": {"counter": 0}, "checkpoint": parent});
+    assert_eq!(server.post(&format!("/threads/{id}/runs/wait"), fork).await.ok(), json!({"counter": 3}));
+}
