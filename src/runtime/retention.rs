@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::persist::{origin, references};
 use super::{Runtime, RuntimeError};
-use crate::model::{CheckpointId, Scope, Thread, ThreadId, ThreadStatus, TtlStrategy};
+use crate::engine::step::is_control;
+use crate::model::{CheckpointId, Scope, Thread, ThreadId, ThreadStatus, TtlStrategy, special};
 use crate::storage::{
     CheckpointFilter, ExpiredThread, Kept, PayloadHash, Pruned, Size, StorageError, StoredCheckpoint, ThreadSizes,
     Which,
@@ -20,8 +21,9 @@ const REPORT_PAGE: i64 = 200;
 #[derive(Debug, Clone, Default)]
 pub struct StorageReport {
     pub sizes: ThreadSizes,
-    /// Values of lists, and those stored once per thread, by the channel that holds them. What only states older than the
-    /// newest `REPORTED_STATES` hold is in the totals alone.
+    /// Values by the channel that holds them: of lists, those stored once per thread, and small ones, which stand in the
+    /// rows of checkpoints and are part of their size. What only states older than the newest `REPORTED_STATES` hold is in
+    /// the totals alone.
     pub by_channel: BTreeMap<String, Size>,
 }
 
@@ -136,7 +138,7 @@ impl Runtime {
         let missing = || RuntimeError::ThreadNotFound(id.to_string());
         let sizes = self.storage().thread_sizes(scope, id).await?.ok_or_else(missing)?;
         let mut by_channel: BTreeMap<String, Size> = sizes.lists.iter().cloned().collect();
-        let channels = self.channels_of_payloads(scope, id).await?;
+        let (channels, inline) = self.channels_of_values(scope, id).await?;
         let hashes: Vec<PayloadHash> = channels.keys().copied().collect();
         for (hash, bytes) in self.storage().payload_sizes(scope, id.key(scope.tenant()), &hashes).await? {
             let Some(channel) = channels.get(&hash) else { continue };
@@ -144,29 +146,43 @@ impl Runtime {
             size.count += 1;
             size.bytes += bytes;
         }
+        for (channel, size) in inline {
+            let known = by_channel.entry(channel).or_default();
+            *known = Size { count: known.count + size.count, bytes: known.bytes + size.bytes };
+        }
         Ok(StorageReport { sizes, by_channel })
     }
 
-    async fn channels_of_payloads(
-        &self,
-        scope: &Scope,
-        id: &ThreadId,
-    ) -> Result<HashMap<PayloadHash, String>, StorageError> {
+    /// The channels of payloads, and what stands in the rows of checkpoints by channel.
+    async fn channels_of_values(&self, scope: &Scope, id: &ThreadId) -> Result<ByChannel, StorageError> {
         let key = id.key(scope.tenant());
-        let mut channels = HashMap::new();
+        let (mut channels, mut inline) = (HashMap::new(), BTreeMap::<String, Size>::new());
         let mut filter = CheckpointFilter::default();
         let mut left = REPORTED_STATES;
         while left > 0 {
             let rows = self.storage().list_checkpoints(scope, key, &filter, REPORT_PAGE).await?;
-            for (hash, channel) in references(&rows)?.payloads {
+            let found = references(&rows)?;
+            // A question or an answer is a write on a checkpoint, and in no channel.
+            for (hash, channel) in found.payloads.into_iter().filter(|(_, channel)| !is_control(channel)) {
                 channels.entry(hash).or_insert(channel);
+            }
+            for (channel, size) in found.inline.into_iter().filter(|(channel, _)| !is_own(channel)) {
+                let known = inline.entry(channel).or_default();
+                *known = Size { count: known.count + size.count, bytes: known.bytes + size.bytes };
             }
             let Some(last) = rows.last().filter(|_| rows.len() as i64 == REPORT_PAGE) else { break };
             filter.before = Some(last.row.id.clone());
             left = left.saturating_sub(rows.len());
         }
-        Ok(channels)
+        Ok((channels, inline))
     }
+}
+
+type ByChannel = (HashMap<PayloadHash, String>, BTreeMap<String, Size>);
+
+/// A channel of the engine's own, which is empty or says what runs next.
+fn is_own(channel: &str) -> bool {
+    channel == special::TASKS || channel.starts_with("branch:to:") || channel.starts_with("join:")
 }
 
 /// Whether a state inside a graph is part of what a state of the root waits for.

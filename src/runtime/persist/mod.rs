@@ -17,8 +17,8 @@ use crate::model::{
     WrittenBy,
 };
 use crate::storage::{
-    CheckpointFilter, CheckpointRow, LogRange, LogRow, Payload, PayloadHash, SharedStorage, StepRows, StorageError,
-    StoredCheckpoint, TaskWritesRow, Which,
+    CheckpointFilter, CheckpointRow, LogRange, LogRow, Payload, PayloadHash, SharedStorage, Size, StepRows,
+    StorageError, StoredCheckpoint, TaskWritesRow, Which,
 };
 
 #[cfg(test)]
@@ -536,6 +536,8 @@ impl Wanted {
 pub(crate) struct References {
     /// With a channel that holds it.
     pub(crate) payloads: HashMap<PayloadHash, String>,
+    /// Values that stand in the rows of checkpoints themselves, by channel.
+    pub(crate) inline: BTreeMap<String, Size>,
     pub(crate) ranges: Vec<LogRange>,
     /// Namespace and id of the checkpoints that tasks were planned from before a migration.
     pub(crate) origins: Vec<(String, CheckpointId)>,
@@ -544,7 +546,7 @@ pub(crate) struct References {
 /// Reads references without what they refer to.
 pub(crate) fn references(rows: &[StoredCheckpoint]) -> Result<References, StorageError> {
     let mut found = References::default();
-    let mut origins = Vec::new();
+    let (mut origins, mut inline) = (Vec::new(), BTreeMap::<String, Size>::new());
     let mut add = |reference: &ValueRef, ns: &str, channel: &str| {
         let mut hashes = HashSet::new();
         collect(reference, ns, channel, &mut hashes, &mut found.ranges);
@@ -561,6 +563,10 @@ pub(crate) fn references(rows: &[StoredCheckpoint]) -> Result<References, Storag
         origins.extend(body.origin.as_ref().map(|origin| (row.ns.clone(), origin.checkpoint_id.clone())));
         for (channel, reference) in &body.channels {
             add(reference, &row.ns, channel);
+            if let ValueRef::Inline(value) = reference {
+                let size = inline.entry(channel.clone()).or_default();
+                *size = Size { count: size.count + 1, bytes: size.bytes + value.as_raw().get().len() as i64 };
+            }
         }
         for writes in &stored.writes {
             let refs: Vec<(String, ValueRef)> =
@@ -570,7 +576,7 @@ pub(crate) fn references(rows: &[StoredCheckpoint]) -> Result<References, Storag
             }
         }
     }
-    found.origins = origins;
+    (found.origins, found.inline) = (origins, inline);
     Ok(found)
 }
 

@@ -105,6 +105,23 @@ async fn bytes_are_told_by_kind_and_channel() {
     assert_eq!(report["total_bytes"].as_i64(), Some(all.iter().map(|kind| of(kind)).sum()));
     assert!(report["channel_values"]["by_channel"]["messages"]["bytes"].as_i64() > Some(500), "{report}");
     server.get("/threads/nobody/storage").await.refused(404);
+    // Small values stand in the rows of their checkpoints; a question is in no channel.
+    let long = "tea ".repeat(100);
+    let asked = json!({"assistant_id": "approval", "input": {"topic": long}});
+    server.post("/threads/q/runs/wait", asked).await.ok();
+    let counted = json!({"assistant_id": "counter", "input": {"counter": 0}});
+    server.post("/threads/c/runs/wait", counted).await.ok();
+    let by_channel = async |thread: &str| {
+        let report = server.get(&format!("/threads/{thread}/storage")).await.ok();
+        report["channel_values"]["by_channel"].clone()
+    };
+    assert_eq!(
+        by_channel("c").await,
+        json!({"__start__": {"count": 1, "bytes": 13}, "counter": {"count": 4, "bytes": 4}})
+    );
+    let found = by_channel("q").await;
+    let names: Vec<&String> = found.as_object().expect("channels").keys().collect();
+    assert_eq!(names, ["__start__", "approved", "draft", "published", "topic"], "{found}");
 }
 
 #[tokio::test]

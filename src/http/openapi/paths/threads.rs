@@ -124,7 +124,8 @@ pub(in crate::http) fn copy() -> Operation {
 
 pub(in crate::http) fn storage() -> Operation {
     let size = || shape().required("count", whole()).required("bytes", whole());
-    let values = size().required("by_channel", map(size().schema()));
+    let by_channel = map(size().schema()).about("Small values, too, which stand in `checkpoints`");
+    let values = size().required("by_channel", by_channel);
     let report = shape()
         .required("thread_id", component("ThreadId"))
         .required("total_bytes", whole())
