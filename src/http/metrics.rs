@@ -66,6 +66,19 @@ impl Requests {
         each
     }
 
+    /// How many there were, and how many of them failed here.
+    fn totals(&self) -> (u64, u64) {
+        let mut totals = (0, 0);
+        for (_, _, counts) in self.each() {
+            for (status, count) in STATUSES.iter().zip(&counts.statuses) {
+                let count = count.load(Relaxed);
+                totals.0 += count;
+                totals.1 += if *status >= 500 { count } else { 0 };
+            }
+        }
+        totals
+    }
+
     fn write(&self, text: &mut String) {
         let each = self.each();
         let name = "session_store_http_requests_total";
@@ -112,7 +125,9 @@ pub(crate) async fn show(State(state): State<AppState>, query: Query) -> ApiResu
     if is_json {
         let (pending, running) = queue.unzip();
         let active = places.all.saturating_sub(places.free);
+        let (requests, errors) = state.requests.totals();
         let body = json!({
+            "api": {"n_requests": requests, "n_errors": errors},
             "queue": {"n_pending": pending, "n_running": running},
             "workers": {"max": places.all, "active": active, "available": places.free},
         });

@@ -72,6 +72,8 @@ async fn metrics_count_requests_runs_and_commits() {
     let json = server.get("/metrics?format=json").await.ok();
     assert_eq!(json["queue"], json!({"n_pending": 0, "n_running": 0}));
     assert_eq!(json["workers"]["active"], json!(0));
+    assert!(json["api"]["n_requests"].as_u64() >= Some(4), "{json}");
+    assert_eq!(json["api"]["n_errors"], json!(0));
     server.get("/metrics?format=xml").await.refused(422);
 }
 

@@ -47,9 +47,15 @@ pub(in crate::http) fn info() -> Operation {
 pub(in crate::http) fn metrics() -> Operation {
     let queue = shape().required("n_pending", whole().nullable()).required("n_running", whole().nullable());
     let workers = shape().required("max", whole()).required("active", whole()).required("available", whole());
-    let counts = shape().required("queue", queue.schema()).required("workers", workers.schema());
+    let api = shape().required("n_requests", whole()).required("n_errors", whole());
+    let counts =
+        shape().required("api", api.schema()).required("queue", queue.schema()).required("workers", workers.schema());
     operation("system.metrics", "What the process counts of its own work")
-        .query("format", word(&FORMATS).default("prometheus"), "`json`: the queue and the workers only")
+        .query(
+            "format",
+            word(&FORMATS).default("prometheus"),
+            "`json`: requests, those that failed here, the queue and the workers only",
+        )
         .answer(200, "text/plain", string(), "The text format of Prometheus")
         .json(200, counts.schema(), "With `format=json`; null: the database does not answer")
 }
