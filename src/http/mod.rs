@@ -47,7 +47,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceBuilder;
 use tower::util::MapRequestLayer;
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, AllowPrivateNetwork, CorsLayer};
 use tower_http::request_id::{PropagateRequestIdLayer, SetRequestIdLayer};
 use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
 use tower_http::trace::TraceLayer;
@@ -138,6 +138,14 @@ fn cors() -> CorsLayer {
             header::CONTENT_LOCATION,
             header::LOCATION,
             trace::X_REQUEST_ID,
+        ])
+        // Pages of the open web may call a server on the machine or in the network of whoever looks at them.
+        .allow_private_network(AllowPrivateNetwork::yes())
+        .vary([
+            header::ORIGIN,
+            header::ACCESS_CONTROL_REQUEST_METHOD,
+            header::ACCESS_CONTROL_REQUEST_HEADERS,
+            HeaderName::from_static("access-control-request-private-network"),
         ])
         .max_age(Duration::from_secs(600))
 }

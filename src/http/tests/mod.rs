@@ -221,7 +221,10 @@ async fn keys_open_the_server_and_health_stays_open() {
     }
     let preflight =
         Request::options("/threads").header("origin", "http://x").header("access-control-request-method", "POST");
-    assert_eq!(send(&app, preflight.body(Body::empty()).expect("a request")).await.status, 200);
+    let private = preflight.header("access-control-request-private-network", "true");
+    let answer = send(&app, private.body(Body::empty()).expect("a request")).await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.headers["access-control-allow-private-network"], "true");
 }
 
 #[tokio::test]
@@ -230,6 +233,8 @@ async fn every_answer_carries_a_request_id_and_cors_headers() {
     let answer = send(&app(), named.body(Body::empty()).expect("a request")).await;
     assert_eq!(answer.headers["x-request-id"], "abc");
     assert_eq!(answer.headers["access-control-allow-origin"], "*");
+    let varies = answer.headers["vary"].to_str().expect("text").to_owned();
+    assert!(varies.split(", ").any(|header| header == "origin"), "{varies}");
     let exposed = answer.headers["access-control-expose-headers"].to_str().expect("text").to_owned();
     for name in ["x-pagination-total", "x-pagination-next", "content-location", "location"] {
         assert!(exposed.split(',').any(|header| header == name), "{exposed}");
