@@ -124,10 +124,10 @@ pub(crate) async fn execute(
 
 async fn start(state: &AppState, caller: &Caller, thread: &ThreadId, mut params: Object) -> Result<Json, Refusal> {
     let input = params.json("input");
-    let assistant = params.required_string("assistant_id")?;
+    let assistant = params.string("assistant_id")?.filter(|name| !name.is_empty());
     let strategy = params.json("multitaskStrategy").and_then(|name| MultitaskStrategy::parse(name.as_str()?));
     let mut request = request(caller, thread, &mut params)?;
-    request.assistant = Some(AssistantName::parse(&assistant));
+    request.assistant = assistant.as_deref().map(AssistantName::parse);
     request.multitask_strategy = strategy.unwrap_or_default();
     let is_fork = match request.kwargs.config.get("configurable").and_then(|given| given.get("checkpoint_id")) {
         Some(id) if !id.is_null() => {

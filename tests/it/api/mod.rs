@@ -5,6 +5,7 @@ mod assistants;
 mod bad_input;
 mod branches;
 mod chain_events;
+mod commands;
 mod crons;
 mod foreign;
 mod gaps;
