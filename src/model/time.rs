@@ -2,7 +2,7 @@
 
 #![deny(missing_docs)]
 
-use chrono::{DateTime, NaiveDateTime, SecondsFormat, Utc};
+use chrono::{DateTime, NaiveDate, NaiveDateTime, SecondsFormat, Utc};
 use serde::{Serialize, Serializer};
 
 /// Microseconds since the Unix epoch, UTC.
@@ -22,7 +22,8 @@ impl Timestamp {
             .unwrap_or_else(|| format!("{}us", self.0))
     }
 
-    /// Reads any RFC 3339 time; one without an offset is UTC (Python's `isoformat()` of a naive time).
+    /// Reads any RFC 3339 time; one without an offset is UTC (Python's `isoformat()` of a naive time), and a date is where
+    /// it begins.
     pub fn parse(text: &str) -> Option<Timestamp> {
         if let Ok(at) = DateTime::parse_from_rfc3339(text) {
             return Some(Timestamp(at.timestamp_micros()));
@@ -30,6 +31,7 @@ impl Timestamp {
         ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f"]
             .iter()
             .find_map(|form| NaiveDateTime::parse_from_str(text, form).ok())
+            .or_else(|| NaiveDate::parse_from_str(text, "%Y-%m-%d").ok()?.and_hms_opt(0, 0, 0))
             .map(|at| Timestamp(at.and_utc().timestamp_micros()))
     }
 }
@@ -49,5 +51,12 @@ mod tests {
         let at = Timestamp::parse("2026-11-21T00:05:53.888063Z").expect("a time");
         assert_eq!(at.to_iso(), "2026-11-21T00:05:53.888063+00:00");
         assert_eq!(Timestamp::parse("2026-11-21T00:05:53.888063"), Some(at));
+        assert_eq!(
+            Timestamp::parse("2026-11-21").map(Timestamp::to_iso).as_deref(),
+            Some("2026-11-21T00:00:00.000000+00:00")
+        );
+        for bad in ["", "soon", "2026-11-32", "2026", "2026-11-21T"] {
+            assert_eq!(Timestamp::parse(bad), None, "{bad}");
+        }
     }
 }

@@ -36,6 +36,38 @@ pub(in crate::http) const COLUMNS: [&str; 14] = [
 ];
 pub(in crate::http) const SORTS: [&str; 7] =
     ["cron_id", "assistant_id", "thread_id", "next_run_date", "end_time", "created_at", "updated_at"];
+/// What of a cron can be changed; other members say nothing.
+pub(in crate::http) const CHANGEABLE: [&str; 29] = [
+    "schedule",
+    "timezone",
+    "end_time",
+    "enabled",
+    "on_run_completed",
+    "assistant_id",
+    "input",
+    "command",
+    "checkpoint",
+    "checkpoint_id",
+    "config",
+    "context",
+    "metadata",
+    "stream_mode",
+    "stream_subgraphs",
+    "stream_resumable",
+    "interrupt_before",
+    "interrupt_after",
+    "multitask_strategy",
+    "if_not_exists",
+    "on_disconnect",
+    "on_completion",
+    "durability",
+    "checkpoint_during",
+    "after_seconds",
+    "webhook",
+    "feedback_keys",
+    "strict_resume",
+    "langsmith_tracer",
+];
 /// Part of the payload that the server adds.
 const OWN_KEY: &str = "cron_id";
 
@@ -73,7 +105,8 @@ pub(super) async fn update(
     path: PathIds,
     Body(body): Body,
 ) -> ApiResult {
-    let changes = body.rest();
+    let mut changes = body.rest();
+    changes.retain(|key, _| CHANGEABLE.contains(&key.as_str()));
     if changes.is_empty() {
         return Err(ApiError::BadRequest("Request body: at least one field to change is required".to_owned()));
     }

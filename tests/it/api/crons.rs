@@ -52,6 +52,10 @@ async fn crons_are_made_read_changed_and_deleted() {
     assert_eq!(changed["payload"]["context"], json!({"c": 1}));
     let text = server.send("PATCH", &place, "{}").await.refused(400);
     assert!(text.contains("at least one field"), "{text}");
+    server.send("PATCH", &place, r#"{"foo":1,"cron_id":"x"}"#).await.refused(400);
+    let ending = server.send("PATCH", &place, r#"{"foo":1,"end_time":"2130-01-01"}"#).await.ok();
+    assert_eq!(ending["end_time"], "2130-01-01T00:00:00.000000+00:00", "a date is where it begins");
+    assert_eq!(ending["payload"].get("foo"), None);
     server.send("PATCH", &place, r#"{"schedule":"nope"}"#).await.refused(422);
     assert_eq!(server.get(&place).await.ok()["schedule"], "30 8 * * *", "a refused change changes nothing");
     assert_eq!(server.send("DELETE", &place, "").await.status, 204);

@@ -86,3 +86,19 @@ pub(in crate::http) fn search() -> Operation {
 pub(in crate::http) fn count() -> Operation {
     operation("crons.count", "Count crons").body(shape().and(filter)).ok(whole(), "How many there are")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::routes::crons::CHANGEABLE;
+
+    #[test]
+    fn what_can_be_changed_is_what_a_change_describes() {
+        let described = change().schema().json();
+        let mut described: Vec<&String> = described["properties"].as_object().expect("members").keys().collect();
+        let mut changeable = CHANGEABLE;
+        described.sort();
+        changeable.sort_unstable();
+        assert_eq!(described, changeable);
+    }
+}
