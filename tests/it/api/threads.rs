@@ -94,6 +94,20 @@ async fn copies_have_the_state_and_a_name_of_their_own() {
     assert_eq!((&copy["values"], &server.get(&place).await.ok()["values"]), (&json!(null), &json!(null)));
     assert_eq!(server.get(&format!("{place}/state")).await.ok()["values"], json!({"counter": 3}));
     server.post("/threads/nobody/copy", json!({})).await.refused(409);
+    // A question that waits is copied, and can be answered on both; the copy's document is as for any copy.
+    let asked = json!({"assistant_id": "approval", "input": {"topic": "tea"}});
+    server.post("/threads/q/runs/wait", asked).await.ok();
+    let copy = server.post("/threads/q/copy", json!({})).await.ok();
+    let place = format!("/threads/{}", copy["thread_id"].as_str().expect("an id"));
+    let shown = server.get(&place).await.ok();
+    assert_eq!((&shown["status"], &shown["interrupts"]), (&json!("idle"), &json!({})), "{shown}");
+    let pending =
+        server.get(&format!("/interrupts?thread_id={}", copy["thread_id"].as_str().expect("an id"))).await.ok();
+    assert_eq!(pending.as_array().map(Vec::len), Some(1), "{pending}");
+    assert_eq!(server.get(&format!("{place}/state")).await.ok()["next"], json!(["approve"]));
+    let answered = server.post(&format!("{place}/runs/wait"), json!({"command": {"resume": "yes"}})).await.ok();
+    assert_eq!(answered["approved"], true);
+    assert_eq!(server.get("/threads/q").await.ok()["status"], "interrupted");
 }
 
 #[tokio::test]
