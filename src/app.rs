@@ -23,7 +23,7 @@ use crate::config::{
     Config, DatabaseConfig, DatabaseUrl, EmbeddingProvider, ModelConfig, PgvectorUse, Role, SqliteSynchronous, seconds,
 };
 use crate::graph::Graph;
-use crate::http::{ApiKey, HttpSettings, router};
+use crate::http::{ApiKey, HeaderPatterns, HttpSettings, router};
 use crate::memory::Memory;
 use crate::model::{Scope, Ttl};
 use crate::runtime::doctor::{Expectations, Finding, Verdict, examine, readiness};
@@ -83,6 +83,8 @@ impl Server {
         let stopping = CancellationToken::new();
         let http = HttpSettings {
             api_keys: config.auth.api_key.reveal().map(ApiKey::new).into_iter().collect(),
+            configurable_headers: HeaderPatterns::parse(&config.http.configurable_headers)
+                .context("http.configurable_headers names no headers")?,
             mcp_origins: config.mcp.origins(),
             body_limit: config.server.max_body_bytes,
             heartbeat: seconds(config.server.heartbeat_secs),

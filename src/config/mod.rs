@@ -37,6 +37,7 @@ pub struct Config {
     pub server: ServerConfig,
     pub database: DatabaseConfig,
     pub auth: AuthConfig,
+    pub http: HttpConfig,
     pub runtime: RuntimeConfig,
     pub crons: CronsConfig,
     pub threads: ThreadsConfig,
@@ -142,6 +143,20 @@ impl EmbeddingConfig {
     pub fn paths(&self) -> Vec<String> {
         self.fields.split_whitespace().map(str::to_owned).collect()
     }
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct HttpConfig {
+    pub configurable_headers: String,
+}
+
+/// One of `configurable_headers`, or nothing.
+fn is_header_pattern(text: &str) -> bool {
+    let text = text.trim();
+    let (name, is_left_out) = text.strip_prefix('!').map_or((text, false), |name| (name.trim(), true));
+    let is_named = |byte: u8| byte.is_ascii_alphanumeric() || b"#$%&'*+-.^_`|~".contains(&byte);
+    name.bytes().all(is_named) && !(is_left_out && name.is_empty())
 }
 
 /// What embeds the texts of items.
@@ -484,6 +499,13 @@ impl Config {
             key,
             key.reveal().is_none_or(header_safe),
             "must be printable ASCII without spaces: it travels in a header",
+        );
+
+        rule(
+            "http.configurable_headers",
+            &self.http.configurable_headers,
+            self.http.configurable_headers.split(',').all(is_header_pattern),
+            "must be names of headers separated by commas, with * for any text and ! before what is left out",
         );
 
         let runtime = &self.runtime;

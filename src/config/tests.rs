@@ -135,12 +135,14 @@ fn every_problem_is_named_with_key_value_and_rule() {
         ("SESSION_STORE__RUNTIME__RENEW_SECS", "3"),
         ("SESSION_STORE__DATABASE__MAX_CONNECTIONS", "0"),
         ("SESSION_STORE__MCP__ALLOWED_ORIGINS", "*, https://a.example:1, https://b.example/path"),
+        ("SESSION_STORE__HTTP__CONFIGURABLE_HEADERS", "x-user-*, !x-user-secret, x user"),
     ]);
     assert!(text.contains("server.listen = here: must be an IP address and a port"), "{text}");
     assert!(text.contains("runtime.renew_secs = 3: must be less than half"), "{text}");
     assert!(text.contains("database.max_connections = 0: must be between 2 and 10000"), "{text}");
     assert!(text.contains("mcp.allowed_origins = ") && text.contains("b.example/path: must be origins"), "{text}");
-    assert_eq!(text.lines().count(), 4, "{text}");
+    assert!(text.contains("http.configurable_headers = ") && text.contains("must be names of headers"), "{text}");
+    assert_eq!(text.lines().count(), 5, "{text}");
 
     let wrong_type = problem(&[("SESSION_STORE__RUNTIME__CONCURRENCY", "many")]);
     assert!(wrong_type.contains("many") && wrong_type.contains("runtime.concurrency"), "{wrong_type}");

@@ -161,7 +161,8 @@ pub(super) async fn authenticate(State(state): State<AppState>, mut request: Req
     let more = if is_socket { socket_keys(&request) } else { Vec::new() };
     match identify(&state.settings.api_keys, request.uri().path(), request.headers(), &more) {
         Ok(caller) => {
-            request.extensions_mut().insert(caller);
+            let carried = Arc::new(carried(request.headers(), &state.settings.configurable_headers));
+            request.extensions_mut().insert(Caller { carried, ..caller });
             next.run(request).await
         }
         Err(error) if is_socket => {
@@ -179,7 +180,7 @@ pub(super) async fn authenticate(State(state): State<AppState>, mut request: Req
 fn identify(keys: &[ApiKey], path: &str, headers: &HeaderMap, more: &[Vec<u8>]) -> ApiResult<Caller> {
     let caller = |identity: Option<&str>| {
         let actor = labelled(headers)?.or_else(|| identity.map(str::to_owned));
-        Ok(Caller { scope: Scope::default(), actor, carried: Arc::new(carried(headers)) })
+        Ok(Caller { scope: Scope::default(), actor, carried: Arc::default() })
     };
     if keys.is_empty() || OPEN.contains(&path) {
         return caller(None);

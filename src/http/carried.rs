@@ -1,8 +1,9 @@
-//! What a run's `configurable` takes from the headers of the request that asked for it: the request's id, and where it is
-//! in a trace of LangSmith (contract section 1.4).
+//! What a run's `configurable` takes from the headers of the request that asked for it: the request's id, where it is in a
+//! trace of LangSmith, and what the operator names (contract section 1.4).
 
 use axum::http::HeaderMap;
 
+use super::named_headers::HeaderPatterns;
 use super::trace::X_REQUEST_ID;
 use crate::model::{Fields, Json};
 use crate::spans;
@@ -12,9 +13,9 @@ const LANGSMITH_TRACE: &str = "langsmith-trace";
 const MAX_VALUE: usize = 8 * 1024;
 
 /// The members for `config.configurable`. What is too long or malformed is left out: a trace is no reason to refuse a run.
-pub(super) fn carried(headers: &HeaderMap) -> Fields {
+pub(super) fn carried(headers: &HeaderMap, named: &HeaderPatterns) -> Fields {
     let text = |name: &str| headers.get(name)?.to_str().ok().filter(|text| text.len() <= MAX_VALUE);
-    let mut fields = Fields::new();
+    let mut fields = named.taken(headers);
     if let Some(id) = text(X_REQUEST_ID.as_str()) {
         fields.insert("langgraph_request_id".to_owned(), Json::from(id));
     }
@@ -69,7 +70,7 @@ mod tests {
             .iter()
             .map(|(name, value)| (name.parse().expect("a name"), value.parse().expect("a value")))
             .collect();
-        Json::from(&carried(&headers)).text()
+        Json::from(&carried(&headers, &HeaderPatterns::default())).text()
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod jsonrpc;
 mod keepalive;
 mod mcp;
 mod metrics;
+mod named_headers;
 mod object;
 mod openapi;
 mod origin;
@@ -53,6 +54,7 @@ use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
 use tower_http::trace::TraceLayer;
 
 pub use auth::ApiKey;
+pub use named_headers::HeaderPatterns;
 
 use crate::runtime::Runtime;
 
@@ -65,6 +67,8 @@ pub struct HttpSettings {
     pub body_timeout: Duration,
     /// Keys that open the server; none: everybody may ask for everything.
     pub api_keys: Vec<ApiKey>,
+    /// Headers that runs find in their `configurable`.
+    pub configurable_headers: HeaderPatterns,
     /// Web pages of other machines that may speak MCP, as in `https://app.example.com`; `*`: all.
     pub mcp_origins: Vec<String>,
     /// How often an idle stream or a long answer shows that it is alive. Clients learn this rhythm: keep it steady.
@@ -81,6 +85,7 @@ impl Default for HttpSettings {
             body_limit: 32 * 1024 * 1024,
             body_timeout: Duration::from_secs(120),
             api_keys: Vec::new(),
+            configurable_headers: HeaderPatterns::default(),
             mcp_origins: Vec::new(),
             heartbeat: Duration::from_secs(5),
             check_timeout: Duration::from_secs(5),

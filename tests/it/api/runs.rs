@@ -1,6 +1,7 @@
 //! Runs on threads and without.
 
 use serde_json::{Value, json};
+use session_store::http::{HeaderPatterns, HttpSettings};
 use uuid::Uuid;
 
 use crate::support::server::TestServer;
@@ -153,6 +154,37 @@ async fn a_run_knows_the_request_that_asked_for_it() {
     let cron = json!({"assistant_id": "counter", "schedule": "0 0 1 1 *"});
     let cron = server.send_with("POST", "/runs/crons", &headers, &cron.to_string()).await.ok();
     assert!(!cron.to_string().contains("req-1"), "{cron}");
+}
+
+#[tokio::test]
+async fn headers_that_the_operator_names_are_copied() {
+    let headers = [
+        ("x-user-id", "7"),
+        ("x-user-secret", "s3cret"),
+        ("x-other", "no"),
+        ("authorization", "Bearer s3cret"),
+        ("cookie", "s3cret"),
+    ];
+    let mut body = counter();
+    body["config"] = json!({"configurable": {"x-user-id": "forged", "mine": 1}});
+    let run = async |patterns: &str| {
+        let configurable_headers = HeaderPatterns::parse(patterns).expect("patterns");
+        let server = TestServer::with(HttpSettings { configurable_headers, ..HttpSettings::default() }).await;
+        let run = server.send_with("POST", "/threads/t/runs", &headers, &body.to_string()).await.ok();
+        let start =
+            json!({"id": 1, "method": "run.start", "params": {"assistant_id": "counter", "input": {"counter": 0}}});
+        server.send_with("POST", "/threads/v/commands", &headers, &start.to_string()).await.ok();
+        let by_command = server.get("/threads/v/runs").await.ok()[0].clone();
+        let own = |run: &Value| run["kwargs"]["config"]["configurable"].clone();
+        assert!(!format!("{run}{by_command}").contains("s3cret"), "{run}");
+        server.get(&format!("/threads/t/runs/{}/join", run["run_id"].as_str().expect("an id"))).await.ok();
+        (own(&run), own(&by_command))
+    };
+    let (named, by_command) = run("X-User-*, authorization, cookie, !*-secret").await;
+    assert_eq!((&named["x-user-id"], &named["mine"], named.get("x-other")), (&json!("7"), &json!(1), None), "{named}");
+    assert_eq!(by_command["x-user-id"], "7");
+    let (none, by_command) = run("").await;
+    assert_eq!((&none["x-user-id"], by_command.get("x-user-id")), (&json!("forged"), None), "none by default: {none}");
 }
 
 #[tokio::test]
