@@ -3,7 +3,7 @@
 use axum::http::Method;
 use serde_json::{Map, Value, json};
 
-use super::schema::{Schema, Shape, boolean, component, integer, string, text, uuid};
+use super::schema::{Schema, Shape, any, boolean, component, integer, text, uuid};
 use crate::http::page::{LIMITS, OFFSETS};
 
 /// What a method of a path takes and answers.
@@ -97,7 +97,12 @@ impl Operation {
 
     /// 200 with an event stream.
     pub(super) fn stream(self, about: &'static str) -> Operation {
-        self.answer(200, "text/event-stream", string(), about)
+        self.events(about)
+    }
+
+    /// Frames, of which readers make what they like: some take the schema for that of the text, some for that of an event.
+    pub(super) fn events(self, about: &'static str) -> Operation {
+        self.answer(200, "text/event-stream", any(), about)
     }
 
     pub(super) fn answer(mut self, status: u16, media: &'static str, schema: Schema, about: &'static str) -> Operation {

@@ -1,7 +1,7 @@
 //! Assistants as agents (section 3.10). The messages are those of the Agent2Agent protocol.
 
 use crate::http::openapi::operation::{Operation, operation};
-use crate::http::openapi::schema::{component, either, record, string, text};
+use crate::http::openapi::schema::{component, either, record, text};
 
 fn agent(operation: Operation) -> Operation {
     operation.path("assistant_id", text().with("minLength", 1), "The assistant, or the name of a graph")
@@ -16,7 +16,7 @@ pub(in crate::http) fn message() -> Operation {
         .about("JSON-RPC, version 1.0 and, by its method names, 0.3.")
         .any_body(component("RpcRequest"), true)
         .ok(component("RpcAnswer"), "The answer")
-        .answer(200, "text/event-stream", string(), "")
+        .events("")
         .empty(202, "A notification was heard")
         .json(400, either([component("RpcAnswer"), component("Error")]), "No message, or no agent")
         .refuses(404, "There is no such assistant")

@@ -9,7 +9,7 @@ pub(in crate::http) fn message() -> Operation {
         .header("MCP-Protocol-Version", string(), "The revision the client speaks")
         .any_body(component("RpcRequest"), true)
         .ok(component("RpcAnswer"), "The answer")
-        .answer(200, "text/event-stream", string(), "")
+        .events("")
         .empty(202, "A notification was heard")
         .json(400, either([component("RpcAnswer"), component("Error")]), "No message, or nothing that is accepted")
 }
