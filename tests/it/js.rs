@@ -21,7 +21,8 @@ fn graphs() -> Vec<Graph> {
     graphs.map(|graph| graph.expect("a fixture builds")).collect()
 }
 
-async fn serve(database_url: &str) -> Running {
+/// A server of the graphs that clients are tested with.
+pub(crate) async fn serve(database_url: &str) -> Running {
     let mut config = Config::defaults().expect("the defaults are readable");
     config.server.listen = "127.0.0.1:0".into();
     config.database.url = DatabaseUrl::new(database_url);
