@@ -40,6 +40,18 @@ check("threads have names of one's own", async () => {
   await refused(404, threads.get(name));
 });
 
+check("the metadata of the latest state is added to", async () => {
+  const thread = await newThread();
+  await runs.wait(thread, "counter", { input: { target: 1 } });
+  const patched = await threads.patchState(thread, { note: "x" });
+  const state = await threads.getState(thread);
+  equal([state.metadata.note, state.metadata.step], ["x", 1]);
+  equal(patched.checkpoint.checkpoint_id, state.checkpoint.checkpoint_id);
+  await threads.patchState({ configurable: { thread_id: thread } }, { more: 1 });
+  const { metadata } = await threads.getState(thread);
+  equal([metadata.note, metadata.more], ["x", 1]);
+});
+
 check("state is read, written and forked", async () => {
   const thread = await newThread({ graphId: "counter" });
   const written = await threads.updateState(thread, { values: { count: 5, target: 7 }, asNode: "bump" });

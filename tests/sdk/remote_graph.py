@@ -1,6 +1,6 @@
 """`RemoteGraph` of the Python `langgraph` library, unchanged, against BASE_URL: alone, and as a node of a Python graph."""
 
-from checks import BASE, check, equal, run
+from checks import BASE, check, equal, run, until
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.pregel.remote import RemoteGraph
 from langgraph.types import Command
@@ -43,6 +43,29 @@ async def a_remote_graph_asks_and_is_answered(client):
     state = await graph.aget_state(config)
     equal((state.next, len(state.tasks[0].interrupts)), (("approve",), 1))
     equal((await graph.ainvoke(Command(resume="yes"), config))["approved"], True)
+
+
+@check
+async def a_remote_graph_streams_its_events(client):
+    graph, config = RemoteGraph("chat", url=BASE), await _thread(client)
+    given = {"messages": [{"role": "user", "content": "hello"}]}
+    async with await graph.astream_events(given, config, version="v3") as stream:
+        messages = [message async for message in stream.messages]
+        texts = [await message.text for message in messages]
+        output = await stream.output()
+        asked = await stream.interrupted()
+    equal((texts, asked), ([output["messages"][-1]["content"]], False))
+    equal((await graph.aget_state(config)).values["messages"][-1]["id"], output["messages"][-1]["id"])
+    asking, config = RemoteGraph("approval", url=BASE), await _thread(client)
+    async with await asking.astream_events({"topic": "tea"}, config, version="v3") as stream:
+
+        async def is_asked():
+            return await stream.interrupted()
+
+        await until(is_asked, "the question")
+        equal((await stream.interrupts())[0]["value"]["question"], "Publish this draft?")
+    async with await asking.astream_events(Command(resume="yes"), config, version="v3") as stream:
+        equal((await stream.output())["approved"], True)
 
 
 @check

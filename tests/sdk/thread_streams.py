@@ -1,4 +1,4 @@
-"""Event streaming of the Python SDK, unchanged: `client.threads.stream` on both transports' events, and joined streams."""
+"""Event streaming of the Python SDK, unchanged: `client.threads.stream` over both transports, and joined streams."""
 
 import asyncio
 import uuid
@@ -10,10 +10,21 @@ def human(text):
     return {"messages": [{"type": "human", "content": text, "id": str(uuid.uuid4())}]}
 
 
-@check
-async def a_run_is_started_and_its_output_awaited(client):
+def over_both(function):
+    """A check for each of the two transports."""
+    for transport in ("sse", "websocket"):
+
+        async def one(client, transport=transport):
+            await function(lambda thread, graph: client.threads.stream(thread, assistant_id=graph, transport=transport), client)
+
+        one.__name__ = f"{function.__name__}_over_{transport}"
+        check(one)
+
+
+@over_both
+async def a_run_is_started_and_its_output_awaited(opened, client):
     thread_id = str(uuid.uuid4())
-    async with client.threads.stream(thread_id, assistant_id="chat") as stream:
+    async with opened(thread_id, "chat") as stream:
         started = await stream.run.start(input=human("hi"))
         output = await asyncio.wait_for(stream.output, 30)
     equal([m["type"] for m in output["messages"]], ["human", "ai"])
@@ -21,9 +32,9 @@ async def a_run_is_started_and_its_output_awaited(client):
     equal(found["status"], "success")
 
 
-@check
-async def messages_arrive_as_streams_of_their_own(client):
-    async with client.threads.stream(str(uuid.uuid4()), assistant_id="chat") as stream:
+@over_both
+async def messages_arrive_as_streams_of_their_own(opened, _):
+    async with opened(str(uuid.uuid4()), "chat") as stream:
         await stream.run.start(input=human("hi"))
         # The SDK fills messages while they are iterated; they end with the run.
         messages = [message async for message in stream.messages]
@@ -32,10 +43,10 @@ async def messages_arrive_as_streams_of_their_own(client):
     equal(texts, [output["messages"][-1]["content"]])
 
 
-@check
-async def a_question_is_seen_and_answered(client):
+@over_both
+async def a_question_is_seen_and_answered(opened, _):
     thread_id = str(uuid.uuid4())
-    async with client.threads.stream(thread_id, assistant_id="approval") as stream:
+    async with opened(thread_id, "approval") as stream:
         await stream.run.start(input={"topic": "tea"})
 
         async def is_asked():
