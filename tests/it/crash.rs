@@ -15,7 +15,8 @@ const THREAD: &str = "slow-1";
 async fn start_slow_run(server: &Server) -> String {
     let run = post(
         &format!("{}/threads/{THREAD}/runs", server.url),
-        json!({"assistant_id": "slow", "input": {"n": 0, "steps": STEPS, "sleep_ms": 40}}),
+        json!({"assistant_id": "slow", "input": {"n": 0, "steps": STEPS, "sleep_ms": 40}, "stream_mode": "updates",
+               "stream_resumable": true}),
     )
     .await;
     reaches(server, 20, PATIENCE).await;
@@ -63,6 +64,20 @@ async fn completes_without_a_gap(server: &Server, run: &str) {
     assert_eq!(thread["status"], "idle", "{thread}");
 }
 
+/// The attempts that a replay of the run's stream tells of. It tells each step once.
+async fn attempts(server: &Server, run: &str) -> Vec<i64> {
+    let place = format!("{}/threads/{THREAD}/runs/{run}/stream", server.url);
+    let replay = reqwest::Client::new().get(place).header("last-event-id", "-1").send().await.expect("an answer");
+    let text = replay.text().await.expect("a stream that ends");
+    let of = |event: &str| -> Vec<Value> {
+        let data = text.split("\n\n").filter_map(|frame| frame.strip_prefix(&format!("event: {event}\ndata: ")));
+        data.map(|data| serde_json::from_str(data.lines().next().expect("a line")).expect("JSON")).collect()
+    };
+    let steps: Vec<i64> = of("updates").iter().filter_map(|update| update["work"]["n"].as_i64()).collect();
+    assert_eq!(steps, (1..=STEPS).collect::<Vec<_>>());
+    of("metadata").iter().filter_map(|own| own["attempt"].as_i64()).collect()
+}
+
 #[tokio::test]
 async fn a_killed_server_goes_on_after_its_restart() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -74,6 +89,7 @@ async fn a_killed_server_goes_on_after_its_restart() {
     let server = Server::start(&url);
     assert!(progress(&server).await >= 20, "what was committed before the kill is there");
     completes_without_a_gap(&server, &run).await;
+    assert_eq!(attempts(&server, &run).await, [1, 2]);
 }
 
 #[tokio::test]
@@ -89,6 +105,7 @@ async fn a_survivor_takes_over_within_the_lease() {
     let took = reaches(&survivor, at_kill + 1, LEASE + Duration::from_secs(1)).await;
     eprintln!("taken over {took:?} after the kill");
     completes_without_a_gap(&survivor, &run).await;
+    assert_eq!(attempts(&survivor, &run).await, [1, 2]);
 }
 
 #[tokio::test]

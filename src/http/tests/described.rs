@@ -396,3 +396,122 @@ async fn parameters_are_taken_and_refused_as_described() {
     assert!(wrong.is_empty(), "{} of {probed}:\n{}", wrong.len(), wrong.join("\n"));
     assert!(probed > 200, "{probed}");
 }
+
+/// Members whose null says something: it takes away what is there.
+const NULL_TAKES_AWAY: [&str; 1] = ["crons.update end_time"];
+
+#[tokio::test]
+async fn a_member_that_is_null_is_as_if_it_were_absent() {
+    let world = World::new().await;
+    let mut wrong = Vec::new();
+    let mut probed = 0;
+    for operation in world.operations().iter().filter(|operation| !OTHER_READERS.contains(&operation.id.as_str())) {
+        let Some(schema) = operation.body.as_ref().map(|schema| world.resolve(schema)) else { continue };
+        let sample = world.sample("", schema);
+        // Bodies, and objects right inside of them.
+        let mut pairs: Vec<(String, Value, Value)> = Vec::new();
+        for (name, member) in schema["properties"].as_object().into_iter().flatten() {
+            if NULL_TAKES_AWAY.contains(&format!("{} {name}", operation.id).as_str()) {
+                continue;
+            }
+            let mut without = sample.clone();
+            without.as_object_mut().expect("an object").remove(name);
+            let mut with = without.clone();
+            with[name] = Value::Null;
+            pairs.push((name.clone(), without.clone(), with));
+            for inner in world.resolve(member)["properties"].as_object().into_iter().flatten().map(|(inner, _)| inner) {
+                let mut with = without.clone();
+                without[name] = json!({});
+                with[name] = json!({inner: null});
+                pairs.push((format!("{name}.{inner}"), without.clone(), with));
+            }
+        }
+        for (name, without, with) in pairs {
+            let mut answers = Vec::new();
+            for body in [&without, &with] {
+                world.ensure_thread().await;
+                world.post("/threads/t/reopen", &json!({})).await;
+                answers.push(world.ask(operation, "", Some(body)).await);
+            }
+            probed += 1;
+            let is_same = answers[0].0 == answers[1].0 && (answers[0].0 == 500 || answers[0].1 == answers[1].1);
+            if !is_same || answers[0].0 == 500 {
+                wrong.push(format!("{} {name}: absent {:?}, null {:?}", operation.id, answers[0], answers[1]));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {probed}:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(probed > 200, "{probed}");
+}
+
+/// POSTs that only read: they take no key.
+const READERS: [&str; 13] = [
+    "assistants.count",
+    "assistants.search",
+    "assistants.versions",
+    "checkpoints.deltas",
+    "checkpoints.search",
+    "crons.count",
+    "crons.search",
+    "events.subscribe",
+    "state.get_at_cursor",
+    "state.history",
+    "store.namespaces",
+    "threads.count",
+    "threads.search",
+];
+
+/// With the least body these have nothing to do, and nothing is kept.
+const IDLE: [&str; 4] =
+    ["checkpoints.batch_of_many", "checkpoints.delete", "interrupts.answer_many", "quarantine.release"];
+
+#[tokio::test]
+async fn every_post_that_has_an_effect_has_it_once_under_a_key() {
+    let world = World::new().await;
+    let (mut wrong, mut kept) = (Vec::new(), Vec::new());
+    let ask = async |operation: &Described, body: &Value| {
+        let request = Request::post(format!("{}?{}", operation.path, operation.query))
+            .header("idempotency-key", operation.id.as_str())
+            .header("accept", "*/*")
+            .body(Body::from(body.to_string()))
+            .expect("a request");
+        let response = world.app.clone().oneshot(request).await.expect("infallible");
+        let is_replayed = response.headers().contains_key("idempotency-replayed");
+        (response.status().as_u16(), is_replayed)
+    };
+    let is_post = |operation: &Described| operation.method == "POST" && !OTHER_READERS.contains(&operation.id.as_str());
+    let posts: Vec<Described> = world.operations().into_iter().filter(is_post).collect();
+    for operation in &posts {
+        world.ensure_thread().await;
+        world.post("/threads/t/reopen", &json!({})).await;
+        let mut body = operation.body.as_ref().map_or_else(|| json!({}), |schema| world.sample("", schema));
+        let run = json!({"assistant_id": "counter", "input": {"counter": 0}});
+        match operation.id.as_str() {
+            "threads.prune" => body["thread_ids"] = json!(["t"]),
+            "threads.create" => body = json!({}),
+            "crons.create" => body["assistant_id"] = json!("counter"),
+            "stateless.create" | "stateless.stream" | "stateless.wait" => body = run,
+            "stateless.batch" => body = json!([run]),
+            _ => {}
+        }
+        let first = ask(operation, &body).await;
+        let again = ask(operation, &body).await;
+        let is_kept = first.0 < 300 && ![&READERS[..], &IDLE[..]].concat().contains(&operation.id.as_str());
+        if first.1 || again != (first.0, is_kept) {
+            wrong.push(format!("{}: {first:?}, then {again:?}", operation.id));
+        }
+        if is_kept {
+            kept.push(operation.id.as_str());
+            let mut other = body.clone();
+            if other.is_object() {
+                other["another"] = json!(true);
+                let refused = ask(operation, &other).await;
+                if refused.0 != 422 {
+                    wrong.push(format!("{}: another body: {refused:?}", operation.id));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(kept.len() >= 22, "{} of {} POSTs: {kept:?}", kept.len(), posts.len());
+}

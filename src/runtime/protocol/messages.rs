@@ -429,6 +429,57 @@ mod tests {
     }
 
     #[test]
+    fn every_kind_of_block_has_a_start_and_a_whole() {
+        let whole = |block: Value| {
+            let mut speech = Speech::default();
+            let told = speech.hear(&[], &json!([{"type": "ai", "id": "m", "content": [block]}, {}]));
+            let of = |kind: &str| -> Vec<Value> {
+                told.iter().filter(|told| told.data["event"] == kind).map(|told| told.data["content"].clone()).collect()
+            };
+            assert_eq!(of("content-block-start").len(), of("content-block-finish").len(), "{told:?}");
+            let deltas = told.iter().filter(|told| told.data["event"] == "content-block-delta");
+            let deltas: Vec<Value> = deltas.map(|told| told.data["delta"]["type"].clone()).collect();
+            (of("content-block-finish").pop().unwrap_or_default(), deltas)
+        };
+        // What comes in pieces.
+        assert_eq!(whole(json!("plain")), (json!({"type": "text", "text": "plain"}), vec![json!("text-delta")]));
+        let text = json!({"type": "text", "text": "hi"});
+        assert_eq!(whole(text.clone()), (text, vec![json!("text-delta")]));
+        let reasoning = json!({"type": "reasoning", "reasoning": "so"});
+        assert_eq!(whole(reasoning.clone()), (reasoning.clone(), vec![json!("reasoning-delta")]));
+        let thinking = json!({"type": "thinking", "thinking": "so", "signature": "s"});
+        assert_eq!(whole(thinking), (reasoning, vec![json!("reasoning-delta")]), "as another provider says it");
+        // What comes whole, as it is.
+        for block in [
+            json!({"type": "image", "url": "https://x/y.png"}),
+            json!({"type": "audio", "base64": "AA==", "mime_type": "audio/wav"}),
+            json!({"type": "video", "file_id": "f"}),
+            json!({"type": "file", "url": "https://x/y.pdf"}),
+            json!({"type": "server_tool_call", "id": "s1", "name": "search", "args": {"q": 1}}),
+            json!({"type": "server_tool_result", "tool_call_id": "s1", "output": "found"}),
+            json!({"type": "non_standard", "value": {"a": 1}}),
+        ] {
+            assert_eq!(whole(block.clone()), (block, vec![]));
+        }
+        let odd = json!({"type": "hologram", "depth": 3});
+        assert_eq!(whole(odd.clone()), (json!({"type": "non_standard", "value": odd}), vec![]));
+        // Told as the message's tool calls, of which this one has none; and nothing is said by nothing.
+        for block in [json!({"type": "tool_use", "id": "c"}), json!({"type": "text", "text": ""})] {
+            assert_eq!(whole(block), (Value::Null, vec![]));
+        }
+    }
+
+    #[test]
+    fn a_call_with_bad_arguments_is_a_block_of_its_own() {
+        let mut speech = Speech::default();
+        let bad = json!({"name": "look", "args": "{", "id": "c1", "error": "EOF", "type": "invalid_tool_call"});
+        let told =
+            speech.hear(&[], &json!([{"type": "ai", "id": "m", "content": "", "invalid_tool_calls": [bad]}, {}]));
+        assert_eq!(events(&told), ["message-start", "content-block-start", "content-block-finish", "message-finish"]);
+        assert_eq!(told[2].data["content"], bad);
+    }
+
+    #[test]
     fn what_is_being_said_ends_with_its_task_or_breaks_off() {
         let mut speech = Speech::default();
         speech.hear(&[], &chunk(json!("a"), json!([]), false));

@@ -164,6 +164,30 @@ async fn a_run_is_cancelled_when_the_one_who_waits_goes_away_if_they_said_so() {
 }
 
 #[tokio::test]
+async fn a_run_is_cancelled_when_the_one_who_joined_goes_away_if_they_said_so() {
+    let server = TestServer::start().await;
+    for (thread, way, cancels) in [
+        ("a", "join?cancel_on_disconnect=1", true),
+        ("b", "stream?cancel_on_disconnect=true", true),
+        ("c", "join", false),
+        ("d", "stream?cancel_on_disconnect=0", false),
+    ] {
+        let mut body: Value = serde_json::from_str(SLOW).expect("JSON");
+        // One that goes on has an end; one that is cancelled has none that could come first.
+        body["input"]["steps"] = json!(if cancels { 10_000 } else { 20 });
+        let run = server.post(&format!("/threads/{thread}/runs"), body).await.ok();
+        let run = format!("/threads/{thread}/runs/{}", run["run_id"].as_str().expect("an id"));
+        server.until("it runs", async || status(&server, &run).await == "running").await;
+        // The answer begins at once, and ends with the run.
+        let answer = reqwest::get(format!("{}{run}/{way}", server.url)).await.expect("an answer");
+        assert_eq!(answer.status(), 200);
+        drop(answer);
+        let wanted = if cancels { "interrupted" } else { "success" };
+        server.until(way, async || status(&server, &run).await == wanted).await;
+    }
+}
+
+#[tokio::test]
 async fn a_delayed_run_lies_in_the_future_until_it_is_due() {
     let server = TestServer::start().await;
     let mut body = quick("enqueue");
