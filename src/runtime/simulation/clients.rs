@@ -38,8 +38,11 @@ pub(super) fn submit(world: &Arc<World>, replica: &Replica, request: RunRequest,
         let scope = Scope::default();
         let is_resumable = request.kwargs.resumable;
         let asked = {
-            let runtime = runtime.clone();
-            process.spawn(async move { runtime.submit(&scope, request).await })
+            let (runtime, under_way) = (runtime.clone(), world.asks());
+            process.spawn(async move {
+                let _until_done = under_way;
+                runtime.submit(&scope, request).await
+            })
         };
         let Ok(Ok(Ok(mut submitted))) = timeout(PATIENCE, asked).await else { return };
         let (run_id, thread) = (submitted.run.run_id, submitted.run.thread_key);
@@ -105,7 +108,9 @@ pub(super) fn cancel(world: &World, replica: &Replica, told: &Told) {
     let action = if world.one_in(3) { CancelAction::Rollback } else { CancelAction::Interrupt };
     let (runtime, run_id, thread, wait) =
         (replica.runtime.clone(), told.run_id, told.thread_id.clone(), world.one_in(2));
+    let under_way = world.asks();
     replica.process.spawn(async move {
+        let _until_done = under_way;
         let request = CancelRequest { action, actor: None, reason: None };
         // Of a run that has ended nothing is left to cancel.
         let _cancelled = runtime.cancel(&Scope::default(), &thread, run_id, &request, wait).await;

@@ -19,7 +19,6 @@ mod witness;
 mod world;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -173,13 +172,11 @@ fn stop(world: &Arc<World>, replica: &Replica) {
     world.tell(&replica.name, &format!("is stopped for {millis} ms"));
     lock(&world.database).witness.counts.stops += 1;
     replica.process.stop();
-    world.asleep.fetch_add(1, Ordering::Relaxed);
     let (world, replica) = (Arc::clone(world), replica.clone());
     tokio::spawn(async move {
         tokio::time::sleep(Duration::from_millis(millis)).await;
         world.tell(&replica.name, "goes on");
         replica.process.go_on();
-        world.asleep.fetch_sub(1, Ordering::Relaxed);
     });
 }
 
@@ -189,7 +186,7 @@ fn replace_the_dead(world: &Arc<World>, plan: &Plan, slots: &mut [Slot]) {
     }
 }
 
-/// Waits until everybody is awake and no run is active. What was set aside, though nothing is wrong with it, is released, once. False: runs are
+/// Waits until nothing is under way and no run is active. What was set aside, though nothing is wrong with it, is released, once. False: runs are
 /// stuck.
 async fn come_to_an_end(world: &Arc<World>, plan: &Plan, slots: &mut [Slot]) -> bool {
     let began = Instant::now();
@@ -197,7 +194,7 @@ async fn come_to_an_end(world: &Arc<World>, plan: &Plan, slots: &mut [Slot]) -> 
     while began.elapsed() < CALM {
         tokio::time::sleep(Duration::from_millis(500)).await;
         replace_the_dead(world, plan, slots);
-        if world.asleep.load(Ordering::Relaxed) > 0 || !lock(&world.database).is_idle() {
+        if world.has_asked() || !lock(&world.database).is_idle() {
             continue;
         }
         if std::mem::replace(&mut has_released, true) {
@@ -238,7 +235,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::ops::Range;
     use std::sync::Mutex;
-    use std::sync::atomic::AtomicU64;
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
 

@@ -1,7 +1,7 @@
 //! What all processes of a simulation share: the database, the weather on the way to it, the dice, and the trace.
 
 use std::collections::VecDeque;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -28,8 +28,17 @@ pub(super) struct World {
     /// Where notices go.
     lines: Mutex<Vec<broadcast::Sender<Notice>>>,
     trace: Mutex<Trace>,
-    /// Processes that are stopped, and will go on: what they were asked for is yet to happen.
-    pub(super) asleep: AtomicU64,
+    /// What processes were asked for and have not done: they are stopped, or a call of theirs hangs.
+    under_way: Arc<AtomicU64>,
+}
+
+/// A request that may still have an effect.
+pub(super) struct UnderWay(Arc<AtomicU64>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What may happen to a call, in thousandths of all.
@@ -78,8 +87,18 @@ impl World {
             weather: Mutex::default(),
             lines: Mutex::default(),
             trace: Mutex::new(trace),
-            asleep: AtomicU64::new(0),
+            under_way: Arc::default(),
         })
+    }
+
+    /// A request begins; it is under way until what is returned is dropped, as it is when its process dies.
+    pub(super) fn asks(&self) -> UnderWay {
+        self.under_way.fetch_add(1, Ordering::Relaxed);
+        UnderWay(Arc::clone(&self.under_way))
+    }
+
+    pub(super) fn has_asked(&self) -> bool {
+        self.under_way.load(Ordering::Relaxed) > 0
     }
 
     /// A number below `bound`.
