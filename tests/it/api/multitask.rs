@@ -140,6 +140,29 @@ async fn many_runs_are_cancelled_by_status_or_by_name() {
 }
 
 #[tokio::test]
+async fn only_runs_of_a_status_are_cancelled_and_rolled_back_if_asked_to() {
+    let server = TestServer::start().await;
+    let running = busy(&server, "t").await;
+    let pending = server.post("/threads/t/runs", quick("enqueue")).await.ok();
+    let pending = format!("/threads/t/runs/{}", pending["run_id"].as_str().expect("an id"));
+    assert_eq!(server.post("/runs/cancel", json!({"status": "pending"})).await.status, 204);
+    assert_eq!(
+        (status(&server, &pending).await.as_str(), status(&server, &running).await.as_str()),
+        ("interrupted", "running")
+    );
+    server.post("/runs/cancel", json!({"status": "pending"})).await.refused(404);
+    assert_eq!(server.post("/runs/cancel?action=rollback", json!({"status": "running"})).await.status, 204);
+    server.until("the run is gone", async || server.get(&running).await.status == 404).await;
+    let state = server.get("/threads/t/state").await.ok();
+    assert_eq!(
+        (&state["values"], &state["checkpoint"]["checkpoint_id"]),
+        (&json!({}), &Value::Null),
+        "and what it did"
+    );
+    server.post("/runs/cancel", json!({"status": "done"})).await.refused(422);
+}
+
+#[tokio::test]
 async fn a_run_is_cancelled_when_the_one_who_waits_goes_away_if_they_said_so() {
     let server = TestServer::start().await;
     for (thread, on_disconnect, way) in

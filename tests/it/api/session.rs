@@ -56,6 +56,26 @@ async fn a_session_is_one_document() {
 }
 
 #[tokio::test]
+async fn a_session_shows_what_runs_on_it_under_which_lease() {
+    let server = TestServer::start().await;
+    let slow = json!({"assistant_id": "slow", "input": {"n": 0, "steps": 1000, "sleep_ms": 20}});
+    let run = server.post("/threads/t/runs", slow.clone()).await.ok();
+    let path = format!("/threads/t/runs/{}", run["run_id"].as_str().expect("an id"));
+    server.until("it runs", async || server.get(&path).await.ok()["status"] == "running").await;
+    let waiting = server.post("/threads/t/runs", slow).await.ok();
+    let session = server.get("/threads/t/session").await.ok();
+    assert_eq!((&session["status"], &session["counts"]["active_runs"]), (&json!("busy"), &json!(2)), "{session}");
+    let runs = session["active_runs"].as_array().expect("a list");
+    let by_id = |id: &Value| runs.iter().find(|run| run["run_id"] == *id).unwrap_or_else(|| panic!("{id} in {runs:?}"));
+    let lease = &by_id(&run["run_id"])["lease"];
+    assert_eq!((&lease["is_held"], &lease["epoch"]), (&json!(true), &json!(1)), "{lease}");
+    assert!(lease["worker"].is_string() && lease["until"].is_string(), "{lease}");
+    assert_eq!(by_id(&waiting["run_id"])["status"], "pending");
+    assert_eq!(server.post("/threads/t/runs/cancel?wait=1", json!({})).await.ok(), json!({}));
+    assert_eq!(server.get("/threads/t/session").await.ok()["active_runs"], json!([]));
+}
+
+#[tokio::test]
 async fn long_values_are_told_by_their_size() {
     let server = TestServer::start().await;
     let long = "x".repeat(5_000);

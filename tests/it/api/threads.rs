@@ -67,6 +67,11 @@ async fn threads_are_found_paged_selected_and_extracted() {
     assert_eq!(rows[0].as_object().expect("a row").len(), 3, "{rows}");
     let excluded = json!({"metadata": {"tag": "x"}, "exclude_metadata": {"deep": {"even": true}}});
     assert_eq!(server.post("/threads/count", excluded).await.ok(), json!(2));
+    let any_of =
+        json!({"metadata": {"tag": "x"}, "exclude_metadata": [{"deep": {"even": true}}, {"deep": {"even": false}}]});
+    assert_eq!(server.post("/threads/count", any_of).await.ok(), json!(0));
+    let none_of = json!({"metadata": {"tag": "x"}, "exclude_metadata": [{"deep": {"even": true}}, {"tag": "y"}]});
+    assert_eq!(server.post("/threads/count", none_of).await.ok(), json!(2));
 }
 
 #[tokio::test]
