@@ -4,7 +4,13 @@
 use std::cell::RefCell;
 use std::io::{Error, ErrorKind, Result};
 
-use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
+use miniz_oxide::deflate::core::deflate_flags::TDEFL_FORCE_ALL_STATIC_BLOCKS;
+use miniz_oxide::deflate::core::{CompressorOxide, create_comp_flags_from_zip_params};
+use miniz_oxide::deflate::stream::deflate;
+use miniz_oxide::inflate::TINFLStatus;
+use miniz_oxide::inflate::core::inflate_flags::TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
+use miniz_oxide::inflate::core::{DecompressorOxide, decompress};
+use miniz_oxide::{MZFlush, MZStatus};
 
 /// What rows may refer back to: the words of LangGraph's checkpoints and of LangChain's messages, the most usual last. Part of
 /// the format: another dictionary is another codec.
@@ -29,50 +35,78 @@ response_metadata\x80\xa4type\xa5human\xa4name\xc0\xa2id\xd9$\xb3model_validate_
 
 /// Less than this is left as it is.
 const WORTHWHILE: usize = 64;
+/// Up to this size rows are deflated with the codes that the format fixes: codes of its own cost a short row as much as they
+/// save, and twice the time.
+const SHORT: usize = 640;
 /// What one row may hold: far above what a request may bring.
 const MAX_BYTES: usize = 1 << 32;
+const LEVEL: i32 = 6;
+/// No header: rows say what they are by their codec.
+const RAW: i32 = -15;
 
 thread_local! {
-    // Making one takes longer than deflating a row, by all the memory it needs: each thread keeps one.
-    static COMPRESS: RefCell<Compress> = RefCell::new(Compress::new(Compression::default(), false));
+    // Making one takes longer than deflating a row, by all the memory it needs: each thread keeps them.
+    static OF_SHORT: RefCell<Coder> = RefCell::new(Coder::new(TDEFL_FORCE_ALL_STATIC_BLOCKS));
+    static OF_LONG: RefCell<Coder> = RefCell::new(Coder::new(0));
+}
+
+struct Coder {
+    compressor: CompressorOxide,
+    /// Where the dictionary goes, deflated: nobody reads it.
+    known: Vec<u8>,
+}
+
+impl Coder {
+    fn new(flags: u32) -> Coder {
+        let flags = flags | create_comp_flags_from_zip_params(LEVEL, RAW, 0);
+        Coder { compressor: CompressorOxide::new(flags), known: vec![0; 2 * DICTIONARY.len()] }
+    }
+
+    fn deflated(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
+        self.compressor.reset();
+        // Flushed to the edge of a byte, the dictionary's own part can be left out.
+        let primed = deflate(&mut self.compressor, DICTIONARY, &mut self.known, MZFlush::Sync);
+        if primed.status.is_err() || primed.bytes_consumed < DICTIONARY.len() {
+            return None;
+        }
+        // What does not fit here is not worth it.
+        let mut small = vec![0; bytes.len() * 9 / 10];
+        let ended = deflate(&mut self.compressor, bytes, &mut small, MZFlush::Finish);
+        small.truncate(ended.bytes_written);
+        (ended.status == Ok(MZStatus::StreamEnd)).then_some(small)
+    }
 }
 
 /// Deflates what becomes smaller by it.
 pub(super) fn deflated(bytes: &[u8]) -> Option<Vec<u8>> {
-    if bytes.len() < WORTHWHILE {
-        return None;
+    match bytes.len() {
+        ..WORTHWHILE => None,
+        WORTHWHILE..=SHORT => OF_SHORT.with_borrow_mut(|coder| coder.deflated(bytes)),
+        _ => OF_LONG.with_borrow_mut(|coder| coder.deflated(bytes)),
     }
-    COMPRESS.with_borrow_mut(|coder| {
-        coder.reset();
-        // Flushed to the edge of a byte, the dictionary's own part can be cut off.
-        let mut known = Vec::with_capacity(2 * DICTIONARY.len());
-        coder.compress_vec(DICTIONARY, &mut known, FlushCompress::Sync).ok()?;
-        // What does not fit here is not worth it.
-        let mut small = Vec::with_capacity(bytes.len() * 9 / 10);
-        let status = coder.compress_vec(bytes, &mut small, FlushCompress::Finish).ok()?;
-        (status == Status::StreamEnd).then_some(small)
-    })
 }
 
 pub(super) fn inflated(bytes: &[u8]) -> Result<Vec<u8>> {
     let damaged = || Error::new(ErrorKind::InvalidData, "not what was deflated");
-    let mut coder = Decompress::new(false);
-    // The dictionary as a block that is stored as it is, whatever it was to the one who deflated.
-    let length = u16::try_from(DICTIONARY.len()).map_err(|_| damaged())?;
-    let header = [&[0][..], &length.to_le_bytes(), &(!length).to_le_bytes(), DICTIONARY].concat();
-    let mut known = Vec::with_capacity(DICTIONARY.len());
-    coder.decompress_vec(&header, &mut known, FlushDecompress::Sync).map_err(|_| damaged())?;
-    let before = coder.total_in();
-    let mut plain = Vec::with_capacity(bytes.len() * 4);
+    let mut coder = DecompressorOxide::new();
+    // The dictionary stands before what refers back to it.
+    let mut plain = Vec::with_capacity(DICTIONARY.len() + bytes.len() * 4);
+    plain.extend_from_slice(DICTIONARY);
+    plain.resize(plain.capacity(), 0);
+    let (mut taken, mut end) = (0, DICTIONARY.len());
     loop {
-        let taken = usize::try_from(coder.total_in() - before).map_err(|_| damaged())?;
-        let (rest, held) = (bytes.get(taken..).ok_or_else(damaged)?, plain.len());
-        match coder.decompress_vec(rest, &mut plain, FlushDecompress::None).map_err(|_| damaged())? {
-            Status::StreamEnd => return Ok(plain),
-            // There is more to come, and room was all that was lacking.
-            _ if plain.len() == plain.capacity() && plain.len() < MAX_BYTES => plain.reserve(plain.len().max(1024)),
-            _ if plain.len() == held => return Err(damaged()),
-            _ => {}
+        let rest = bytes.get(taken..).ok_or_else(damaged)?;
+        let (status, read, written) =
+            decompress(&mut coder, rest, &mut plain, end, TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF);
+        taken += read;
+        end += written;
+        match status {
+            TINFLStatus::Done => {
+                plain.truncate(end);
+                return Ok(plain.split_off(DICTIONARY.len()));
+            }
+            TINFLStatus::HasMoreOutput if plain.len() < MAX_BYTES => plain.resize(plain.len() * 2, 0),
+            _ => return Err(damaged()),
         }
     }
 }
