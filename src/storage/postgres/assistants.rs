@@ -258,6 +258,7 @@ impl Assistants for PostgresStorage {
             query.push(" LIMIT ").push_bind(page.limit).push(" OFFSET ").push_bind(page.offset);
             let mut session = self.session().await?;
             let rows = query.build().fetch_all(session.conn()).await.map_err(driver_error)?;
+            session.finish().await?;
             rows.iter().map(assistant_from).collect::<Result<Vec<Assistant>>>()
         })
     }
@@ -326,6 +327,7 @@ impl Assistants for PostgresStorage {
             .fetch_all(session.conn())
             .await
             .map_err(driver_error)?;
+            session.finish().await?;
             rows.iter().map(assistant_from).collect::<Result<Vec<Assistant>>>()
         })
     }

@@ -176,6 +176,7 @@ impl Branches for PostgresStorage {
                 .fetch_all(session.conn())
                 .await
                 .map_err(driver_error)?;
+            session.finish().await?;
             rows.iter().map(tip_from).collect::<Result<Vec<_>>>()
         })
     }
@@ -244,6 +245,7 @@ impl Branches for PostgresStorage {
             .fetch_one(session.conn())
             .await
             .map_err(driver_error)?;
+            session.finish().await?;
             get(&row, "it")
         })
     }

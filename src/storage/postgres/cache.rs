@@ -68,6 +68,7 @@ impl Cache for PostgresStorage {
                 .fetch_all(session.conn())
                 .await
                 .map_err(driver_error)?;
+            session.finish().await?;
             rows.iter()
                 .map(|row| {
                     let key: Vec<u8> = get(row, "key")?;

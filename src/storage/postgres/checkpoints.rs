@@ -163,6 +163,7 @@ impl Checkpoints for PostgresStorage {
                 None => query,
             };
             let row = query.fetch_optional(session.conn()).await.map_err(driver_error)?;
+            session.finish().await?;
             row.as_ref().map(stored_from).transpose()
         })
     }
@@ -187,6 +188,7 @@ impl Checkpoints for PostgresStorage {
                 .fetch_all(session.conn())
                 .await
                 .map_err(driver_error)?;
+            session.finish().await?;
             rows.iter().map(stored_from).collect::<Result<Vec<_>>>()
         })
     }
@@ -201,6 +203,7 @@ impl Checkpoints for PostgresStorage {
                 .fetch_all(session.conn())
                 .await
                 .map_err(driver_error)?;
+            session.finish().await?;
             rows.iter().map(|row| Ok((ThreadKey(get(row, "thread_key")?), stored_from(row)?))).collect::<Result<_>>()
         })?;
         Ok(threads.iter().filter_map(|key| found.remove(key).map(|head| (*key, head))).collect())
@@ -213,7 +216,7 @@ impl Checkpoints for PostgresStorage {
         let wanted: Vec<Vec<u8>> = hashes.iter().map(|hash| hash.to_vec()).collect();
         let rows = read!(self, async {
             let mut session = self.session().await?;
-            sqlx::query(
+            let rows = sqlx::query(
                 // The array in a subquery: see LOG.
                 "SELECT hash, codec, value FROM payloads
                  WHERE thread_key = $1 AND hash = ANY ((SELECT $2::bytea[])::bytea[])
@@ -224,7 +227,9 @@ impl Checkpoints for PostgresStorage {
             .bind(scope.filter())
             .fetch_all(session.conn())
             .await
-            .map_err(driver_error)
+            .map_err(driver_error)?;
+            session.finish().await?;
+            Ok(rows)
         })?;
         let mut found = HashMap::with_capacity(rows.len());
         for row in &rows {
@@ -253,6 +258,7 @@ impl Checkpoints for PostgresStorage {
                 .fetch_all(session.conn())
                 .await
                 .map_err(driver_error)?;
+            session.finish().await?;
             rows.iter().map(log_from).collect::<Result<Vec<_>>>()
         })
     }
@@ -288,6 +294,7 @@ impl Checkpoints for PostgresStorage {
             .fetch_all(session.conn())
             .await
             .map_err(driver_error)?;
+            session.finish().await?;
             rows.iter()
                 .map(|row| Ok((get(row, "ns")?, get(row, "channel")?, get(row, "branch")?)))
                 .collect::<Result<Vec<_>>>()
@@ -306,6 +313,7 @@ impl Checkpoints for PostgresStorage {
             .fetch_all(session.conn())
             .await
             .map_err(driver_error)?;
+            session.finish().await?;
             Ok(rows.into_iter().map(|(ns,)| ns).collect())
         })
     }

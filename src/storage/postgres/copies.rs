@@ -208,6 +208,7 @@ impl PostgresStorage {
                 .fetch_all(session.conn())
                 .await
                 .map_err(driver_error)?;
+            session.finish().await?;
             let mut lacking = Vec::new();
             let mut last = None;
             for row in &rows {

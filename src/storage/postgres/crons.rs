@@ -67,7 +67,9 @@ impl Crons for PostgresStorage {
         read!(self, async {
             let mut session = self.session().await?;
             let row = sqlx::query(concat!("SELECT ", now!(), " AS now")).fetch_one(session.conn()).await;
-            Ok(Timestamp(get(&row.map_err(driver_error)?, "now")?))
+            let row = row.map_err(driver_error)?;
+            session.finish().await?;
+            Ok(Timestamp(get(&row, "now")?))
         })
     }
 
@@ -134,6 +136,7 @@ impl Crons for PostgresStorage {
             .fetch_optional(session.conn())
             .await
             .map_err(driver_error)?;
+            session.finish().await?;
             row.as_ref().map(cron_from).transpose()
         })
     }
@@ -212,6 +215,7 @@ impl Crons for PostgresStorage {
             query.push(" LIMIT ").push_bind(page.limit).push(" OFFSET ").push_bind(page.offset);
             let mut session = self.session().await?;
             let rows = query.build().fetch_all(session.conn()).await.map_err(driver_error)?;
+            session.finish().await?;
             rows.iter().map(cron_from).collect::<Result<Vec<Cron>>>()
         })
     }
@@ -248,6 +252,7 @@ impl Crons for PostgresStorage {
             .fetch_all(session.conn())
             .await
             .map_err(driver_error)?;
+            session.finish().await?;
             let mut found = DueCrons { now: Timestamp(0), due: Vec::new(), next: None };
             for row in &rows {
                 found.now = Timestamp(get(row, "now")?);

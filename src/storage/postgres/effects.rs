@@ -26,6 +26,7 @@ impl Effects for PostgresStorage {
             .fetch_all(session.conn())
             .await
             .map_err(driver_error)?;
+            session.finish().await?;
             rows.iter().map(entry_from).collect::<Result<Vec<EffectEntry>>>()
         })
     }
@@ -57,6 +58,7 @@ impl Effects for PostgresStorage {
             .fetch_all(session.conn())
             .await
             .map_err(driver_error)?;
+            session.finish().await?;
             rows.iter().map(effect_from).collect::<Result<Vec<Effect>>>()
         })
     }

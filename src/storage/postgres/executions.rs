@@ -47,6 +47,7 @@ impl Executions for PostgresStorage {
             .fetch_all(session.conn())
             .await
             .map_err(driver_error)?;
+            session.finish().await?;
             rows.iter().map(execution_from).collect::<Result<Vec<LoggedTask>>>()
         })
     }

@@ -93,6 +93,7 @@ impl Health for PostgresStorage {
                 .fetch_all(session.conn())
                 .await
                 .map_err(driver_error)?;
+            session.finish().await?;
             rows.iter().map(stuck_from).collect::<Result<Vec<_>>>()
         })
     }
@@ -107,6 +108,7 @@ impl Health for PostgresStorage {
                 .fetch_all(session.conn())
                 .await
                 .map_err(driver_error)?;
+            session.finish().await?;
             rows.iter().map(quarantined_from).collect::<Result<Vec<_>>>()
         })
     }

@@ -52,6 +52,7 @@ impl IdempotencyKeys for PostgresStorage {
             .fetch_optional(session.conn())
             .await
             .map_err(driver_error)?;
+            session.finish().await?;
             let Some(row) = row else { return Ok(None) };
             let at = Place { table: "idempotency_keys", column: "fingerprint", id: &key };
             let fingerprint: Vec<u8> = get(&row, "fingerprint")?;

@@ -87,6 +87,7 @@ impl Interrupts for PostgresStorage {
             query.push(", i.thread_key").push(way).push(" LIMIT ").push_bind(limit);
             let mut session = self.session().await?;
             let rows = query.build().fetch_all(session.conn()).await.map_err(driver_error)?;
+            session.finish().await?;
             rows.iter().map(interrupt_from).collect::<Result<Vec<_>>>()
         })
     }

@@ -239,7 +239,9 @@ impl PostgresStorage {
     async fn search_once(&self, scope: &Scope, filter: &ItemFilter, page: Page) -> Result<Vec<FoundItem>> {
         let Some(near) = &filter.near else {
             let mut session = self.session().await?;
-            return latest(session.conn(), scope, filter, None, page).await;
+            let found = latest(session.conn(), scope, filter, None, page).await?;
+            session.finish().await?;
+            return Ok(found);
         };
         with_copies!(self, copies, self.search_near(scope, filter, near, page, copies.as_deref()))
     }
@@ -479,16 +481,15 @@ impl Items for PostgresStorage {
         }
         read!(self, async {
             let mut session = self.session().await?;
-            sqlx::query(FIND)
+            let row = sqlx::query(FIND)
                 .bind(scope.tenant())
                 .bind(&namespace)
                 .bind(&key)
                 .fetch_optional(session.conn())
                 .await
-                .map_err(driver_error)?
-                .as_ref()
-                .map(item_from)
-                .transpose()
+                .map_err(driver_error)?;
+            session.finish().await?;
+            row.as_ref().map(item_from).transpose()
         })
     }
 
@@ -528,6 +529,7 @@ impl Items for PostgresStorage {
                 .fetch_all(session.conn())
                 .await
                 .map_err(driver_error)?;
+            session.finish().await?;
             rows.iter()
                 .map(|row| Ok(matching::namespace_labels(&get::<String>(row, "namespace")?)))
                 .collect::<Result<_>>()
@@ -558,6 +560,7 @@ impl Items for PostgresStorage {
                 .fetch_all(session.conn())
                 .await
                 .map_err(driver_error)?;
+            session.finish().await?;
             rows.iter().map(unembedded_from).collect()
         })
     }

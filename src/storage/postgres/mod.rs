@@ -13,17 +13,17 @@
 
 use std::str::FromStr as _;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _, Postgres, Transaction};
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use self::at_hand::{AtHand, Lent};
 use super::connect::ConnectOptions;
 use super::migrations::{self, Migration};
 use super::rows::driver_error;
@@ -31,6 +31,7 @@ use super::{Connections, Description, Notice, Result, SchemaState, Storage, Stor
 use crate::model::{RunId, Scope, Ttl};
 
 mod assistants;
+mod at_hand;
 mod branches;
 mod cache;
 mod checkpoints;
@@ -132,7 +133,10 @@ macro_rules! read {
                 let mut patience = crate::storage::postgres::Patience::default();
                 loop {
                     match $attempt.await {
-                        Err(error) if patience.is_left_for(&error) => patience.pause().await,
+                        Err(error) if patience.is_left_for(&error) => {
+                            $storage.distrust();
+                            patience.pause().await;
+                        }
                         outcome => break outcome,
                     }
                 }
@@ -182,22 +186,25 @@ fn micros(duration: Duration) -> i64 {
 /// A connection for one statement. Behind PgBouncer it is pinned by a transaction, since the parts of one prepared
 /// statement must meet the same server.
 enum Session {
-    Plain(PoolConnection<Postgres>),
+    Plain(Lent),
     Pinned(Transaction<'static, Postgres>),
 }
 
 impl Session {
     fn conn(&mut self) -> &mut PgConnection {
         match self {
-            Session::Plain(conn) => conn,
+            Session::Plain(lent) => &mut lent.conn,
             Session::Pinned(transaction) => transaction,
         }
     }
 
-    /// Makes the statement count.
+    /// Makes the statement count, which was answered in full.
     async fn finish(self) -> Result<()> {
         match self {
-            Session::Plain(_) => Ok(()),
+            Session::Plain(lent) => {
+                lent.give_back();
+                Ok(())
+            }
             Session::Pinned(transaction) => transaction.commit().await.map_err(driver_error),
         }
     }
@@ -226,6 +233,7 @@ pub(super) struct PostgresStorage {
 /// The connections in use. The number tells one set from the next.
 struct Pool {
     pool: PgPool,
+    at_hand: Arc<AtHand>,
     number: u64,
 }
 
@@ -287,7 +295,7 @@ impl PostgresStorage {
             timeout => timeout + options.acquire_timeout + Duration::from_secs(1),
         };
         let storage = PostgresStorage {
-            pool: RwLock::new(Pool { pool, number: 0 }),
+            pool: RwLock::new(Pool { pool, at_hand: Arc::default(), number: 0 }),
             current: watch::Sender::new(0),
             heard: RwLock::new(Instant::now()),
             answers_within,
@@ -310,7 +318,8 @@ impl PostgresStorage {
         if self.pgbouncer || super::idempotency::unused().is_some() {
             return Ok(Session::Pinned(self.open().await?));
         }
-        Ok(Session::Plain(self.pool().acquire().await.map_err(driver_error)?))
+        let (pool, at_hand) = self.connections_in_use();
+        Ok(Session::Plain(at_hand.take(&pool, TEST_AFTER_IDLE).await.map_err(driver_error)?))
     }
 
     /// [`PostgresStorage::session`] for what cannot wait for long. That others hold all connections says nothing about the
@@ -335,7 +344,7 @@ impl PostgresStorage {
     /// same names as ours.
     async fn open(&self) -> Result<Transaction<'static, Postgres>> {
         let begin = if self.pgbouncer { "BEGIN; DEALLOCATE ALL" } else { "BEGIN" };
-        self.pool().begin_with(begin).await.map_err(driver_error)
+        self.begin_with(begin).await
     }
 
     /// Begins a transaction whose statements all see the same rows, and change none.
@@ -344,11 +353,23 @@ impl PostgresStorage {
             true => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; DEALLOCATE ALL",
             false => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
         };
-        self.pool().begin_with(begin).await.map_err(driver_error)
+        self.begin_with(begin).await
     }
 
-    fn pool(&self) -> PgPool {
-        self.pool.read().unwrap_or_else(PoisonError::into_inner).pool.clone()
+    async fn begin_with(&self, begin: &'static str) -> Result<Transaction<'static, Postgres>> {
+        let (pool, at_hand) = self.connections_in_use();
+        let _waiting = at_hand.make_room();
+        pool.begin_with(begin).await.map_err(driver_error)
+    }
+
+    /// After one connection broke: the others at hand are tested before they are used.
+    fn distrust(&self) {
+        self.connections_in_use().1.clear();
+    }
+
+    fn connections_in_use(&self) -> (PgPool, Arc<AtHand>) {
+        let current = self.pool.read().unwrap_or_else(PoisonError::into_inner);
+        (current.pool.clone(), current.at_hand.clone())
     }
 
     /// Gives up an operation that gets no answer. A network that swallows packets, or a peer that vanished, leaves
@@ -364,7 +385,9 @@ impl PostgresStorage {
             biased;
             answered = tokio::time::timeout(limit, operation) => match answered {
                 Ok(outcome) => {
-                    if !matches!(outcome, Err(StorageError::Unavailable(_))) {
+                    if matches!(outcome, Err(StorageError::Unavailable(_))) {
+                        self.distrust();
+                    } else {
                         *self.heard.write().unwrap_or_else(PoisonError::into_inner) = Instant::now();
                     }
                     outcome
@@ -392,8 +415,10 @@ impl PostgresStorage {
         }
         tracing::warn!("the database does not answer: its connections are left behind and made anew");
         let new = current.pool.options().clone().connect_lazy_with((*current.pool.connect_options()).clone());
-        let old = std::mem::replace(&mut *current, Pool { pool: new.clone(), number: number + 1 }).pool;
+        let anew = Pool { pool: new.clone(), at_hand: Arc::default(), number: number + 1 };
+        let Pool { pool: old, at_hand, .. } = std::mem::replace(&mut *current, anew);
         drop(current);
+        at_hand.close();
         self.current.send_replace(number + 1);
         // Waits for connections that may never come back.
         tokio::spawn(async move { old.close().await });
@@ -553,6 +578,7 @@ impl Storage for PostgresStorage {
         read!(self, async {
             let mut session = self.session().await?;
             sqlx::query("SELECT 1").execute(session.conn()).await.map_err(driver_error)?;
+            session.finish().await?;
             Ok(())
         })
     }
@@ -577,8 +603,8 @@ impl Storage for PostgresStorage {
     }
 
     fn connections(&self) -> Connections {
-        let pool = self.pool();
-        let idle = u64::try_from(pool.num_idle()).unwrap_or(u64::MAX);
+        let (pool, at_hand) = self.connections_in_use();
+        let idle = u64::try_from(pool.num_idle() + at_hand.len()).unwrap_or(u64::MAX);
         Connections { open: pool.size().into(), idle, most: pool.options().get_max_connections().into() }
     }
 
@@ -591,6 +617,8 @@ impl Storage for PostgresStorage {
         if let Some(listener) = listener {
             listener.abort();
         }
-        self.pool().close().await;
+        let (pool, at_hand) = self.connections_in_use();
+        at_hand.close();
+        pool.close().await;
     }
 }

@@ -263,6 +263,7 @@ impl Retention for PostgresStorage {
             .fetch_optional(session.conn())
             .await
             .map_err(driver_error)?;
+            session.finish().await?;
             let Some(row) = row else { return Ok(None) };
             let strategy: Option<String> = get(&row, "ttl_strategy")?;
             Ok(ttl_of(get(&row, "ttl")?, strategy.as_deref().unwrap_or_default(), get(&row, "updated_at")?))
@@ -283,6 +284,7 @@ impl Retention for PostgresStorage {
             .fetch_all(session.conn())
             .await
             .map_err(driver_error)?;
+            session.finish().await?;
             rows.iter().map(expired_from).collect::<Result<Vec<_>>>()
         })
     }
@@ -362,6 +364,7 @@ impl Retention for PostgresStorage {
             .fetch_all(session.conn())
             .await
             .map_err(driver_error)?;
+            session.finish().await?;
             Ok(Some(ThreadSizes {
                 checkpoints: size(&row, "checkpoints", "checkpoint_bytes")?,
                 payloads: size(&row, "payloads", "payload_bytes")?,
@@ -398,6 +401,7 @@ impl Retention for PostgresStorage {
             .fetch_all(session.conn())
             .await
             .map_err(driver_error)?;
+            session.finish().await?;
             let mut sizes = Vec::with_capacity(rows.len());
             for row in &rows {
                 if let Ok(hash) = PayloadHash::try_from(get::<Vec<u8>>(row, "hash")?.as_slice()) {

@@ -196,6 +196,7 @@ impl Sessions for PostgresStorage {
                 .fetch_all(session.conn())
                 .await
                 .map_err(driver_error)?;
+            session.finish().await?;
             let active = active.iter().map(detail_from).collect::<Result<Vec<_>>>()?;
             session_from(&row, active).map(Some)
         })
@@ -210,6 +211,7 @@ impl Sessions for PostgresStorage {
                 .fetch_optional(session.conn())
                 .await
                 .map_err(driver_error)?;
+            session.finish().await?;
             row.as_ref().map(explained_from).transpose()
         })
     }

@@ -336,7 +336,9 @@ impl Threads for PostgresStorage {
     async fn find_thread(&self, scope: &Scope, id: &ThreadId) -> Result<Option<Thread>> {
         read!(self, async {
             let mut session = self.session().await?;
-            thread_by_key(session.conn(), scope, id.key(scope.tenant())).await
+            let found = thread_by_key(session.conn(), scope, id.key(scope.tenant())).await?;
+            session.finish().await?;
+            Ok(found)
         })
     }
 
@@ -454,6 +456,7 @@ impl Threads for PostgresStorage {
             query.push(" LIMIT ").push_bind(page.limit).push(" OFFSET ").push_bind(page.offset);
             let mut session = self.session().await?;
             let rows = query.build().fetch_all(session.conn()).await.map_err(driver_error)?;
+            session.finish().await?;
             rows.iter().map(thread_from).collect::<Result<Vec<Thread>>>()
         })
     }
@@ -491,6 +494,7 @@ impl Threads for PostgresStorage {
             .fetch_all(session.conn())
             .await
             .map_err(driver_error)?;
+            session.finish().await?;
             rows.iter()
                 .map(|row| Ok(WaitingThread { thread: thread_from(row)?, run_graphs: get(row, "run_graphs")? }))
                 .collect::<Result<Vec<WaitingThread>>>()

@@ -226,6 +226,7 @@ impl Webhooks for PostgresStorage {
                 .fetch_all(session.conn())
                 .await
                 .map_err(driver_error)?;
+            session.finish().await?;
             rows.iter().map(webhook_from).collect::<Result<Vec<_>>>()
         })
     }

@@ -18,6 +18,7 @@ mod cache;
 mod checkpoints;
 mod claims;
 mod commits;
+mod connections;
 mod crons;
 mod effects;
 mod executions;

@@ -187,6 +187,7 @@ impl Runs for PostgresStorage {
                 .fetch_optional(session.conn())
                 .await
                 .map_err(driver_error)?;
+            session.finish().await?;
             row.as_ref().map(run_from).transpose()
         })
     }
@@ -200,6 +201,7 @@ impl Runs for PostgresStorage {
                 .fetch_optional(session.conn())
                 .await
                 .map_err(driver_error)?;
+            session.finish().await?;
             row.as_ref().map(run_from).transpose()
         })
     }
@@ -213,7 +215,7 @@ impl Runs for PostgresStorage {
     ) -> Result<Option<Vec<Run>>> {
         let rows = read!(self, async {
             let mut session = self.session().await?;
-            sqlx::query(LIST)
+            let rows = sqlx::query(LIST)
                 .bind(thread_id.key(scope.tenant()).0)
                 .bind(scope.filter())
                 .bind(filter.status.map(RunStatus::as_str))
@@ -221,7 +223,9 @@ impl Runs for PostgresStorage {
                 .bind(page.offset)
                 .fetch_all(session.conn())
                 .await
-                .map_err(driver_error)
+                .map_err(driver_error)?;
+            session.finish().await?;
+            Ok(rows)
         })?;
         if rows.is_empty() {
             return Ok(None);
@@ -252,6 +256,7 @@ impl Runs for PostgresStorage {
                 .fetch_all(session.conn())
                 .await
                 .map_err(driver_error)?;
+            session.finish().await?;
             rows.iter().map(run_from).collect::<Result<Vec<_>>>()
         })
     }
@@ -288,6 +293,7 @@ impl Runs for PostgresStorage {
             .fetch_all(session.conn())
             .await
             .map_err(driver_error)?;
+            session.finish().await?;
             rows.iter().map(event_from).collect::<Result<Vec<_>>>()
         })
     }
@@ -307,6 +313,7 @@ impl Runs for PostgresStorage {
             .fetch_one(session.conn())
             .await
             .map_err(driver_error)?;
+            session.finish().await?;
             Ok((get(&row, "pending")?, get(&row, "running")?))
         })
     }
