@@ -1,5 +1,5 @@
 //! Checkpoints from elsewhere on Postgres. Batches are one autocommit statement when nothing stands in their way
-//! (`foreign_together`). Of the others each is a statement of its own, and then, if need be, one behind a lock on its
+//! (`foreign_alone`, `foreign_together`). Of the others each is a statement of its own, and then, if need be, one behind a lock on its
 //! thread, where what it sees is true.
 
 use std::collections::HashSet;
@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::retention::prune_rows;
 use super::rows::get;
 use super::threads::{copy_thread, lock_thread};
-use super::{PostgresStorage, foreign_together, now, read};
+use super::{PostgresStorage, foreign_alone, foreign_together, now, read};
 use crate::model::{CheckpointId, Scope, ThreadId, ThreadKey, Timestamp};
 use crate::storage::foreign::{put_by_thread, settled};
 use crate::storage::foreign_rows::{body_columns, body_from, complete, payload_columns, payload_from};
@@ -421,7 +421,13 @@ impl PostgresStorage {
         self.bounded(async {
             let mut session = self.session().await?;
             let some: Vec<&ForeignBatch> = usual.iter().map(|at| &batches[*at]).collect();
-            let stored = match foreign_together::put(session.conn(), tenant, &some).await {
+            let stored = match some.as_slice() {
+                [one] if foreign_alone::is_usual(one) => foreign_alone::put(session.conn(), tenant, one)
+                    .await
+                    .map(|is_stored| is_stored.then(|| one.thread_id.key(tenant)).into_iter().collect()),
+                _ => foreign_together::put(session.conn(), tenant, &some).await,
+            };
+            let stored: HashSet<ThreadKey> = match stored {
                 Ok(stored) => stored,
                 // Somebody was quicker with one of the rows: each is looked at by itself.
                 Err(sqlx::Error::Database(error)) if error.is_unique_violation() => return Ok(HashSet::new()),
@@ -503,6 +509,7 @@ impl Foreign for PostgresStorage {
             .fetch_all(session.conn())
             .await
             .map_err(driver_error)?;
+            session.finish().await?;
             rows.iter().map(|row| Ok(ThreadKey(get(row, "thread_key")?))).collect::<Result<Vec<_>>>()
         })
     }
@@ -523,6 +530,7 @@ impl Foreign for PostgresStorage {
                 None => query,
             };
             let row = query.fetch_optional(session.conn()).await.map_err(driver_error)?;
+            session.finish().await?;
             row.as_ref().map(stored_from).transpose()
         })
     }
@@ -548,6 +556,7 @@ impl Foreign for PostgresStorage {
                 .fetch_all(session.conn())
                 .await
                 .map_err(driver_error)?;
+            session.finish().await?;
             rows.iter().map(stored_from).collect::<Result<Vec<_>>>()
         })
     }
@@ -571,6 +580,7 @@ impl Foreign for PostgresStorage {
                 .fetch_all(session.conn())
                 .await
                 .map_err(driver_error)?;
+            session.finish().await?;
             rows.iter()
                 .map(|row| payload_from(thread, get(row, "hash")?, get(row, "codec")?, get(row, "value")?))
                 .collect::<Result<Vec<_>>>()
@@ -581,7 +591,9 @@ impl Foreign for PostgresStorage {
     async fn latest_foreign(&self, scope: &Scope, thread: ThreadKey) -> Result<Vec<(String, CheckpointId)>> {
         read!(self, async {
             let mut session = self.session().await?;
-            latest(session.conn(), scope, thread).await
+            let found = latest(session.conn(), scope, thread).await?;
+            session.finish().await?;
+            Ok(found)
         })
     }
 

@@ -40,6 +40,7 @@ mod crons;
 mod effects;
 mod executions;
 mod foreign;
+mod foreign_alone;
 mod foreign_together;
 mod health;
 mod idempotency;

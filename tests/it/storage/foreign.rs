@@ -10,6 +10,7 @@ for_each_backend!(
     racing_batches_of_one_thread_are_whole,
     batches_of_several_threads_stand_for_themselves,
     racing_batches_of_several_threads_are_whole,
+    a_batch_alone_becomes_what_it_becomes_among_others,
     deletion_is_final,
     a_closed_thread_takes_no_checkpoint,
     pages_follow_each_other,
@@ -318,6 +319,71 @@ async fn racing_batches_of_several_threads_are_whole(lab: Lab) {
         assert_eq!(rows.len(), 30);
         assert!(rows.iter().all(|stored| stored.writes.len() == 1), "each with its writes");
     }
+}
+
+/// A batch of any kind, the `step`th of its thread: what it refers to may be there or not, and it may be a repetition.
+fn any_batch(name: &str, random: &mut impl FnMut(u32) -> u32, step: u32) -> ForeignBatch {
+    let ns = |n: u32| if n == 0 { "child" } else { "" }.to_owned();
+    let rows = (0..[0, 1, 1, 1, 2][random(5) as usize]).map(|_| {
+        let (n, parent) = (random(step + 2), random(step + 2));
+        ForeignCheckpoint {
+            ns: ns(random(4)),
+            parent: (random(3) > 0).then(|| format!("c{parent}")),
+            run_id: (random(2) == 0).then(|| "run".to_owned()),
+            ..row(&format!("c{n}"), None)
+        }
+    });
+    let rows: Vec<ForeignCheckpoint> = rows.collect();
+    let mut batch = batch(name, rows);
+    if random(2) == 0 {
+        let parents = batch.checkpoints.iter().filter_map(|row| Some((row.ns.clone(), row.parent.clone()?)));
+        batch.parents = parents.collect();
+    }
+    for n in 0..random(3) {
+        let (checkpoint, slot) = (random(step + 2), ["ff", "-1", "-3"][random(3) as usize]);
+        let body = format!("{n} of {}", random(3));
+        batch.writes.push(ForeignWrites { ns: ns(random(4)), ..writes(&format!("c{checkpoint}"), "task", slot, &body) });
+    }
+    batch.payloads = (0..random(3)).map(|_| raw(random(6) as u8)).collect();
+    batch.references = (0..random(3) / 2).map(|_| [random(6) as u8; 16]).collect();
+    batch.status = [None, Some(ThreadStatus::Idle), Some(ThreadStatus::Interrupted)][random(3) as usize];
+    batch
+}
+
+async fn a_batch_alone_becomes_what_it_becomes_among_others(lab: Lab) {
+    let storage = &lab.storage;
+    let (mut stored, mut refused) = (0, 0);
+    for seed in 0..25_u64 {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut random = move |below: u32| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as u32 % below
+        };
+        let (alone, among) = (format!("alone{seed}"), format!("among{seed}"));
+        for step in 0..12 {
+            let one = any_batch(&alone, &mut random, step);
+            let other = batch(&format!("other{seed}-{step}"), vec![row("c1", None)]);
+            let outcome = put(storage, one.clone()).await;
+            let batches = [other, ForeignBatch { thread_id: tid(&among), ..one.clone() }];
+            let outcomes = storage.put_foreign_each(&TENANT, &batches).await;
+            let [filler, same] = <[_; 2]>::try_from(outcomes).unwrap();
+            assert_eq!(filler.unwrap(), ForeignOutcome::Stored);
+            assert_eq!(same.unwrap(), outcome, "seed {seed}, step {step}: {one:?}");
+            *if outcome == ForeignOutcome::Stored { &mut stored } else { &mut refused } += 1;
+        }
+        let whole = async |name: &str| {
+            let rows = storage.list_foreign(&TENANT, key(name), &ForeignFilter::default(), 100).await.unwrap();
+            let rows: Vec<_> = rows.into_iter().map(|stored| (stored.row, stored.writes)).collect();
+            let thread = find_thread(storage, name).await.map(|thread| thread.status);
+            let mut payloads = Vec::new();
+            for n in 0..6 {
+                payloads.push(storage.load_foreign_payloads(&TENANT, key(name), &[[n; 16]]).await.is_ok());
+            }
+            (rows, thread, payloads)
+        };
+        assert_eq!(whole(&alone).await, whole(&among).await, "seed {seed}");
+    }
+    assert!(stored > 50 && refused > 50, "{stored} stored, {refused} refused");
 }
 
 async fn deletion_is_final(lab: Lab) {
