@@ -147,6 +147,7 @@ pub(crate) struct Inner {
     pub(crate) hub: live::Hub,
     pub(crate) cache: cache::Cache,
     pub(crate) assistants: assistants::Remembered,
+    pub(in crate::runtime) known_payloads: foreign::Known,
     /// The threads nodes run on.
     pub(crate) nodes: nodes::NodeThreads,
     /// The runs executed here.
@@ -193,6 +194,7 @@ impl Runtime {
                 hub: live::Hub::default(),
                 cache: cache::Cache::default(),
                 assistants: assistants::Remembered::default(),
+                known_payloads: foreign::Known::default(),
                 nodes,
                 active: Mutex::default(),
                 watch: Mutex::default(),

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::chunks::{cut, grouped};
+use super::known::Hashes;
 use super::{Sent, SentBytes, Value};
 use crate::model::{Json, frame};
 use crate::runtime::RuntimeError;
@@ -54,13 +55,22 @@ pub(super) struct WriteBody {
 pub(super) struct Packer {
     pub(super) payloads: Vec<ForeignPayload>,
     pub(super) references: Vec<PayloadHash>,
-    known: HashSet<PayloadHash>,
+    /// All that values are made of, down to the last piece.
+    pub(super) seen: HashSet<PayloadHash>,
+    /// Whether something is left out because the thread was seen to have it: then it is among the references.
+    pub(super) relies: bool,
+    known: Hashes,
     bytes: Vec<u8>,
     /// Of payloads since the last frame.
     added: usize,
 }
 
 impl Packer {
+    /// For a thread that is likely to have `known`.
+    pub(super) fn new(known: Hashes) -> Packer {
+        Packer { known, ..Packer::default() }
+    }
+
     /// Finds a place for a value: in the frame, if it has at most so many bytes.
     pub(super) fn place(&mut self, sent: &Sent, inline: usize) -> Place {
         let tag = sent.tag.clone();
@@ -81,7 +91,8 @@ impl Packer {
 
     fn payload(&mut self, value: &Bytes) -> PayloadHash {
         let hash = hash_of(value);
-        if !self.known.insert(hash) {
+        if !self.is_new(hash) {
+            self.rely_on(&[hash]);
             return hash;
         }
         let cut = cut(value);
@@ -93,20 +104,34 @@ impl Packer {
         for piece in cut.pieces {
             let part = hash_of(piece);
             pieces.push(part);
-            if self.known.insert(part) {
+            if self.is_new(part) {
                 self.add(part, Stored::Raw(piece.to_vec()));
             }
         }
         let parts = grouped(pieces, |group| {
             // Named apart from a value of the same bytes.
             let name = hash_of(&[&b"group"[..], &group.concat()].concat());
-            if self.known.insert(name) {
+            if self.is_new(name) {
+                self.rely_on(group);
                 self.add(name, Stored::Parts { head: Vec::new(), parts: group.to_vec(), tail: Vec::new() });
             }
             name
         });
+        self.rely_on(&parts);
         self.add(hash, Stored::Parts { head: cut.head.to_vec(), parts, tail: cut.tail.to_vec() });
         hash
+    }
+
+    /// Whether a payload must be made: this batch has not brought it, nor is it likely to be there.
+    fn is_new(&mut self, hash: PayloadHash) -> bool {
+        self.seen.insert(hash) && !self.known.contains(&hash)
+    }
+
+    /// Those that are likely to be there must be. What they are made of is where they are.
+    fn rely_on(&mut self, hashes: &[PayloadHash]) {
+        let before = self.references.len();
+        self.references.extend(hashes.iter().filter(|hash| self.known.contains(*hash)));
+        self.relies |= self.references.len() > before;
     }
 
     fn add(&mut self, hash: PayloadHash, bytes: Stored) {

@@ -9,16 +9,18 @@ mod chunks;
 mod decode;
 mod history;
 mod keep;
+mod known;
 mod msgpack;
 mod view;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
 
 pub use body::{INLINE, hash_of, hex, parse_hex};
 pub use decode::decoded;
 pub use history::ChannelHistory;
+pub(in crate::runtime) use known::Known;
 
 use super::{Runtime, RuntimeError};
 use crate::model::{CheckpointId, Json, Scope, ThreadId, ThreadKey, ThreadStatus, Timestamp};
@@ -131,7 +133,8 @@ impl Runtime {
         thread: &ThreadId,
         operations: &[Operation],
     ) -> Result<ForeignOutcome, RuntimeError> {
-        Ok(self.storage().put_foreign(scope, &self.packed(thread, operations)?).await?)
+        let mut outcomes = self.put_packed(scope, &[(thread, operations)]).await;
+        outcomes.pop().unwrap_or_else(|| Err(StorageError::Other("no outcome".to_owned()).into()))
     }
 
     /// Stores changes of several threads as [`Runtime::put_foreign`] does, with an outcome for each.
@@ -140,27 +143,75 @@ impl Runtime {
         scope: &Scope,
         threads: &[(ThreadId, Vec<Operation>)],
     ) -> Vec<Result<ForeignOutcome, RuntimeError>> {
-        let packed: Vec<_> = threads.iter().map(|(thread, operations)| self.packed(thread, operations)).collect();
-        let mut refused = Vec::new();
-        let mut batches = Vec::new();
-        for batch in packed {
-            match batch {
-                Ok(batch) => {
-                    batches.push(batch);
-                    refused.push(None);
-                }
-                Err(error) => refused.push(Some(error)),
-            }
-        }
-        let mut outcomes = self.storage().put_foreign_each(scope, &batches).await.into_iter();
-        let outcome = |refused: Option<RuntimeError>| match refused {
-            Some(error) => Err(error),
-            None => Ok(outcomes.next().unwrap_or_else(|| Err(StorageError::Other("no outcome".to_owned())))?),
-        };
-        refused.into_iter().map(outcome).collect()
+        let threads: Vec<_> = threads.iter().map(|(thread, operations)| (thread, operations.as_slice())).collect();
+        self.put_packed(scope, &threads).await
     }
 
-    fn packed(&self, thread: &ThreadId, operations: &[Operation]) -> Result<ForeignBatch, RuntimeError> {
+    async fn put_packed(
+        &self,
+        scope: &Scope,
+        threads: &[(&ThreadId, &[Operation])],
+    ) -> Vec<Result<ForeignOutcome, RuntimeError>> {
+        let key = |at: usize| threads[at].0.key(scope.tenant());
+        let mut outcomes: Vec<_> = threads.iter().map(|_| None).collect();
+        let mut forgotten = HashSet::new();
+        self.put_relying(scope, threads, 0..threads.len(), &mut outcomes, &mut forgotten).await;
+        if !forgotten.is_empty() {
+            // What a thread was believed to have was removed: what it was refused for that is sent whole, and so is what may
+            // have been refused because that was.
+            let is_stored = |at: usize| matches!(outcomes[at], Some(Ok(ForeignOutcome::Stored)));
+            let again: Vec<usize> =
+                (0..threads.len()).filter(|at| forgotten.contains(&key(*at)) && !is_stored(*at)).collect();
+            self.put_relying(scope, threads, again, &mut outcomes, &mut HashSet::new()).await;
+        }
+        let none = || Err(StorageError::Other("no outcome".to_owned()).into());
+        outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(none)).collect()
+    }
+
+    /// Packs and stores some of the batches, relying on what their threads are known to have; forgets that of those that do
+    /// not have it.
+    async fn put_relying(
+        &self,
+        scope: &Scope,
+        threads: &[(&ThreadId, &[Operation])],
+        some: impl IntoIterator<Item = usize>,
+        outcomes: &mut [Option<Result<ForeignOutcome, RuntimeError>>],
+        forgotten: &mut HashSet<ThreadKey>,
+    ) {
+        let known = &self.inner.known_payloads;
+        let mut packed = Vec::new();
+        let mut batches = Vec::new();
+        for at in some {
+            let (thread, operations) = threads[at];
+            let key = thread.key(scope.tenant());
+            match self.packed(thread, operations, known.of(key)) {
+                Ok((batch, packer)) => {
+                    batches.push(batch);
+                    packed.push((at, key, packer));
+                }
+                Err(error) => outcomes[at] = Some(Err(error)),
+            }
+        }
+        let stored = self.storage().put_foreign_each(scope, &batches).await;
+        for ((at, key, packer), outcome) in packed.into_iter().zip(stored) {
+            match &outcome {
+                Ok(ForeignOutcome::Stored) => known.add(key, packer.seen),
+                Ok(ForeignOutcome::PayloadsMissing(_)) if packer.relies => {
+                    known.forget(key);
+                    forgotten.insert(key);
+                }
+                _ => {}
+            }
+            outcomes[at] = Some(outcome.map_err(RuntimeError::from));
+        }
+    }
+
+    fn packed(
+        &self,
+        thread: &ThreadId,
+        operations: &[Operation],
+        known: known::Hashes,
+    ) -> Result<(ForeignBatch, Packer), RuntimeError> {
         let mut batch = ForeignBatch {
             thread_id: thread.clone(),
             ttl: self.inner.settings.default_ttl,
@@ -172,7 +223,7 @@ impl Runtime {
             references: Vec::new(),
             status: None,
         };
-        let mut packer = Packer::default();
+        let mut packer = Packer::new(known);
         for operation in operations {
             match operation {
                 Operation::Put(put) => pack_checkpoint(&mut batch, &mut packer, put)?,
@@ -180,10 +231,10 @@ impl Runtime {
             }
         }
         batch.references = std::mem::take(&mut packer.references);
-        let brought: std::collections::HashSet<PayloadHash> = packer.payloads.iter().map(|row| row.hash).collect();
+        batch.payloads = std::mem::take(&mut packer.payloads);
+        let brought: HashSet<PayloadHash> = batch.payloads.iter().map(|row| row.hash).collect();
         batch.references.retain(|hash| !brought.contains(hash));
-        batch.payloads = packer.payloads;
-        Ok(batch)
+        Ok((batch, packer))
     }
 
     /// The checkpoint with this id, or the latest of its namespace.
@@ -250,7 +301,7 @@ fn pack_checkpoint(batch: &mut ForeignBatch, packer: &mut Packer, put: &PutCheck
     let inline = |channel: &str| if channel == "__start__" { WHOLE } else { INLINE };
     let places = put.values.iter().map(|(channel, sent)| (channel.clone(), packer.place(sent, inline(channel))));
     let values = places.collect();
-    let body = CheckpointBody { checkpoint: put.checkpoint.clone(), metadata: put.metadata.clone(), values };
+    let body = CheckpointBody { checkpoint: unnamed(&put.checkpoint), metadata: put.metadata.clone(), values };
     let (body, bytes) = packer.finish(&body)?;
     let key = |id: &CheckpointId| (put.ns.clone(), id.clone());
     if let Some(parent) = put.parent.as_ref().filter(|_| !put.allow_missing_parent)
@@ -309,6 +360,25 @@ fn pack_writes(batch: &mut ForeignBatch, packer: &mut Packer, put: &PutWrites) -
         }
     }
     Ok(())
+}
+
+/// A document as it is stored: its id is in the row, in a column of its own, and no id is empty.
+fn unnamed(document: &Json) -> Json {
+    with_id(document, "").unwrap_or_else(|| document.clone())
+}
+
+/// A document as it came.
+fn named(document: Json, id: &str) -> Json {
+    match document.get("id").and_then(|id| id.as_str().map(str::is_empty)) {
+        Some(true) => with_id(&document, id).unwrap_or(document),
+        _ => document,
+    }
+}
+
+fn with_id(document: &Json, id: &str) -> Option<Json> {
+    let mut fields = document.fields()?;
+    *fields.get_mut("id")? = Json::from(id);
+    Some(Json::from(&fields))
 }
 
 fn name(stored: &StoredForeign) -> String {
@@ -375,11 +445,11 @@ impl Opened {
         }
         let row = self.stored.row;
         Ok(Checkpoint {
+            checkpoint: named(self.body.checkpoint, &row.id),
             ns: row.ns,
             id: row.id,
             parent: row.parent,
             run_id: row.run_id,
-            checkpoint: self.body.checkpoint,
             metadata: self.body.metadata,
             values,
             writes,

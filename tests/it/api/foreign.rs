@@ -132,6 +132,43 @@ async fn what_the_thread_has_need_not_be_sent() {
     assert!(results[3]["detail"].as_str().expect("a text").starts_with("threads[3].operations[0].op"), "{results}");
 }
 
+/// The server need not look at what it has stored a moment ago; unless that is gone.
+#[tokio::test]
+async fn what_was_removed_meanwhile_is_stored_anew() {
+    let server = TestServer::start().await;
+    let large: Vec<u8> = (0..40_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let grown = [&large[..], b"more"].concat();
+    let bytes = async || server.get("/threads/t/storage").await.ok()["channel_values"]["bytes"].as_i64().expect("bytes");
+    let is_read = async |id: &str, expected: &[u8]| {
+        let found = server.get(&format!("/threads/t/checkpoints/{id}")).await.ok();
+        assert_eq!(found["values"]["a"]["base64"], STANDARD.encode(expected), "{id}");
+    };
+    stored(&server, "t", put("c1", None, &value(&large))).await;
+    stored(&server, "t", put("c2", Some("c1"), &value(&grown))).await;
+    is_read("c2", &grown).await;
+    stored(&server, "t", put("c3", Some("c2"), &value(b"small"))).await;
+    server.post("/threads/prune", json!({"thread_ids": ["t"], "strategy": "keep_latest"})).await.ok();
+    assert!(bytes().await < 100);
+    // Both in one request, each a batch of its own: what the first was refused for, the second needs.
+    let operation = |id: &str, parent: &str, bytes: &[u8]| {
+        let mut operation = put(id, Some(parent), &value(bytes));
+        operation["op"] = json!("put");
+        json!({"thread_id": "t", "operations": [operation]})
+    };
+    let both = json!({"threads": [operation("c4", "c3", &grown), operation("c5", "c4", &large)]});
+    let results = server.post("/checkpoints/batch", both).await.ok()["results"].clone();
+    assert_eq!(results, json!([{"status": 204}, {"status": 204}]));
+    is_read("c4", &grown).await;
+    is_read("c5", &large).await;
+    assert!(bytes().await < 180_000);
+    assert_eq!(server.send("DELETE", "/threads/t", String::new()).await.status, 204);
+    stored(&server, "t", put("c1", None, &value(&large))).await;
+    is_read("c1", &large).await;
+    // A hash that the thread does not have is told, whatever it was known to have.
+    let nothing = json!({"type": "msgpack", "hash": hex(&hash_of(b"nothing"))});
+    refused(&server.post("/threads/t/checkpoints", put("c2", Some("c1"), &nothing)).await, 409, "has no bytes");
+}
+
 #[tokio::test]
 async fn a_batch_is_all_or_nothing() {
     let server = TestServer::start().await;
