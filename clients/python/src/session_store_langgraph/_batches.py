@@ -31,6 +31,7 @@ class Change:
     thread: str
     operation: Operation
     size: int
+    is_checkpoint: bool = False
     done: asyncio.Future[None] | None = None
     whole: bool = False
     alone: bool = False
@@ -69,10 +70,12 @@ class Batches:
         self._busy: set[str] = set()
         self._requests: set[asyncio.Task[None]] = set()
         self._is_scheduled = False
+        # Checkpoints that were just committed: each is likely to be followed by the next of its thread.
+        self._expected = 0
 
-    async def put(self, thread: str, operation: Operation, size: int) -> None:
+    async def put(self, thread: str, operation: Operation, size: int, *, is_checkpoint: bool) -> None:
         done = asyncio.get_running_loop().create_future()
-        self._waiting.append(Change(thread, operation, size, done))
+        self._waiting.append(Change(thread, operation, size, is_checkpoint, done))
         self._schedule()
         await done
 
@@ -83,12 +86,16 @@ class Batches:
 
     def _wait(self, turns: int) -> None:
         # Not at once: what is ready to be asked for goes along, as does the next change of those who were just told that
-        # theirs is committed. They need some turns of the loop to come back here.
-        again = (self._start,) if turns == 0 else (self._wait, turns - 1)
-        asyncio.get_running_loop().call_soon(*again)
+        # theirs is committed. They need some turns of the loop to come back here; when all have, there is no more to wait for.
+        are_here = 0 < self._expected <= sum(change.is_checkpoint for change in self._waiting)
+        if turns == 0 or are_here:
+            self._start()
+        else:
+            asyncio.get_running_loop().call_soon(self._wait, turns - 1)
 
     def _start(self) -> None:
         self._is_scheduled = False
+        self._expected = 0
         while self._waiting and len(self._requests) < _MAX_REQUESTS:
             taken: list[Change] = []
             left: list[Change] = []
@@ -142,6 +149,7 @@ class Batches:
         for group, result in zip(groups, answer.json()["results"]):
             if result["status"] < 300:
                 for change in group:
+                    self._expected += change.is_checkpoint
                     change.finish()
             elif result.get("missing_hashes") and not all(change.whole for change in group):
                 for change in group:

@@ -146,7 +146,7 @@ class HttpSaver(BaseCheckpointSaver[Any]):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         thread, operation, size, stored, after = self._put(config, checkpoint, metadata, new_versions)
-        await self._batch().put(thread, operation, size)
+        await self._batch().put(thread, operation, size, is_checkpoint=True)
         after()
         return stored
 
@@ -179,7 +179,7 @@ class HttpSaver(BaseCheckpointSaver[Any]):
         deadline = time.monotonic() + _BEGINNING
         while True:
             try:
-                return await self._batch().put(thread, operation, size)
+                return await self._batch().put(thread, operation, size, is_checkpoint=False)
             except SessionStoreError as error:
                 if error.status != 404 or time.monotonic() > deadline:
                     raise
