@@ -3,7 +3,7 @@
 //! Rows are opaque, as those of [`super::checkpoints`] are: `runtime::foreign` gives their bodies meaning. Their values are
 //! payloads of the thread in bytes. Such a thread holds no checkpoints of this server's graphs, and the other way round.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
@@ -92,8 +92,22 @@ pub struct ForeignBatch {
     /// Payloads that must be there.
     pub references: Vec<PayloadHash>,
     /// What the thread rests at afterwards; `None`: as before.
-    pub status: Option<ThreadStatus>,
+    pub status: Option<ForeignStatus>,
 }
+
+/// What a thread rests at, by one of its root checkpoints and what tasks wrote on it. Either may come first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForeignStatus {
+    /// `Idle` of a checkpoint that is put: unless tasks were interrupted ([`INTERRUPT_SLOT`]) or failed ([`ERROR_SLOT`]) on
+    /// it. Others, of what tasks write: unless there is a later root checkpoint.
+    pub status: ThreadStatus,
+    pub on: CheckpointId,
+}
+
+/// The slot of the error of a task.
+pub const ERROR_SLOT: &str = "-1";
+/// The slot of what a task asks.
+pub const INTERRUPT_SLOT: &str = "-3";
 
 /// What [`Foreign::put_foreign`] did. Everything but `Stored` changed nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,11 +132,40 @@ pub enum ForeignOutcome {
 pub struct ForeignKept {
     /// The latest checkpoint of every namespace when this was decided; others now are [`Pruned::Changed`].
     pub latest: Vec<(String, CheckpointId)>,
-    /// Namespace and id. Writes stay with their checkpoint.
-    pub checkpoints: Vec<(String, CheckpointId)>,
+    /// Namespace and id; `None`: all. Writes stay with their checkpoint.
+    pub checkpoints: Option<Vec<(String, CheckpointId)>>,
     /// All payloads that these refer to, with their parts.
     pub payloads: Vec<PayloadHash>,
+    /// The prints of these checkpoints when that was decided; others now are [`Pruned::Changed`].
+    pub prints: BTreeSet<ForeignPrint>,
 }
+
+/// Stands for a checkpoint, the writes on it, and so for all payloads that it refers to.
+pub type ForeignPrint = [u8; 32];
+
+impl StoredForeign {
+    pub fn print(&self) -> ForeignPrint {
+        let mut hash = blake3::Hasher::new();
+        let mut field = |bytes: &[u8]| {
+            hash.update(&(bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        };
+        for text in [&self.row.ns, &self.row.id] {
+            field(text.as_bytes());
+        }
+        field(&self.row.body);
+        for write in &self.writes {
+            for text in [&write.task_id, &write.slot] {
+                field(text.as_bytes());
+            }
+            field(&write.body);
+        }
+        *hash.finalize().as_bytes()
+    }
+}
+
+/// Writes may wait this long for their checkpoint, in microseconds: while some do, nothing of their thread is removed.
+pub(crate) const ON_ITS_WAY: i64 = 3_600 * 1_000_000;
 
 /// Which checkpoints a list shows; newest (greatest id) first, by namespace.
 #[derive(Debug, Clone, Default)]
@@ -199,7 +242,9 @@ pub trait Foreign {
     /// bounded step: when as many as `limit` checkpoints went, there may be more.
     async fn delete_foreign_runs(&self, scope: &Scope, run_ids: &[String], limit: i64) -> Result<(i64, Vec<ThreadId>)>;
 
-    /// One bounded step of removing all but `kept`. With [`Pruned::Done`] the thread counts as pruned.
+    /// One bounded step of removing all but `kept`. With [`Pruned::Done`] the thread counts as pruned. A payload of parts
+    /// that is there has all of its parts, between steps too. [`Pruned::Changed`] also while writes wait for a checkpoint
+    /// that is on its way.
     async fn prune_foreign(&self, scope: &Scope, id: &ThreadId, kept: &ForeignKept) -> Result<Pruned>;
 
     /// Copies a thread with all its checkpoints under a name that is free.

@@ -68,8 +68,8 @@ pub use crons::{CronCreated, CronFilter, CronFired, CronReplaced, CronSort, Cron
 pub use effects::{EffectFilter, EffectRow, Effects};
 pub use executions::{ExecutionCursor, ExecutionFilter, Executions};
 pub use foreign::{
-    Foreign, ForeignBatch, ForeignCheckpoint, ForeignCopied, ForeignFilter, ForeignKept, ForeignOutcome,
-    ForeignPayload, ForeignWrites, StoredBytes, StoredForeign,
+    ERROR_SLOT, Foreign, ForeignBatch, ForeignCheckpoint, ForeignCopied, ForeignFilter, ForeignKept, ForeignOutcome,
+    ForeignPayload, ForeignPrint, ForeignStatus, ForeignWrites, INTERRUPT_SLOT, StoredBytes, StoredForeign,
 };
 pub use health::{AppliedMigration, Counts, Health, Inspection, QuarantinedRun, Release, StuckReason, StuckRun};
 pub use idempotency::{IdempotencyKey, IdempotencyKeys, KeyRow};

@@ -183,6 +183,9 @@ fn checkpoint(mut body: Object, bytes: &Attached) -> ApiResult<PutCheckpoint> {
     }
     let parent = body.string("parent_checkpoint_id")?;
     let parent = parent.map(|parent| checked(&body, "parent_checkpoint_id", parent)).transpose()?;
+    if parent.as_ref() == Some(&id) {
+        return Err(body.wrong("parent_checkpoint_id", "must be another checkpoint"));
+    }
     let metadata = body.object("metadata")?.unwrap_or_else(Json::object);
     let mut values: Vec<(String, Sent)> = Vec::new();
     for (channel, value) in body.objects_of("values", MAX_VALUES)? {

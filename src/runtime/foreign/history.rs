@@ -1,9 +1,9 @@
 //! What channels that are stored as changes contributed on the way to a checkpoint: LangGraph's delta channels.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Checkpoint, Value};
-use crate::model::{Scope, ThreadKey};
+use crate::model::{CheckpointId, Scope, ThreadKey};
 use crate::runtime::{Runtime, RuntimeError};
 use crate::storage::ForeignFilter;
 
@@ -37,7 +37,12 @@ impl Runtime {
         let mut before = target.map(|target| target.row.id);
         // Ancestors usually follow each other, so they are read in pages; one elsewhere begins another page.
         let mut page: Vec<Checkpoint> = Vec::new();
+        // A checkpoint that was put again may have got a child of its own as its parent.
+        let mut seen: BTreeSet<CheckpointId> = before.iter().cloned().collect();
         while let Some(wanted) = next.take().filter(|_| history.values().any(|channel| channel.seed.is_none())) {
+            if !seen.insert(wanted.clone()) {
+                break;
+            }
             let at = match page.iter().position(|checkpoint| checkpoint.id == wanted) {
                 Some(at) => at,
                 None => {

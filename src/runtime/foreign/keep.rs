@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{Opened, Runtime, RuntimeError};
 use crate::model::{CheckpointId, Json, Scope, ThreadId, ThreadKey};
-use crate::storage::{ForeignFilter, ForeignKept, PayloadHash, Pruned, StoredForeign};
+use crate::storage::{ForeignFilter, ForeignKept, PayloadHash, Pruned, StorageError, StoredForeign};
 
 /// Checkpoints deleted in one step.
 const STEP: i64 = 500;
@@ -40,11 +40,15 @@ impl Runtime {
 
     async fn keep_only(&self, scope: &Scope, id: &ThreadId, only_latest: bool) -> Result<bool, RuntimeError> {
         let key = id.key(scope.tenant());
-        for _ in 0..LOOKS {
+        for looks_left in (0..LOOKS).rev() {
             if !self.storage().is_foreign(scope, key).await? {
                 return Ok(false);
             }
-            let kept = self.kept(scope, key, only_latest).await?;
+            let kept = match self.kept(scope, key, only_latest).await {
+                // Somebody else may be removing what is looked at.
+                Err(RuntimeError::Storage(StorageError::Corrupt { .. })) if looks_left > 0 => continue,
+                kept => kept?,
+            };
             loop {
                 match self.storage().prune_foreign(scope, id, &kept).await? {
                     Pruned::Done => return Ok(true),
@@ -75,7 +79,9 @@ impl Runtime {
                 }
             }
         }
-        let checkpoints = rows.iter().map(|stored| (stored.row.ns.clone(), stored.row.id.clone())).collect();
+        let checkpoints = rows.iter().map(|stored| (stored.row.ns.clone(), stored.row.id.clone()));
+        let checkpoints = only_latest.then(|| checkpoints.collect());
+        let prints = rows.iter().map(StoredForeign::print).collect();
         let mut hashes: BTreeSet<PayloadHash> = BTreeSet::new();
         for stored in rows {
             hashes.extend(Opened::new(stored)?.hashes());
@@ -83,7 +89,7 @@ impl Runtime {
         let wanted: Vec<PayloadHash> = hashes.iter().copied().collect();
         // With all that they are made of.
         hashes.extend(self.storage().load_foreign_payloads(scope, thread, &wanted).await?.iter().map(|row| row.hash));
-        Ok(ForeignKept { latest, checkpoints, payloads: hashes.into_iter().collect() })
+        Ok(ForeignKept { latest, checkpoints, payloads: hashes.into_iter().collect(), prints })
     }
 
     /// A checkpoint, and as many of its ancestors as its delta channels are rebuilt from.
@@ -97,7 +103,9 @@ impl Runtime {
         let mut rows = Vec::new();
         let mut open: Option<BTreeSet<String>> = None;
         let mut next = Some(id.clone());
-        while let Some(id) = next.take() {
+        // A checkpoint that was put again may have got a child of its own as its parent.
+        let mut seen: BTreeSet<CheckpointId> = BTreeSet::new();
+        while let Some(id) = next.take().filter(|id| seen.insert(id.clone())) {
             let Some(stored) = self.storage().load_foreign(scope, thread, ns, Some(&id)).await? else { break };
             let opened = Opened::new(stored.clone())?;
             let all = opened.body.metadata.get("delta_writes_versioned").is_some();

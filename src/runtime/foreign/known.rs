@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn it_is_bounded() {
         let known = Known::default();
-        let most = u32::try_from(OF_A_THREAD).unwrap();
+        let most = u32::try_from(OF_A_THREAD).expect("small");
         known.add(thread(1), some(0, most));
         known.add(thread(1), some(most, 1));
         assert_eq!(*known.of(thread(1)), some(most, 1), "the latest");

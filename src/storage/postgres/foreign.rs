@@ -8,17 +8,16 @@ use async_trait::async_trait;
 use sqlx::postgres::{PgConnection, PgRow};
 use uuid::Uuid;
 
-use super::retention::prune_rows;
 use super::rows::get;
 use super::threads::{copy_thread, lock_thread};
-use super::{PostgresStorage, foreign_alone, foreign_together, now, read};
+use super::{PostgresStorage, foreign_alone, foreign_prune, foreign_together, now, read};
 use crate::model::{CheckpointId, Scope, ThreadId, ThreadKey, Timestamp};
 use crate::storage::foreign::{put_by_thread, settled};
 use crate::storage::foreign_rows::{body_columns, body_from, complete, payload_columns, payload_from};
 use crate::storage::rows::driver_error;
 use crate::storage::{
     Foreign, ForeignBatch, ForeignCheckpoint, ForeignCopied, ForeignFilter, ForeignKept, ForeignOutcome,
-    ForeignPayload, ForeignWrites, PayloadHash, Pruned, Result, STEP_ROWS, StorageError, StoredForeign,
+    ForeignPayload, ForeignWrites, PayloadHash, Pruned, Result, StorageError, StoredForeign,
 };
 
 /// Checks and stores a batch. Nothing is stored unless the thread is as the snapshot shows it: whoever removes something from
@@ -101,11 +100,19 @@ const PUT: &str = concat!(
     ),
     touched AS (
         -- Once a second is enough for what is shown and for what expires.
-        UPDATE threads x SET rest_status = COALESCE($9, x.rest_status), updated_at = going.now,
+        UPDATE threads x SET rest_status = COALESCE(rest.status, x.rest_status), updated_at = going.now,
                              state_updated_at = going.now
-        FROM going
+        FROM going, (
+            SELECT CASE WHEN $9 = 'idle' THEN COALESCE(
+                            (SELECT CASE w.slot WHEN '-1' THEN 'error' ELSE 'interrupted' END FROM foreign_writes w
+                             WHERE w.thread_key = $1 AND w.ns = '' AND w.checkpoint_id = $30 AND w.slot IN ('-1', '-3')
+                             ORDER BY w.slot LIMIT 1), 'idle')
+                        WHEN EXISTS (SELECT 1 FROM foreign_checkpoints c
+                                     WHERE c.thread_key = $1 AND c.ns = '' AND c.checkpoint_id > $30) THEN NULL
+                        ELSE $9 END AS status
+        ) AS rest
         WHERE x.thread_key = $1
-          AND (x.rest_status <> $9 OR x.updated_at < going.now - 1000000 OR x.pruned_at >= x.updated_at)
+          AND (x.rest_status <> rest.status OR x.updated_at < going.now - 1000000 OR x.pruned_at >= x.updated_at)
     )
     SELECT EXISTS (SELECT 1 FROM going) AS stored, EXISTS (SELECT 1 FROM snap) AS found,
            EXISTS (SELECT 1 FROM dead) AS is_dead, EXISTS (SELECT 1 FROM t) AS is_foreign,
@@ -195,7 +202,7 @@ async fn statement(conn: &mut PgConnection, tenant: Uuid, batch: &ForeignBatch) 
         .bind(batch.latest.iter().map(|(_, id)| id.as_deref()).collect::<Vec<_>>())
         .bind(batch.references.iter().map(|hash| hash.to_vec()).collect::<Vec<_>>())
         .bind(batch.thread_id.as_str())
-        .bind(batch.status.map(|status| status.as_str()))
+        .bind(batch.status.as_ref().map(|status| status.status.as_str()))
         .bind(batch.ttl.map(|ttl| ttl.micros))
         .bind(batch.ttl.map(|ttl| ttl.strategy.as_str()))
         .bind(begins)
@@ -216,6 +223,7 @@ async fn statement(conn: &mut PgConnection, tenant: Uuid, batch: &ForeignBatch) 
         .bind(written)
         .bind(row_codecs)
         .bind(write_codecs)
+        .bind(batch.status.as_ref().map(|status| status.on.as_str()))
         .fetch_one(conn)
         .await
         .map_err(driver_error)?;
@@ -309,7 +317,11 @@ fn stored_from(row: &PgRow) -> Result<StoredForeign> {
     Ok(StoredForeign { row, at, writes })
 }
 
-async fn latest(conn: &mut PgConnection, scope: &Scope, key: ThreadKey) -> Result<Vec<(String, CheckpointId)>> {
+pub(super) async fn latest(
+    conn: &mut PgConnection,
+    scope: &Scope,
+    key: ThreadKey,
+) -> Result<Vec<(String, CheckpointId)>> {
     let rows = sqlx::query(
         "SELECT ns, MAX(checkpoint_id) AS id FROM foreign_checkpoints
          WHERE thread_key = $1 AND ($2::uuid IS NULL OR tenant = $2)
@@ -324,78 +336,43 @@ async fn latest(conn: &mut PgConnection, scope: &Scope, key: ThreadKey) -> Resul
     rows.iter().map(|row| Ok((get(row, "ns")?, get(row, "id")?))).collect()
 }
 
-async fn prune(conn: &mut PgConnection, scope: &Scope, key: ThreadKey, kept: &ForeignKept) -> Result<Pruned> {
-    if !lock_thread(conn, key).await? || latest(conn, scope, key).await? != kept.latest {
-        return Ok(Pruned::Changed);
-    }
-    let (spaces, ids): (Vec<&str>, Vec<&str>) =
-        kept.checkpoints.iter().map(|(ns, id)| (ns.as_str(), id.as_str())).unzip();
-    // Whoever refers to what is removed here must look again.
-    let raised = sqlx::query("UPDATE threads SET revision = revision + 1 WHERE thread_key = $1 AND is_foreign")
-        .bind(key.0)
-        .execute(&mut *conn)
+pub(super) async fn load(
+    conn: &mut PgConnection,
+    scope: &Scope,
+    thread: ThreadKey,
+    ns: &str,
+    id: Option<&str>,
+) -> Result<Option<StoredForeign>> {
+    let query = sqlx::query(if id.is_some() { BY_ID } else { LATEST });
+    let query = query.bind(thread.0).bind(ns).bind(scope.filter());
+    let query = match id {
+        Some(id) => query.bind(id),
+        None => query,
+    };
+    let row = query.fetch_optional(conn).await.map_err(driver_error)?;
+    row.as_ref().map(stored_from).transpose()
+}
+
+pub(super) async fn list(
+    conn: &mut PgConnection,
+    scope: &Scope,
+    thread: ThreadKey,
+    filter: &ForeignFilter,
+    limit: i64,
+) -> Result<Vec<StoredForeign>> {
+    let rows = sqlx::query(LIST)
+        .bind(thread.0)
+        .bind(&filter.ns)
+        .bind(scope.filter())
+        .bind(&filter.id)
+        .bind(&filter.before)
+        .bind(filter.after.as_ref().map(|(ns, _)| ns))
+        .bind(filter.after.as_ref().map(|(_, id)| id))
+        .bind(limit)
+        .fetch_all(conn)
         .await
         .map_err(driver_error)?;
-    if raised.rows_affected() == 0 {
-        return Ok(Pruned::Changed);
-    }
-    // Checkpoints first and alone: one that is still there must be readable.
-    let checkpoints = prune_rows!(
-        conn,
-        key,
-        "DELETE FROM foreign_checkpoints WHERE (thread_key, ns, checkpoint_id) IN (
-             SELECT c.thread_key, c.ns, c.checkpoint_id FROM foreign_checkpoints c
-             WHERE c.thread_key = $1
-               AND NOT EXISTS (SELECT 1 FROM UNNEST($3::text[], $4::text[]) AS k (ns, id)
-                               WHERE k.ns = c.ns AND k.id = c.checkpoint_id)
-             ORDER BY c.ns, c.checkpoint_id LIMIT $2)",
-        &spaces,
-        &ids
-    );
-    if !checkpoints {
-        return Ok(Pruned::More);
-    }
-    let writes = prune_rows!(
-        conn,
-        key,
-        "DELETE FROM foreign_writes WHERE (thread_key, ns, checkpoint_id, task_id, slot) IN (
-             SELECT w.thread_key, w.ns, w.checkpoint_id, w.task_id, w.slot FROM foreign_writes w
-             WHERE w.thread_key = $1
-               AND NOT EXISTS (SELECT 1 FROM UNNEST($3::text[], $4::text[]) AS k (ns, id)
-                               WHERE k.ns = w.ns AND k.id = w.checkpoint_id)
-             LIMIT $2)",
-        &spaces,
-        &ids
-    );
-    let payloads = prune_rows!(
-        conn,
-        key,
-        "DELETE FROM payloads WHERE (thread_key, hash) IN (
-             SELECT p.thread_key, p.hash FROM payloads p
-             WHERE p.thread_key = $1 AND NOT EXISTS (SELECT 1 FROM UNNEST($3::bytea[]) AS k (hash) WHERE k.hash = p.hash)
-             LIMIT $2)",
-        kept.payloads.iter().map(|hash| hash.to_vec()).collect::<Vec<_>>()
-    );
-    if !(writes && payloads) {
-        return Ok(Pruned::More);
-    }
-    // What they came from is gone.
-    sqlx::query(
-        "UPDATE foreign_checkpoints c SET parent_id = NULL
-         WHERE c.thread_key = $1 AND c.parent_id IS NOT NULL
-           AND NOT EXISTS (SELECT 1 FROM foreign_checkpoints p
-                           WHERE p.thread_key = c.thread_key AND p.ns = c.ns AND p.checkpoint_id = c.parent_id)",
-    )
-    .bind(key.0)
-    .execute(&mut *conn)
-    .await
-    .map_err(driver_error)?;
-    sqlx::query(concat!("UPDATE threads SET pruned_at = ", now!(), " WHERE thread_key = $1"))
-        .bind(key.0)
-        .execute(conn)
-        .await
-        .map_err(driver_error)?;
-    Ok(Pruned::Done)
+    rows.iter().map(stored_from).collect()
 }
 
 /// What failed for several at once, for one of them.
@@ -523,15 +500,9 @@ impl Foreign for PostgresStorage {
     ) -> Result<Option<StoredForeign>> {
         read!(self, async {
             let mut session = self.session().await?;
-            let query = sqlx::query(if id.is_some() { BY_ID } else { LATEST });
-            let query = query.bind(thread.0).bind(ns).bind(scope.filter());
-            let query = match id {
-                Some(id) => query.bind(id),
-                None => query,
-            };
-            let row = query.fetch_optional(session.conn()).await.map_err(driver_error)?;
+            let found = load(session.conn(), scope, thread, ns, id).await?;
             session.finish().await?;
-            row.as_ref().map(stored_from).transpose()
+            Ok(found)
         })
     }
 
@@ -544,20 +515,9 @@ impl Foreign for PostgresStorage {
     ) -> Result<Vec<StoredForeign>> {
         read!(self, async {
             let mut session = self.session().await?;
-            let rows = sqlx::query(LIST)
-                .bind(thread.0)
-                .bind(&filter.ns)
-                .bind(scope.filter())
-                .bind(&filter.id)
-                .bind(&filter.before)
-                .bind(filter.after.as_ref().map(|(ns, _)| ns))
-                .bind(filter.after.as_ref().map(|(_, id)| id))
-                .bind(limit)
-                .fetch_all(session.conn())
-                .await
-                .map_err(driver_error)?;
+            let found = list(session.conn(), scope, thread, filter, limit).await?;
             session.finish().await?;
-            rows.iter().map(stored_from).collect::<Result<Vec<_>>>()
+            Ok(found)
         })
     }
 
@@ -651,7 +611,7 @@ impl Foreign for PostgresStorage {
     async fn prune_foreign(&self, scope: &Scope, id: &ThreadId, kept: &ForeignKept) -> Result<Pruned> {
         self.bounded(async {
             let mut transaction = self.begin().await?;
-            let pruned = prune(&mut transaction, scope, id.key(scope.tenant()), kept).await?;
+            let pruned = foreign_prune::prune(&mut transaction, scope, id.key(scope.tenant()), kept).await?;
             if pruned != Pruned::Changed {
                 self.commit(transaction).await?;
             }

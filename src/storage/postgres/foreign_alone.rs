@@ -9,8 +9,9 @@ use sqlx::{Postgres, QueryBuilder};
 use uuid::Uuid;
 
 use super::now;
+use crate::model::ThreadStatus;
 use crate::storage::foreign_rows::{body_columns, payload_columns};
-use crate::storage::{ForeignBatch, ForeignCheckpoint};
+use crate::storage::{ForeignBatch, ForeignCheckpoint, ForeignStatus};
 
 /// Whether it may go this way: at most one checkpoint, and no conditions on what is the latest.
 pub(super) fn is_usual(batch: &ForeignBatch) -> bool {
@@ -69,7 +70,7 @@ fn push_beginning(query: &mut QueryBuilder<Postgres>, key: Uuid, tenant: Uuid, b
         .push(", ")
         .push_bind(batch.thread_id.as_str())
         .push(", '{}', 0, '{}', ")
-        .push_bind(batch.status.map_or("idle", |status| status.as_str()))
+        .push_bind(batch.status.as_ref().map_or("idle", |status| status.status.as_str()))
         .push(", 0, clock.now, clock.now, clock.now, clock.now, ")
         .push_bind(batch.ttl.map(|ttl| ttl.micros))
         .push(", ")
@@ -84,7 +85,6 @@ fn push_beginning(query: &mut QueryBuilder<Postgres>, key: Uuid, tenant: Uuid, b
 
 /// `going`: the thread, locked, if the batch fits; and what the batch makes of the thread.
 fn push_conditions(query: &mut QueryBuilder<Postgres>, key: Uuid, batch: &ForeignBatch) {
-    let status = batch.status.map(|status| status.as_str());
     query
         .push(concat!(
             "t AS MATERIALIZED (
@@ -129,23 +129,47 @@ fn push_conditions(query: &mut QueryBuilder<Postgres>, key: Uuid, batch: &Foreig
             .push_bind(key)
             .push(") IS NOT NULL)");
     }
-    query
-        .push(
-            "),
+    query.push(
+        "),
             touched AS (
                 -- Once a second is enough for what is shown and for what expires.
-                UPDATE threads x SET updated_at = going.now, state_updated_at = going.now, rest_status = COALESCE(",
-        )
-        .push_bind(status)
+                UPDATE threads x SET updated_at = going.now, state_updated_at = going.now,
+                                     rest_status = COALESCE(rest.status, x.rest_status)
+                FROM going, (SELECT ",
+    );
+    push_status(query, key, batch.status.as_ref());
+    query
         .push(
-            ", x.rest_status)
-                FROM going
-                WHERE (x.updated_at < going.now - 1000000 OR x.pruned_at >= x.updated_at OR x.rest_status <> ",
+            " AS status) AS rest
+                WHERE (x.updated_at < going.now - 1000000 OR x.pruned_at >= x.updated_at OR x.rest_status <> rest.status)
+                  AND x.thread_key = ",
         )
-        .push_bind(status)
-        .push(") AND x.thread_key = ")
         .push_bind(key)
         .push(")");
+}
+
+/// What the thread rests at afterwards; null: as before.
+fn push_status(query: &mut QueryBuilder<Postgres>, key: Uuid, status: Option<&ForeignStatus>) {
+    match status {
+        None => query.push("NULL::text"),
+        Some(ForeignStatus { status: ThreadStatus::Idle, on }) => query
+            .push(
+                "COALESCE((SELECT CASE w.slot WHEN '-1' THEN 'error' ELSE 'interrupted' END FROM foreign_writes w
+                           WHERE w.ns = '' AND w.slot IN ('-1', '-3') AND w.thread_key = ",
+            )
+            .push_bind(key)
+            .push(" AND w.checkpoint_id = ")
+            .push_bind(on.as_str())
+            .push(" ORDER BY w.slot LIMIT 1), 'idle')"),
+        Some(ForeignStatus { status, on }) => query
+            .push("CASE WHEN EXISTS (SELECT 1 FROM foreign_checkpoints c WHERE c.ns = '' AND c.thread_key = ")
+            .push_bind(key)
+            .push(" AND c.checkpoint_id > ")
+            .push_bind(on.as_str())
+            .push(") THEN NULL ELSE ")
+            .push_bind(status.as_str())
+            .push(" END"),
+    };
 }
 
 fn push_lookup(query: &mut QueryBuilder<Postgres>, condition: &'static str, key: Uuid, ns: &str, id: &str) {
@@ -230,7 +254,9 @@ fn push_writes(query: &mut QueryBuilder<Postgres>, key: Uuid, tenant: Uuid, batc
         .push(", ")
         .push_bind(tenant)
         // Microseconds apart, so that they are read in this order.
-        .push(", p.ns, p.id, p.task, p.slot, p.path, p.codec, p.body, going.now + p.ordinal FROM going, UNNEST((SELECT ");
+        .push(
+            ", p.ns, p.id, p.task, p.slot, p.path, p.codec, p.body, going.now + p.ordinal FROM going, UNNEST((SELECT ",
+        );
     push_places(query, batch);
     query
         .push(", ")

@@ -28,8 +28,8 @@ const PUT: &str = concat!(
     batch AS MATERIALIZED (
         SELECT b.*, (SELECT t.revision FROM threads t WHERE t.thread_key = b.key) AS revision,
                (SELECT TRUE FROM dead_threads d WHERE d.thread_key = b.key) AS is_dead
-        FROM UNNEST((SELECT $2::uuid[]), $3::text[], $4::text[], $5::bigint[], $6::text[], $7::boolean[])
-            AS b (key, name, status, ttl, ttl_strategy, begins)
+        FROM UNNEST((SELECT $2::uuid[]), $3::text[], $4::text[], $5::bigint[], $6::text[], $7::boolean[], $33::text[])
+            AS b (key, name, status, ttl, ttl_strategy, begins, status_on)
     ),
     t AS MATERIALIZED (
         SELECT t.thread_key AS key, t.revision FROM threads t
@@ -100,7 +100,17 @@ const PUT: &str = concat!(
         -- Once a second is enough for what is shown and for what expires.
         UPDATE threads x SET rest_status = COALESCE(b.status, x.rest_status), updated_at = clock.now,
                              state_updated_at = clock.now
-        FROM batch b, clock
+        FROM clock, (
+            SELECT b.key, CASE
+                WHEN b.status = 'idle' THEN COALESCE(
+                    (SELECT CASE w.slot WHEN '-1' THEN 'error' ELSE 'interrupted' END FROM foreign_writes w
+                     WHERE w.thread_key = b.key AND w.ns = '' AND w.checkpoint_id = b.status_on AND w.slot IN ('-1', '-3')
+                     ORDER BY w.slot LIMIT 1), 'idle')
+                WHEN EXISTS (SELECT 1 FROM foreign_checkpoints c
+                             WHERE c.thread_key = b.key AND c.ns = '' AND c.checkpoint_id > b.status_on) THEN NULL
+                ELSE b.status END AS status
+            FROM batch b
+        ) AS b
         WHERE x.thread_key = b.key AND b.key IN (SELECT going.key FROM going)
           AND (x.rest_status <> b.status OR x.updated_at < clock.now - 1000000 OR x.pruned_at >= x.updated_at)
     )
@@ -136,7 +146,7 @@ pub(super) async fn put(
         .bind(tenant)
         .bind(&keys)
         .bind(batches.iter().map(|batch| batch.thread_id.as_str()).collect::<Vec<_>>())
-        .bind(batches.iter().map(|batch| batch.status.map(|status| status.as_str())).collect::<Vec<_>>())
+        .bind(batches.iter().map(|batch| Some(batch.status.as_ref()?.status.as_str())).collect::<Vec<_>>())
         .bind(batches.iter().map(|batch| batch.ttl.map(|ttl| ttl.micros)).collect::<Vec<_>>())
         .bind(batches.iter().map(|batch| batch.ttl.map(|ttl| ttl.strategy.as_str())).collect::<Vec<_>>())
         .bind(batches.iter().map(|batch| !batch.checkpoints.is_empty()).collect::<Vec<_>>())
@@ -165,6 +175,7 @@ pub(super) async fn put(
         .bind(payloads.iter().map(|(_, payload)| payload.hash.to_vec()).collect::<Vec<_>>())
         .bind(codecs)
         .bind(values)
+        .bind(batches.iter().map(|batch| Some(batch.status.as_ref()?.on.as_str())).collect::<Vec<_>>())
         .fetch_all(conn)
         .await?;
     rows.iter().map(|row| row.try_get("key").map(ThreadKey)).collect()

@@ -41,6 +41,7 @@ mod effects;
 mod executions;
 mod foreign;
 mod foreign_alone;
+mod foreign_prune;
 mod foreign_together;
 mod health;
 mod idempotency;

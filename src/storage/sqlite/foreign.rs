@@ -4,10 +4,10 @@ use async_trait::async_trait;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use uuid::Uuid;
 
-use super::retention::{is_dead, keep_rows, prune_rows};
+use super::retention::is_dead;
 use super::rows::get;
 use super::threads::{copy_thread, insert_thread};
-use super::{SqliteStorage, Write};
+use super::{SqliteStorage, Write, foreign_prune};
 use crate::model::{CheckpointId, Json, Scope, ThreadId, ThreadKey, Timestamp};
 use crate::storage::foreign::{put_by_thread, settled};
 use crate::storage::foreign_rows::{body_columns, body_from, complete, payload_columns, payload_from};
@@ -15,7 +15,7 @@ use crate::storage::idempotency;
 use crate::storage::rows::driver_error;
 use crate::storage::{
     Foreign, ForeignBatch, ForeignCheckpoint, ForeignCopied, ForeignFilter, ForeignKept, ForeignOutcome,
-    ForeignPayload, ForeignWrites, Kept, NewThread, PayloadHash, Pruned, Result, StorageError, StoredForeign,
+    ForeignPayload, ForeignStatus, ForeignWrites, NewThread, PayloadHash, Pruned, Result, StorageError, StoredForeign,
 };
 
 /// Refuses what does not fit. `None`: it fits.
@@ -162,6 +162,10 @@ async fn put(write: &mut Write, tenant: Uuid, batch: ForeignBatch) -> Result<Opt
         .await
         .map_err(driver_error)?;
     }
+    let status = match &batch.status {
+        Some(status) => rests_at(write, key, status).await?,
+        None => None,
+    };
     // Once a second is enough for what is shown and for what expires.
     sqlx::query(
         "UPDATE threads SET is_foreign = 1, rest_status = COALESCE($3, rest_status), updated_at = $2,
@@ -171,11 +175,31 @@ async fn put(write: &mut Write, tenant: Uuid, batch: ForeignBatch) -> Result<Opt
     )
     .bind(key.0)
     .bind(write.now)
-    .bind(batch.status.map(|status| status.as_str()))
+    .bind(status)
     .execute(&mut write.conn)
     .await
     .map_err(driver_error)?;
     Ok(Some(ForeignOutcome::Stored))
+}
+
+/// What the thread rests at once a batch is stored; `None`: as before.
+async fn rests_at(write: &mut Write, key: ThreadKey, status: &ForeignStatus) -> Result<Option<String>> {
+    let row = sqlx::query(
+        "SELECT CASE WHEN $3 = 'idle' THEN COALESCE(
+                         (SELECT CASE slot WHEN '-1' THEN 'error' ELSE 'interrupted' END FROM foreign_writes
+                          WHERE thread_key = $1 AND ns = '' AND checkpoint_id = $2 AND slot IN ('-1', '-3')
+                          ORDER BY slot LIMIT 1), 'idle')
+                     WHEN EXISTS (SELECT 1 FROM foreign_checkpoints
+                                  WHERE thread_key = $1 AND ns = '' AND checkpoint_id > $2) THEN NULL
+                     ELSE $3 END AS status",
+    )
+    .bind(key.0)
+    .bind(&status.on)
+    .bind(status.status.as_str())
+    .fetch_one(&mut write.conn)
+    .await
+    .map_err(driver_error)?;
+    get(&row, "status")
 }
 
 macro_rules! checkpoint_columns {
@@ -225,7 +249,7 @@ async fn with_writes(conn: &mut SqliteConnection, row: &SqliteRow) -> Result<Sto
     Ok(StoredForeign { row, at, writes })
 }
 
-async fn load(
+pub(super) async fn load(
     conn: &mut SqliteConnection,
     scope: Scope,
     key: ThreadKey,
@@ -255,7 +279,7 @@ async fn load(
     }
 }
 
-async fn list(
+pub(super) async fn list(
     conn: &mut SqliteConnection,
     scope: Scope,
     key: ThreadKey,
@@ -327,7 +351,11 @@ async fn payloads(
     complete(key, &hashes, found)
 }
 
-async fn latest(conn: &mut SqliteConnection, scope: Scope, key: ThreadKey) -> Result<Vec<(String, CheckpointId)>> {
+pub(super) async fn latest(
+    conn: &mut SqliteConnection,
+    scope: Scope,
+    key: ThreadKey,
+) -> Result<Vec<(String, CheckpointId)>> {
     let rows = sqlx::query(
         "SELECT ns, MAX(checkpoint_id) AS id FROM foreign_checkpoints
          WHERE thread_key = $1 AND ($2 IS NULL OR tenant = $2)
@@ -386,43 +414,7 @@ async fn delete_runs(
     Ok((gone, threads))
 }
 
-async fn prune(write: &mut Write, scope: Scope, key: ThreadKey, kept: ForeignKept) -> Result<Pruned> {
-    let conn = &mut write.conn;
-    if !is_foreign(conn, scope, key).await? || latest(conn, scope, key).await? != kept.latest {
-        return Ok(Pruned::Changed);
-    }
-    keep_rows(write, &Kept { checkpoints: kept.checkpoints, payloads: kept.payloads, ..Kept::default() }).await?;
-    const ON_KEPT: &str = "SELECT 1 FROM kept_checkpoints k WHERE k.ns = x.ns AND k.id = x.checkpoint_id";
-    // Checkpoints first and alone: one that is still there must be readable.
-    if !prune_rows(write, key, "foreign_checkpoints", ON_KEPT).await? {
-        return Ok(Pruned::More);
-    }
-    let writes = prune_rows(write, key, "foreign_writes", ON_KEPT).await?;
-    let payloads = prune_rows(write, key, "payloads", "SELECT 1 FROM kept_payloads k WHERE k.hash = x.hash").await?;
-    if !(writes && payloads) {
-        return Ok(Pruned::More);
-    }
-    // What they came from is gone.
-    sqlx::query(
-        "UPDATE foreign_checkpoints AS c SET parent_id = NULL
-         WHERE c.thread_key = $1 AND c.parent_id IS NOT NULL
-           AND NOT EXISTS (SELECT 1 FROM foreign_checkpoints p
-                           WHERE p.thread_key = c.thread_key AND p.ns = c.ns AND p.checkpoint_id = c.parent_id)",
-    )
-    .bind(key.0)
-    .execute(&mut write.conn)
-    .await
-    .map_err(driver_error)?;
-    sqlx::query("UPDATE threads SET pruned_at = $2 WHERE thread_key = $1")
-        .bind(key.0)
-        .bind(write.now)
-        .execute(&mut write.conn)
-        .await
-        .map_err(driver_error)?;
-    Ok(Pruned::Done)
-}
-
-async fn is_foreign(conn: &mut SqliteConnection, scope: Scope, key: ThreadKey) -> Result<bool> {
+pub(super) async fn is_foreign(conn: &mut SqliteConnection, scope: Scope, key: ThreadKey) -> Result<bool> {
     let row = sqlx::query("SELECT is_foreign FROM threads WHERE thread_key = $1 AND ($2 IS NULL OR tenant = $2)")
         .bind(key.0)
         .bind(scope.filter())
@@ -532,7 +524,7 @@ impl Foreign for SqliteStorage {
 
     async fn prune_foreign(&self, scope: &Scope, id: &ThreadId, kept: &ForeignKept) -> Result<Pruned> {
         let (scope, key, kept) = (*scope, id.key(scope.tenant()), kept.clone());
-        self.write(move |write| Box::pin(prune(write, scope, key, kept))).await
+        self.write(move |write| Box::pin(foreign_prune::prune(write, scope, key, kept))).await
     }
 
     async fn copy_foreign(&self, scope: &Scope, from: &ThreadId, to: &ThreadId) -> Result<ForeignCopied> {

@@ -35,6 +35,7 @@ mod crons;
 mod effects;
 mod executions;
 mod foreign;
+mod foreign_prune;
 mod health;
 mod idempotency;
 mod interrupts;

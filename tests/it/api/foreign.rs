@@ -138,7 +138,8 @@ async fn what_was_removed_meanwhile_is_stored_anew() {
     let server = TestServer::start().await;
     let large: Vec<u8> = (0..40_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
     let grown = [&large[..], b"more"].concat();
-    let bytes = async || server.get("/threads/t/storage").await.ok()["channel_values"]["bytes"].as_i64().expect("bytes");
+    let bytes =
+        async || server.get("/threads/t/storage").await.ok()["channel_values"]["bytes"].as_i64().expect("bytes");
     let is_read = async |id: &str, expected: &[u8]| {
         let found = server.get(&format!("/threads/t/checkpoints/{id}")).await.ok();
         assert_eq!(found["values"]["a"]["base64"], STANDARD.encode(expected), "{id}");
@@ -214,6 +215,9 @@ async fn lists_are_filtered_ordered_and_paged() {
     assert_eq!(search(json!({"metadata": {"source": "input"}})).await, ["c3", "c1"]);
     assert_eq!(search(json!({"metadata": {"step": 4, "tags": ["x"]}})).await, ["c4"]);
     assert!(search(json!({"metadata": {"step": 4, "tags": []}})).await.is_empty());
+    assert_eq!(search(json!({"metadata": {"step": 4.0}})).await, ["c4"], "one number");
+    assert!(search(json!({"metadata": {"step": "4"}})).await.is_empty());
+    assert!(search(json!({"metadata": {"step": true}})).await.is_empty());
     assert!(
         server.post("/threads/nowhere/checkpoints/search", json!({})).await.ok().as_array().expect("a list").is_empty()
     );
@@ -264,6 +268,28 @@ async fn deltas_follow_parents_up_to_a_seed() {
     let left: Vec<&Value> = left.as_array().expect("a list").iter().map(|row| &row["checkpoint_id"]).collect();
     assert_eq!(json!(left), json!(["side", "c1"]), "the greatest id is the latest");
     assert_eq!(deltas(json!({"channels": ["a"]})).await["a"]["seed"]["base64"], STANDARD.encode("c1"));
+}
+
+#[tokio::test]
+async fn parents_that_go_round_in_circles_end_somewhere() {
+    let server = TestServer::start().await;
+    let with_deltas = |id: &str, parent: Option<&str>| {
+        let mut body = put(id, parent, &value(b"1"));
+        body["metadata"]["counters_since_delta_snapshot"] = json!({"z": 1});
+        body
+    };
+    stored(&server, "t", with_deltas("c1", None)).await;
+    let own = with_deltas("c1", Some("c1"));
+    refused(&server.post("/threads/t/checkpoints", own).await, 422, "parent_checkpoint_id: must be another checkpoint");
+    stored(&server, "t", with_deltas("c2", Some("c1"))).await;
+    stored(&server, "t", with_deltas("c1", Some("c2"))).await;
+    for id in ["c1", "c2"] {
+        let body = json!({"checkpoint_id": id, "channels": ["z"]});
+        let found = server.post("/threads/t/checkpoints/deltas", body).await.ok();
+        assert_eq!(found, json!({"channels": {"z": {"writes": []}}}));
+    }
+    let pruned = server.post("/threads/prune", json!({"thread_ids": ["t"], "strategy": "keep_latest"})).await.ok();
+    assert_eq!(pruned["pruned_count"], 1);
 }
 
 #[tokio::test]

@@ -16,6 +16,9 @@ for_each_backend!(
     pages_follow_each_other,
     runs_are_deleted_on_every_thread,
     pruning_keeps_what_is_named,
+    pruning_stops_when_its_thread_goes_on,
+    no_value_is_pruned_by_halves,
+    a_thread_rests_at_what_its_latest_root_checkpoint_says,
     copies_are_whole_and_names_are_taken_once,
     other_tenants_see_nothing,
     damaged_rows_are_named,
@@ -61,6 +64,10 @@ fn batch(name: &str, checkpoints: Vec<ForeignCheckpoint>) -> ForeignBatch {
     }
 }
 
+fn rests(status: ThreadStatus, on: &str) -> Option<ForeignStatus> {
+    Some(ForeignStatus { status, on: on.into() })
+}
+
 async fn put(storage: &SharedStorage, batch: ForeignBatch) -> ForeignOutcome {
     storage.put_foreign(&TENANT, &batch).await.unwrap()
 }
@@ -89,7 +96,7 @@ async fn a_batch_is_stored_and_read_back(lab: Lab) {
         ttl: Some(Ttl { strategy: TtlStrategy::Delete, micros: 60_000_000 }),
         writes: vec![writes("c2", "b", "ff", "first"), writes("c2", "a", "-3", "second")],
         payloads: vec![raw(1), raw(2), inner.clone(), list.clone()],
-        status: Some(ThreadStatus::Interrupted),
+        status: rests(ThreadStatus::Interrupted, "c2"),
         ..batch("t", vec![row("c1", None), row("c2", Some("c1"))])
     };
     stored(storage, whole).await;
@@ -237,7 +244,7 @@ async fn batches_of_several_threads_stand_for_themselves(lab: Lab) {
             references: vec![[1; 16]],
             payloads: vec![raw(1), raw(2)],
             writes: vec![writes("c1", "b", "ff", "first"), writes("c1", "a", "-3", "second")],
-            status: Some(ThreadStatus::Interrupted),
+            status: rests(ThreadStatus::Interrupted, "c2"),
             ..after("old", "c1")
         },
         // Needs the one before it.
@@ -342,11 +349,14 @@ fn any_batch(name: &str, random: &mut impl FnMut(u32) -> u32, step: u32) -> Fore
     for n in 0..random(3) {
         let (checkpoint, slot) = (random(step + 2), ["ff", "-1", "-3"][random(3) as usize]);
         let body = format!("{n} of {}", random(3));
-        batch.writes.push(ForeignWrites { ns: ns(random(4)), ..writes(&format!("c{checkpoint}"), "task", slot, &body) });
+        batch
+            .writes
+            .push(ForeignWrites { ns: ns(random(4)), ..writes(&format!("c{checkpoint}"), "task", slot, &body) });
     }
     batch.payloads = (0..random(3)).map(|_| raw(random(6) as u8)).collect();
     batch.references = (0..random(3) / 2).map(|_| [random(6) as u8; 16]).collect();
-    batch.status = [None, Some(ThreadStatus::Idle), Some(ThreadStatus::Interrupted)][random(3) as usize];
+    let status = [None, Some(ThreadStatus::Idle), Some(ThreadStatus::Interrupted)][random(3) as usize];
+    batch.status = status.map(|status| ForeignStatus { status, on: format!("c{}", random(step + 2)) });
     batch
 }
 
@@ -453,6 +463,17 @@ async fn runs_are_deleted_on_every_thread(lab: Lab) {
     assert_eq!(storage.delete_foreign_runs(&TENANT, &["r2".into()], 1).await.unwrap().0, 1, "a bounded step");
 }
 
+/// The latest checkpoint alone, and these payloads.
+async fn kept_of(storage: &SharedStorage, name: &str, latest: &str, payloads: Vec<PayloadHash>) -> ForeignKept {
+    let found = load(storage, name, Some(latest)).await.unwrap();
+    ForeignKept {
+        latest: vec![(String::new(), latest.into())],
+        checkpoints: Some(vec![(String::new(), latest.into())]),
+        payloads,
+        prints: [found.print()].into(),
+    }
+}
+
 async fn pruning_keeps_what_is_named(lab: Lab) {
     let storage = &lab.storage;
     let whole = ForeignBatch {
@@ -461,11 +482,7 @@ async fn pruning_keeps_what_is_named(lab: Lab) {
         ..batch("t", vec![row("c1", None), row("c2", Some("c1"))])
     };
     stored(storage, whole).await;
-    let kept = ForeignKept {
-        latest: vec![(String::new(), "c2".into())],
-        checkpoints: vec![(String::new(), "c2".into())],
-        payloads: vec![[2; 16]],
-    };
+    let kept = kept_of(storage, "t", "c2", vec![[2; 16]]).await;
     let stale = ForeignKept { latest: vec![(String::new(), "c1".into())], ..kept.clone() };
     assert_eq!(storage.prune_foreign(&TENANT, &tid("t"), &stale).await.unwrap(), Pruned::Changed);
     assert_eq!(storage.prune_foreign(&TENANT, &tid("t"), &kept).await.unwrap(), Pruned::Done);
@@ -478,6 +495,143 @@ async fn pruning_keeps_what_is_named(lab: Lab) {
     storage.create_thread(&TENANT, thread("empty")).await.unwrap();
     for other in ["nowhere", "empty"] {
         assert_eq!(storage.prune_foreign(&TENANT, &tid(other), &nothing).await.unwrap(), Pruned::Changed);
+    }
+}
+
+/// What was decided to be kept is looked at again before anything goes.
+async fn pruning_stops_when_its_thread_goes_on(lab: Lab) {
+    let storage = &lab.storage;
+    let prune = async |kept: &ForeignKept| storage.prune_foreign(&TENANT, &tid("t"), kept).await.unwrap();
+    let first = ForeignBatch { payloads: vec![raw(1)], ..batch("t", vec![row("c1", None), row("c2", Some("c1"))]) };
+    stored(storage, first).await;
+    let kept = kept_of(storage, "t", "c2", Vec::new()).await;
+    let everything = ForeignKept {
+        checkpoints: None,
+        prints: [
+            load(storage, "t", Some("c1")).await.unwrap().print(),
+            load(storage, "t", None).await.unwrap().print(),
+        ]
+        .into(),
+        ..kept.clone()
+    };
+    // A task writes on what is kept.
+    let writing = ForeignBatch {
+        writes: vec![writes("c2", "a", "ff", "refers to 2")],
+        payloads: vec![raw(2)],
+        ..batch("t", Vec::new())
+    };
+    stored(storage, writing).await;
+    assert_eq!((prune(&kept).await, prune(&everything).await), (Pruned::Changed, Pruned::Changed));
+    // The checkpoint is put again, otherwise.
+    let kept = kept_of(storage, "t", "c2", vec![[2; 16]]).await;
+    let other = ForeignCheckpoint { body: b"refers to 1".to_vec(), ..row("c2", Some("c1")) };
+    stored(storage, batch("t", vec![other])).await;
+    assert_eq!(prune(&kept).await, Pruned::Changed);
+    // A task wrote on a checkpoint that has yet to come; or that never came, when there is a later one.
+    let early = ForeignBatch { writes: vec![writes("c3", "a", "ff", "early")], ..batch("t", Vec::new()) };
+    stored(storage, early).await;
+    let kept = kept_of(storage, "t", "c2", vec![[1; 16], [2; 16]]).await;
+    assert_eq!(prune(&kept).await, Pruned::Changed);
+    stored(storage, batch("t", vec![row("c4", None)])).await;
+    let kept = kept_of(storage, "t", "c4", Vec::new()).await;
+    assert_eq!(prune(&kept).await, Pruned::Done);
+    assert_eq!(all(storage, "t").await, ["/c4"]);
+    let sizes = storage.thread_sizes(&TENANT, &tid("t")).await.unwrap().unwrap();
+    assert_eq!((sizes.task_writes.count, sizes.payloads.count), (0, 0));
+    // Of a thread that keeps all its checkpoints only what nothing refers to goes.
+    let more = ForeignBatch { payloads: vec![raw(3), raw(4)], ..batch("t", vec![row("c5", Some("c4"))]) };
+    stored(storage, more).await;
+    let everything = ForeignKept {
+        latest: vec![(String::new(), "c5".into())],
+        checkpoints: None,
+        payloads: vec![[3; 16]],
+        prints: [
+            load(storage, "t", Some("c4")).await.unwrap().print(),
+            load(storage, "t", None).await.unwrap().print(),
+        ]
+        .into(),
+    };
+    assert_eq!(prune(&everything).await, Pruned::Done);
+    assert_eq!(all(storage, "t").await, ["/c5", "/c4"]);
+    assert!(storage.load_foreign_payloads(&TENANT, key("t"), &[[3; 16]]).await.is_ok());
+    assert!(storage.load_foreign_payloads(&TENANT, key("t"), &[[4; 16]]).await.is_err());
+}
+
+/// Between the steps of pruning, too, what a thread has of a value is all of it.
+async fn no_value_is_pruned_by_halves(lab: Lab) {
+    let storage = &lab.storage;
+    let hash = |n: u32| -> PayloadHash { u128::from(n).to_be_bytes() };
+    let pieces: Vec<PayloadHash> = (0..2_500).map(hash).collect();
+    let mut payloads: Vec<ForeignPayload> =
+        pieces.iter().map(|hash| ForeignPayload { hash: *hash, bytes: StoredBytes::Raw(hash.to_vec()) }).collect();
+    // The names of values sort after those of their pieces, and of another before.
+    for (name, parts) in [([0xff; 16], &pieces[..1_500]), ([0xfe; 16], &pieces[1_000..])] {
+        let bytes = StoredBytes::Parts { head: Vec::new(), parts: parts.to_vec(), tail: Vec::new() };
+        payloads.push(ForeignPayload { hash: name, bytes });
+    }
+    let of_values = ForeignPayload {
+        hash: [0; 16],
+        bytes: StoredBytes::Parts { head: Vec::new(), parts: vec![[0xff; 16], [0xfe; 16]], tail: Vec::new() },
+    };
+    payloads.retain(|payload| payload.hash != [0; 16]);
+    payloads.push(of_values);
+    stored(storage, ForeignBatch { payloads, ..batch("t", vec![row("c1", None), row("c2", None)]) }).await;
+    let kept = kept_of(storage, "t", "c2", Vec::new()).await;
+    let mut steps = 0;
+    loop {
+        let outcome = storage.prune_foreign(&TENANT, &tid("t"), &kept).await.unwrap();
+        for name in [[0; 16], [0xff; 16], [0xfe; 16]] {
+            let refers = ForeignBatch { references: vec![name], ..batch("t", Vec::new()) };
+            assert_eq!(put(storage, refers).await, ForeignOutcome::PayloadsMissing(vec![name]));
+        }
+        steps += 1;
+        if outcome == Pruned::Done {
+            break;
+        }
+        assert_eq!(outcome, Pruned::More);
+    }
+    assert_eq!(steps, 2);
+}
+
+async fn a_thread_rests_at_what_its_latest_root_checkpoint_says(lab: Lab) {
+    let storage = &lab.storage;
+    use ThreadStatus::{Error, Idle, Interrupted};
+    let writes_on = |name: &str, on: &str, slot: &str, status| ForeignBatch {
+        writes: vec![writes(on, "a", slot, slot)],
+        status: rests(status, on),
+        ..batch(name, Vec::new())
+    };
+    let puts = |name: &str, id: &str| ForeignBatch { status: rests(Idle, id), ..batch(name, vec![row(id, None)]) };
+    for (name, is_alone) in [("alone", true), ("among", false)] {
+        let steps = [
+            (puts(name, "c1"), Idle),
+            (writes_on(name, "c1", INTERRUPT_SLOT, Interrupted), Interrupted),
+            // Resumed; then the writes on the next come before it.
+            (puts(name, "c2"), Idle),
+            (writes_on(name, "c3", INTERRUPT_SLOT, Interrupted), Interrupted),
+            (puts(name, "c3"), Interrupted),
+            // Late ones change nothing.
+            (puts(name, "c4"), Idle),
+            (writes_on(name, "c3", ERROR_SLOT, Error), Idle),
+            (writes_on(name, "c5", ERROR_SLOT, Error), Error),
+            (ForeignBatch { status: None, ..puts(name, "c4a") }, Error),
+            (puts(name, "c5"), Error),
+            // Put again, it is looked at by itself.
+            (puts(name, "c5"), Error),
+            (puts(name, "c6"), Idle),
+        ];
+        for (step, (one, expected)) in steps.into_iter().enumerate() {
+            if is_alone {
+                stored(storage, one).await;
+            } else {
+                let other = batch(&format!("other{step}"), vec![row("c1", None)]);
+                for outcome in storage.put_foreign_each(&TENANT, &[other, one]).await {
+                    assert_eq!(outcome.unwrap(), ForeignOutcome::Stored);
+                }
+            }
+            let status = find_thread(storage, name).await.unwrap().status;
+            assert_eq!(status, expected, "{name}, step {step}");
+        }
     }
 }
 
