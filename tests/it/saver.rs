@@ -23,7 +23,7 @@ fn python(server: &str, script: &str, arguments: &[&str]) -> Option<Output> {
 }
 
 fn drive(server: &Server, backend: &str) {
-    for script in ["saver_conformance.py", "saver_programs.py", "saver_client.py", "saver_agent.py"] {
+    for script in ["saver_conformance.py", "saver_programs.py", "saver_client.py", "saver_edges.py", "saver_agent.py"] {
         let Some(done) = python(&server.url, script, &[]) else { return };
         let (out, err) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
         assert!(done.status.success(), "{script} on {backend}:\n{out}\n{err}");

@@ -3,37 +3,13 @@ server has lost; writes that come before their thread. BASE_URL is a real server
 """
 
 import asyncio
-import os
 import threading
 import uuid
 
-from langgraph.checkpoint.base import empty_checkpoint
+from saver_support import BASE, check, checkpoint, config, run
 from session_store_langgraph import HttpSaver, SessionStoreError, SessionStoreUnavailable
 
-BASE = os.environ["BASE_URL"]
 BIG = "x" * 5000
-CHECKS = []
-
-
-def check(function):
-    CHECKS.append(function)
-    return function
-
-
-def config(thread, parent=None):
-    configurable = {"thread_id": thread, "checkpoint_ns": ""}
-    if parent:
-        configurable["checkpoint_id"] = parent
-    return {"configurable": configurable}
-
-
-def checkpoint(number, **values):
-    return {
-        **empty_checkpoint(),
-        "id": f"1efa0000-0000-6000-8000-{number:012}",
-        "channel_values": values,
-        "channel_versions": {name: 1 for name in values},
-    }
 
 
 class Scripted:
@@ -63,9 +39,15 @@ class Scripted:
 
 
 DETAIL = b'{"detail":"field: no"}'
-MISSING = b"HTTP/1.1 404 Not Found\r\ncontent-length: 14\r\nconnection: close\r\n\r\n" + b'{"detail":"x"}'
+NONE = b'{"detail":"Checkpoint latest not found"}'
+MISSING = (
+    b"HTTP/1.1 404 Not Found\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(NONE) + NONE
+)
 BUSY = b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-CHUNKED = b"HTTP/1.1 404 Not Found\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\ne\r\n" + b'{"detail":"x"}' + b"\r\n0\r\n\r\n"
+CHUNKED = (
+    b"HTTP/1.1 404 Not Found\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+    b"%x\r\n%b\r\n0\r\n\r\n" % (len(NONE), NONE)
+)
 REFUSED = b"HTTP/1.1 422 No\r\ncontent-length: %d\r\n\r\n" % len(DETAIL) + DETAIL
 
 
@@ -181,11 +163,4 @@ async def writes_wait_for_their_thread():
         assert sorted(found.pending_writes) == [("other", "m", 2), ("task", "n", 1)], found.pending_writes
 
 
-async def main():
-    for function in CHECKS:
-        await asyncio.wait_for(function(), 60)
-        print(f"ok      {function.__name__}")
-    print(f"{len(CHECKS)} checks passed")
-
-
-asyncio.run(main())
+run()

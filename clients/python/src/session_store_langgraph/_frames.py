@@ -32,8 +32,8 @@ class Writer:
         self.size += len(data)
         return {"type": tag, "bytes": at}
 
-    def frame(self, document: Any) -> bytes:
-        header = dumps(document)
+    def frame(self, header: bytes) -> bytes:
+        """The frame with this JSON before the values."""
         return b"".join((len(header).to_bytes(4, "little"), header, *self._chunks))
 
 
@@ -43,7 +43,10 @@ class Reader:
     __slots__ = ("document", "_bytes")
 
     def __init__(self, frame: bytes) -> None:
+        """Raises `ValueError` when it is none."""
         end = 4 + int.from_bytes(frame[:4], "little")
+        if not 4 < end <= len(frame):
+            raise ValueError("not a frame")
         self.document: Any = json.loads(frame[4:end])
         self._bytes = memoryview(frame)[end:]
 

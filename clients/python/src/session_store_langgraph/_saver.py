@@ -6,9 +6,9 @@ import asyncio
 import random
 import threading
 import time
-import weakref
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from typing import Any, cast
 from urllib.parse import quote
@@ -21,21 +21,25 @@ from langgraph.checkpoint.base import (
     Checkpoint,
     CheckpointMetadata,
     CheckpointTuple,
-    get_checkpoint_id,
     get_serializable_checkpoint_metadata,
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from ._batches import Batches, Change, Operation, frame
 from ._errors import SessionStoreError
-from ._frames import Reader, Writer
-from ._http import Http
+from ._frames import Reader, Writer, dumps
+from ._http import Http, names_thread
+from ._loops import PerLoop
 
 # Values up to this size are always sent; the server refers to larger ones by hash.
 _INLINE = 128
 # Checkpoints whose values are remembered, so that what has not changed need not be sent.
 _REMEMBERED = 4096
 _PAGE = 50
+# Ids in one request.
+_MAX_IDS = 500
+# Bytes that a value adds to a request, besides its own and its channel's name.
+_ABOUT = 80
 # How long a task's writes wait for the checkpoint that begins their thread, when it is on its way.
 _BEGINNING = 5.0
 
@@ -101,7 +105,7 @@ class HttpSaver(BaseCheckpointSaver[Any]):
         super().__init__(serde=serde)
         self._http = Http(url, api_key, headers, timeout, retry_for)
         self._remembered = _Remembered()
-        self._batches: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Batches] = weakref.WeakKeyDictionary()
+        self._batches: PerLoop[Batches] = PerLoop(lambda: Batches(self._http))
 
     def __enter__(self) -> HttpSaver:
         return self
@@ -116,13 +120,16 @@ class HttpSaver(BaseCheckpointSaver[Any]):
         await self.aclose()
 
     def close(self) -> None:
-        """Closes the connections of the synchronous methods. They open again when used."""
+        """Closes the connections of the synchronous methods. Requests under way in other threads come to their end, and
+        later ones open connections again.
+        """
         self._http.close()
 
     async def aclose(self) -> None:
-        """Closes the connections of this event loop. They open again when used."""
+        """As `close`, for the connections of this event loop, which also close when it ends. Those of other loops and of the
+        synchronous methods stay.
+        """
         await self._http.aclose()
-        self._http.close()
 
     # ---- writing ----------------------------------------------------------------------------------------------------
 
@@ -146,7 +153,7 @@ class HttpSaver(BaseCheckpointSaver[Any]):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         thread, operation, size, stored, after = self._put(config, checkpoint, metadata, new_versions)
-        await self._batch().put(thread, operation, size, is_checkpoint=True)
+        await self._batches.get().put(thread, operation, size, is_checkpoint=True)
         after()
         return stored
 
@@ -164,7 +171,7 @@ class HttpSaver(BaseCheckpointSaver[Any]):
                 return self._store(thread, operation, size)
             except SessionStoreError as error:
                 # The thread's first checkpoint may be on its way, in another thread of this process.
-                if error.status != 404 or time.monotonic() > deadline:
+                if not names_thread(error) or time.monotonic() > deadline:
                     raise
             time.sleep(0.02)
 
@@ -179,9 +186,9 @@ class HttpSaver(BaseCheckpointSaver[Any]):
         deadline = time.monotonic() + _BEGINNING
         while True:
             try:
-                return await self._batch().put(thread, operation, size, is_checkpoint=False)
+                return await self._batches.get().put(thread, operation, size, is_checkpoint=False)
             except SessionStoreError as error:
-                if error.status != 404 or time.monotonic() > deadline:
+                if not names_thread(error) or time.monotonic() > deadline:
                     raise
             await asyncio.sleep(0.02)
 
@@ -192,8 +199,8 @@ class HttpSaver(BaseCheckpointSaver[Any]):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> tuple[str, Operation, int, RunnableConfig, Any]:
-        configurable = config["configurable"]
-        thread, ns = str(configurable["thread_id"]), configurable.get("checkpoint_ns") or ""
+        configurable = _configurable(config)
+        thread, ns = _thread_id(config), configurable.get("checkpoint_ns") or ""
         parent = configurable.get("checkpoint_id")
         versions = checkpoint["channel_versions"]
         values = {name: value for name, value in checkpoint["channel_values"].items() if name in versions}
@@ -201,7 +208,6 @@ class HttpSaver(BaseCheckpointSaver[Any]):
         known: dict[str, _Known] = {}
         # What has been turned into bytes, by channel: at once, since values may change once this returns.
         made: dict[str, tuple[str, bytes]] = {}
-        size = 0
         for name, value in values.items():
             was = before.get(name)
             if was is not None and name not in new_versions and was[0] == versions[name]:
@@ -209,7 +215,6 @@ class HttpSaver(BaseCheckpointSaver[Any]):
                 continue
             made[name] = tag, data = self.serde.dumps_typed(value)
             known[name] = _known(versions[name], tag, data)
-            size += len(data)
         document = {name: value for name, value in checkpoint.items() if name != "channel_values"}
         fields = {
             "op": "put",
@@ -219,8 +224,10 @@ class HttpSaver(BaseCheckpointSaver[Any]):
         }
         if parent is not None:
             fields["parent_checkpoint_id"] = parent
+        begin = dumps(fields)[:-1]
+        size = len(begin) + sum(_ABOUT + len(name) for name in known) + sum(len(data) for _, data in made.values())
 
-        def operation(writer: Writer, whole: bool) -> dict[str, Any]:
+        def operation(writer: Writer, whole: bool) -> bytes:
             sent = {}
             for name, (_, tag, digest, data) in known.items():
                 if name in made:
@@ -232,7 +239,7 @@ class HttpSaver(BaseCheckpointSaver[Any]):
                     sent[name] = writer.value(*self.serde.dumps_typed(values[name]))
                 else:
                     sent[name] = {"type": tag, "hash": digest}
-            return {**fields, "values": sent}
+            return b'%b,"values":%b}' % (begin, dumps(sent))
 
         stored: RunnableConfig = {
             "configurable": {"thread_id": thread, "checkpoint_ns": ns, "checkpoint_id": checkpoint["id"]}
@@ -242,7 +249,10 @@ class HttpSaver(BaseCheckpointSaver[Any]):
     def _put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
     ) -> tuple[str, Operation, int]:
-        configurable = config["configurable"]
+        configurable = _configurable(config)
+        thread = _thread_id(config)
+        if not configurable.get("checkpoint_id"):
+            raise ValueError('checkpoint_id: must be given in config["configurable"]: writes hang on a checkpoint')
         made = [
             (channel, WRITES_IDX_MAP.get(channel, index), *self.serde.dumps_typed(value))
             for index, (channel, value) in enumerate(writes)
@@ -254,41 +264,35 @@ class HttpSaver(BaseCheckpointSaver[Any]):
             "task_id": task_id,
             "task_path": task_path,
         }
+        begin = dumps(fields)[:-1]
 
-        def operation(writer: Writer, _: bool) -> dict[str, Any]:
+        def operation(writer: Writer, _: bool) -> bytes:
             sent = [
                 {"channel": channel, "idx": index, **writer.value(tag, data)} for channel, index, tag, data in made
             ]
-            return {**fields, "writes": sent}
+            return b'%b,"writes":%b}' % (begin, dumps(sent))
 
-        return str(configurable["thread_id"]), operation, sum(len(data) for *_, data in made)
+        size = len(begin) + sum(_ABOUT + len(channel) + len(data) for channel, *_, data in made)
+        return thread, operation, size
 
     def _store(self, thread: str, operation: Operation, size: int) -> None:
         for whole in (False, True):
             body, _ = frame([Change(thread, operation, size, whole=whole)])
-            answer = self._http.checked(self._http.send("POST", "/checkpoints/batch", body))
-            result = answer.json()["results"][0]
+            result = self._http.results(self._http.send("POST", "/checkpoints/batch", body), 1)[0]
             if result["status"] < 300:
                 return
             if whole or not result.get("missing_hashes"):
                 raise SessionStoreError(result["status"], result["detail"])
 
-    def _batch(self) -> Batches:
-        loop = asyncio.get_running_loop()
-        batches = self._batches.get(loop)
-        if batches is None:
-            batches = self._batches[loop] = Batches(self._http)
-        return batches
-
     # ---- reading ----------------------------------------------------------------------------------------------------
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        answer = self._http.checked(self._http.send("GET", self._one(config), frame=True), missing_ok=True)
-        return None if answer is None else self._tuple(Reader(answer.content))
+        answer = self._http.found(self._http.send("GET", self._one(config), frame=True))
+        return None if answer is None else self._tuple(self._http.frame(answer))
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        answer = self._http.checked(await self._http.asend("GET", self._one(config), frame=True), missing_ok=True)
-        return None if answer is None else self._tuple(Reader(answer.content))
+        answer = self._http.found(await self._http.asend("GET", self._one(config), frame=True))
+        return None if answer is None else self._tuple(self._http.frame(answer))
 
     def list(
         self,
@@ -300,12 +304,12 @@ class HttpSaver(BaseCheckpointSaver[Any]):
     ) -> Iterator[CheckpointTuple]:
         """As LangGraph says; newest first by namespace. Without a config, thread by thread."""
         left = limit
-        for thread in self._threads() if config is None else [str(config["configurable"]["thread_id"])]:
+        for thread in [_thread_id(config)] if _names_thread(config) else self._threads():
             query = self._query(config, filter, before)
             while left is None or left > 0:
                 page = _PAGE if left is None else min(left, _PAGE)
                 answer = self._http.send("POST", _at(thread, "/search"), {**query, "limit": page}, frame=True)
-                reader = Reader(self._http.checked(answer).content)
+                reader = self._http.frame(answer)
                 yield from (self._tuple(reader, found) for found in reader.document)
                 if left is not None:
                     left -= len(reader.document)
@@ -323,14 +327,13 @@ class HttpSaver(BaseCheckpointSaver[Any]):
     ) -> AsyncIterator[CheckpointTuple]:
         """As `list`."""
         left = limit
-        threads = [thread async for thread in self._athreads()] if config is None else None
-        for thread in threads if threads is not None else [str(config["configurable"]["thread_id"])]:  # type: ignore[index]
+        for thread in [_thread_id(config)] if _names_thread(config) else [thread async for thread in self._athreads()]:
             query = self._query(config, filter, before)
             while left is None or left > 0:
                 page = _PAGE if left is None else min(left, _PAGE)
                 body = {**query, "limit": page}
                 answer = await self._http.asend("POST", _at(thread, "/search"), body, frame=True)
-                reader = Reader(self._http.checked(answer).content)
+                reader = self._http.frame(answer)
                 for found in reader.document:
                     yield self._tuple(reader, found)
                 if left is not None:
@@ -343,42 +346,41 @@ class HttpSaver(BaseCheckpointSaver[Any]):
         if not channels:
             return {}
         path, body = self._deltas(config, channels)
-        return self._history(Reader(self._http.checked(self._http.send("POST", path, body, frame=True)).content))
+        return self._history(self._http.frame(self._http.send("POST", path, body, frame=True)))
 
     async def aget_delta_channel_history(self, *, config: RunnableConfig, channels: Sequence[str]) -> Mapping[str, Any]:
         if not channels:
             return {}
         path, body = self._deltas(config, channels)
         answer = await self._http.asend("POST", path, body, frame=True)
-        return self._history(Reader(self._http.checked(answer).content))
+        return self._history(self._http.frame(answer))
 
     @staticmethod
     def _one(config: RunnableConfig) -> str:
-        configurable = config["configurable"]
-        ns = configurable.get("checkpoint_ns") or ""
-        path = _at(str(configurable["thread_id"]), f"/{quote(get_checkpoint_id(config) or 'latest', safe='')}")
+        ns = _configurable(config).get("checkpoint_ns") or ""
+        path = _at(_thread_id(config), f"/{quote(_checkpoint_id(config) or 'latest', safe='')}")
         return f"{path}?ns={quote(ns, safe='')}" if ns else path
 
     @staticmethod
     def _query(
         config: RunnableConfig | None, filter: dict[str, Any] | None, before: RunnableConfig | None
     ) -> dict[str, Any]:
-        configurable = config["configurable"] if config else {}
+        configurable = _configurable(config)
         query = {
             "checkpoint_ns": configurable.get("checkpoint_ns"),
             "checkpoint_id": configurable.get("checkpoint_id"),
-            "before": get_checkpoint_id(before) if before else None,
+            "before": _checkpoint_id(before),
             "metadata": filter or None,
         }
         return {name: value for name, value in query.items() if value is not None}
 
     @staticmethod
     def _deltas(config: RunnableConfig, channels: Sequence[str]) -> tuple[str, dict[str, Any]]:
-        configurable = config["configurable"]
-        body: dict[str, Any] = {"checkpoint_ns": configurable.get("checkpoint_ns") or "", "channels": [*channels]}
-        if checkpoint := get_checkpoint_id(config):
+        ns = _configurable(config).get("checkpoint_ns") or ""
+        body: dict[str, Any] = {"checkpoint_ns": ns, "channels": [*channels]}
+        if checkpoint := _checkpoint_id(config):
             body["checkpoint_id"] = checkpoint
-        return _at(str(configurable["thread_id"]), "/deltas"), body
+        return _at(_thread_id(config), "/deltas"), body
 
     def _history(self, reader: Reader) -> dict[str, Any]:
         history: dict[str, Any] = {}
@@ -423,7 +425,7 @@ class HttpSaver(BaseCheckpointSaver[Any]):
         offset = 0
         while True:
             body = {"limit": 100, "offset": offset, "sort_by": "thread_id", "sort_order": "asc", "select": ["thread_id"]}
-            found = self._http.checked(self._http.send("POST", "/threads/search", body)).json()
+            found = self._http.json(self._http.send("POST", "/threads/search", body))
             yield from (thread["thread_id"] for thread in found)
             if len(found) < 100:
                 return
@@ -433,7 +435,7 @@ class HttpSaver(BaseCheckpointSaver[Any]):
         offset = 0
         while True:
             body = {"limit": 100, "offset": offset, "sort_by": "thread_id", "sort_order": "asc", "select": ["thread_id"]}
-            found = self._http.checked(await self._http.asend("POST", "/threads/search", body)).json()
+            found = self._http.json(await self._http.asend("POST", "/threads/search", body))
             for thread in found:
                 yield thread["thread_id"]
             if len(found) < 100:
@@ -443,10 +445,10 @@ class HttpSaver(BaseCheckpointSaver[Any]):
     # ---- whole threads ----------------------------------------------------------------------------------------------
 
     def delete_thread(self, thread_id: str) -> None:
-        self._http.checked(self._http.send("DELETE", _thread(thread_id)), missing_ok=True)
+        self._http.found(self._http.send("DELETE", _thread(thread_id)))
 
     async def adelete_thread(self, thread_id: str) -> None:
-        self._http.checked(await self._http.asend("DELETE", _thread(thread_id)), missing_ok=True)
+        self._http.found(await self._http.asend("DELETE", _thread(thread_id)))
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> None:
         for some in _chunks([str(run_id) for run_id in run_ids]):
@@ -467,16 +469,22 @@ class HttpSaver(BaseCheckpointSaver[Any]):
         self._http.checked(await self._http.asend("POST", _at(source_thread_id, "/copy"), body))
 
     def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
-        """Removes all but the latest checkpoint of each namespace, and what delta channels are rebuilt from."""
-        for some in _chunks([*thread_ids]):
-            body = {"thread_ids": some, "strategy": strategy}
-            self._http.checked(self._http.send("POST", "/threads/prune", body))
+        """Removes all but the latest checkpoint of each namespace, and what delta channels are rebuilt from. A thread that is
+        unknown is left out; one that changes all the while is a `SessionStoreError` of status 409.
+        """
+        steps, answer = _pruning(thread_ids, strategy), None
+        with suppress(StopIteration):
+            while True:
+                path, body = steps.send(answer)
+                answer = self._http.json(self._http.send("POST", path, body))
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         """As `prune`."""
-        for some in _chunks([*thread_ids]):
-            body = {"thread_ids": some, "strategy": strategy}
-            self._http.checked(await self._http.asend("POST", "/threads/prune", body))
+        steps, answer = _pruning(thread_ids, strategy), None
+        with suppress(StopIteration):
+            while True:
+                path, body = steps.send(answer)
+                answer = self._http.json(await self._http.asend("POST", path, body))
 
     def get_next_version(self, current: Any, channel: None) -> Any:
         """Integers, one after the other; a thread that began with another saver's strings goes on with strings."""
@@ -485,8 +493,51 @@ class HttpSaver(BaseCheckpointSaver[Any]):
         return 1 if current is None else current + 1
 
 
+def _configurable(config: RunnableConfig | None) -> dict[str, Any]:
+    return (config or {}).get("configurable") or {}
+
+
+def _names_thread(config: RunnableConfig | None) -> bool:
+    """None for a thread names one, badly: whoever asks for a session must not be given all."""
+    return "thread_id" in _configurable(config)
+
+
+def _thread_id(config: RunnableConfig | None) -> str:
+    return _checked_thread(_configurable(config).get("thread_id"), 'in config["configurable"]')
+
+
+def _checked_thread(thread_id: Any, where: str) -> str:
+    if thread_id is None:
+        raise ValueError(f"thread_id: must be given {where}: it names the session")
+    if (thread := str(thread_id)) in ("", ".", ".."):
+        raise ValueError(f"thread_id: {thread!r} cannot name a session")
+    return thread
+
+
+def _checkpoint_id(config: RunnableConfig | None) -> str | None:
+    configurable = _configurable(config)
+    return configurable.get("checkpoint_id") or configurable.get("thread_ts") or None
+
+
+def _pruning(thread_ids: Sequence[str], strategy: str) -> Generator[tuple[str, dict[str, Any]], Any, None]:
+    """The requests of a pruning, each a path and a body; their answers are sent in."""
+    for some in _chunks([*dict.fromkeys(_checked_thread(thread_id, "here") for thread_id in thread_ids)]):
+        pruned = yield "/threads/prune", {"thread_ids": some, "strategy": strategy}
+        if pruned["pruned_count"] >= len(some) or strategy != "keep_latest":
+            continue
+        # Those that are unknown do not count, and neither do those that the server did not get to the end of.
+        known = yield "/threads/search", {"ids": some, "limit": len(some), "select": ["thread_id"]}
+        if pruned["pruned_count"] >= len(known):
+            continue
+        for thread in [found["thread_id"] for found in known]:
+            one = {"thread_ids": [thread], "strategy": strategy}
+            pruned = yield "/threads/prune", one
+            if not pruned["pruned_count"] and (yield "/threads/search", {"ids": [thread], "select": ["thread_id"]}):
+                raise SessionStoreError(409, f"thread_ids: {thread!r} was not pruned, since it changed all the while")
+
+
 def _thread(thread_id: str) -> str:
-    return f"/threads/{quote(str(thread_id), safe='')}"
+    return f"/threads/{quote(_checked_thread(thread_id, 'here'), safe='')}"
 
 
 def _at(thread_id: str, rest: str) -> str:
@@ -498,5 +549,5 @@ def _after(found: dict[str, Any]) -> dict[str, str]:
 
 
 def _chunks(items: list[str]) -> Iterator[list[str]]:
-    for start in range(0, len(items), 500):
-        yield items[start : start + 500]
+    for start in range(0, len(items), _MAX_IDS):
+        yield items[start : start + _MAX_IDS]

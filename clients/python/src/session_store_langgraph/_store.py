@@ -23,6 +23,8 @@ from langgraph.store.base import (
 from ._http import Http
 
 _Request = tuple[str, str, Any]
+# The most that the server gives at once.
+_MAX_PAGE = 1000
 
 
 class HttpStore(BaseStore):
@@ -44,11 +46,25 @@ class HttpStore(BaseStore):
     ) -> None:
         self._http = Http(url, api_key, headers, timeout, retry_for)
 
+    def __enter__(self) -> HttpStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> HttpStore:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
     def batch(self, ops: Iterable[Op]) -> list[Result]:
-        results = []
+        results: list[Result] = []
         for op in ops:
-            answer = self._http.checked(self._http.send(*_request(op)), missing_ok=isinstance(op, GetOp))
-            results.append(_result(op, answer.json() if answer is not None and answer.content else None))
+            pages = _Pages(op)
+            while (request := pages.next()) is not None:
+                pages.add(self._http.json(self._http.send(*request), pages.member))
+            results.append(pages.result)
         return results
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
@@ -66,17 +82,60 @@ class HttpStore(BaseStore):
         return results
 
     async def _one(self, op: Op) -> Result:
-        answer = self._http.checked(await self._http.asend(*_request(op)), missing_ok=isinstance(op, GetOp))
-        return _result(op, answer.json() if answer is not None and answer.content else None)
+        pages = _Pages(op)
+        while (request := pages.next()) is not None:
+            pages.add(self._http.json(await self._http.asend(*request), pages.member))
+        return pages.result
 
     def close(self) -> None:
-        """Closes the connections of the synchronous methods."""
+        """Closes the connections of the synchronous methods. Requests under way in other threads come to their end, and
+        later ones open connections again.
+        """
         self._http.close()
 
     async def aclose(self) -> None:
-        """Closes the connections of this event loop."""
+        """As `close`, for the connections of this event loop, which also close when it ends. Those of other loops and of the
+        synchronous methods stay.
+        """
         await self._http.aclose()
-        self._http.close()
+
+
+class _Pages:
+    """The requests of an operation, one after the other: a list that is longer than the server gives at once takes several."""
+
+    def __init__(self, op: Op) -> None:
+        self._op = op
+        self._asked = 0
+        self._is_done = False
+        self._result: Result = None
+        self._listed: list[Any] = []
+        # What of the answers counts.
+        self.member = "items" if isinstance(op, SearchOp) else "namespaces" if isinstance(op, ListNamespacesOp) else None
+
+    def next(self) -> _Request | None:
+        """What is to be asked now."""
+        op = self._op
+        if not isinstance(op, (SearchOp, ListNamespacesOp)):
+            return None if self._is_done else _request(op)
+        had = len(self._listed)
+        self._asked = min(op.limit - had, _MAX_PAGE)
+        if self._is_done or self._asked <= 0:
+            return None
+        return _request(op._replace(limit=self._asked, offset=op.offset + had))
+
+    def add(self, found: Any) -> None:
+        """What the server says to that."""
+        if isinstance(self._op, SearchOp):
+            self._listed += [SearchItem(**_item(item), score=item.get("score")) for item in found]
+        elif isinstance(self._op, ListNamespacesOp):
+            self._listed += [tuple(namespace) for namespace in found]
+        elif isinstance(self._op, GetOp):
+            self._result = None if found is None else Item(**_item(found))
+        self._is_done = self.member is None or len(found) < self._asked
+
+    @property
+    def result(self) -> Result:
+        return self._result if self.member is None else self._listed
 
 
 def _request(op: Op) -> _Request:
@@ -112,16 +171,6 @@ def _request(op: Op) -> _Request:
             body[condition.match_type] = [*condition.path]
         return "POST", "/store/namespaces", body
     raise TypeError(f"unknown operation {type(op).__name__}")
-
-
-def _result(op: Op, found: Any) -> Result:
-    if isinstance(op, GetOp):
-        return None if found is None else Item(**_item(found))
-    if isinstance(op, SearchOp):
-        return [SearchItem(**_item(item), score=item.get("score")) for item in found["items"]]
-    if isinstance(op, ListNamespacesOp):
-        return [tuple(namespace) for namespace in found["namespaces"]]
-    return None
 
 
 def _item(found: Mapping[str, Any]) -> dict[str, Any]:
