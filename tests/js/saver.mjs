@@ -1,14 +1,16 @@
 // `HttpSaver` and `HttpStore` of `clients/js`, against BASE_URL, which must be of nobody else's: LangGraph's own suite for
 // checkpointers, and the same graphs with these and with LangGraph's memory.
 
+import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { randomUUID } from "node:crypto";
+import { createServer } from "node:http";
 import { promisify } from "node:util";
 
 import { Annotation, Command, END, InMemoryStore, MemorySaver, START, StateGraph, interrupt } from "@langchain/langgraph";
 import { startVitest } from "vitest/node";
 
-import { BASE, check, client, equal, ok, refused } from "./checks.mjs";
+import { BASE, check, client, collect, equal, ok, refused } from "./checks.mjs";
 import { HttpSaver, HttpStore, SessionStoreError, SessionStoreUnavailable } from "./session-store-langgraph/src/index.js";
 
 process.env.SESSION_STORE_URL = BASE;
@@ -119,6 +121,116 @@ check("HttpStore is LangGraph's store", async () => {
   equal(read.map((found) => found.key), ["k3"], "what comes after a write sees it");
   await store.delete([root, "a"], "k3");
   equal(await store.get([root, "a"], "k3"), null);
+});
+
+check("long lists of the store come whole", async () => {
+  const [store, memory, root, count] = [new HttpStore(BASE), new InMemoryStore(), randomUUID(), 1005];
+  for (let start = 0; start < count; start += 50) {
+    const numbers = Array.from({ length: Math.min(50, count - start) }, (_, index) => start + index);
+    await Promise.all(numbers.flatMap((n) => [store, memory].map((one) => one.put([root, String(n)], "k", { n }))));
+  }
+  for (const options of [{ limit: 5000 }, { limit: 1004 }, { limit: 0 }, { limit: 1001, offset: 10 }]) {
+    const lengths = async (one) => {
+      const [found, spaces] = [await one.search([root], options), await one.listNamespaces({ prefix: [root], ...options })];
+      return [found.length, new Set(found.map(({ value }) => value.n)).size, spaces.length, new Set(spaces.map(String)).size];
+    };
+    equal(await lengths(store), await lengths(memory), JSON.stringify(options));
+  }
+});
+
+const at = (threadId, id) => ({ configurable: { thread_id: threadId, checkpoint_ns: "", checkpoint_id: id } });
+const said = (id, values, versions) => ({ v: 4, id, ts: "", channel_values: values, channel_versions: versions });
+
+check("a value whose parent is not known is sent, whether it is new or not", async () => {
+  const [threadId, saver] = [randomUUID(), new HttpSaver(BASE)];
+  await saver.put(at(threadId), said("1", { a: "old" }, { a: 1 }), {}, { a: 1 });
+  // Put at version 2 by nobody that the server knows of.
+  await new HttpSaver(BASE).put(at(threadId, "1"), said("2", { a: "unheard of", b: "new" }, { a: 2, b: 1 }), {}, { b: 1 });
+  equal((await saver.getTuple(at(threadId))).checkpoint.channel_values, { a: "unheard of", b: "new" });
+});
+
+check("threads of graphs in Python are left out of lists of everything, and named when they are asked for", async () => {
+  const [mine, theirs, saver] = [randomUUID(), randomUUID(), new HttpSaver(BASE)];
+  await saver.put(at(mine), said("1", { a: "mine" }, { a: 1 }), {}, { a: 1 });
+  const put = { checkpoint: { v: 4, id: "1", ts: "", channel_versions: { a: 1 } }, metadata: {}, values: { a: { type: "msgpack", base64: "AQ==" } } };
+  const headers = { "content-type": "application/json" };
+  const answer = await fetch(`${BASE}/threads/${theirs}/checkpoints`, { method: "POST", headers, body: JSON.stringify(put) });
+  ok(answer.ok, await answer.text());
+  const ids = async (config) => (await collect(saver.list(config))).map((found) => found.config.configurable.thread_id);
+  const all = await ids({});
+  ok(all.includes(mine) && !all.includes(theirs), all);
+  for (const ask of [() => ids(at(theirs)), () => saver.getTuple(at(theirs))]) {
+    await assert.rejects(ask, (error) => [theirs, "channel a", '"msgpack"'].every((word) => error.message.includes(word)));
+  }
+  await saver.deleteThread(theirs);
+});
+
+/** A server that gives one answer to everything. */
+async function answering(status, body, type, use) {
+  let seen = 0;
+  const server = createServer((request, response) => {
+    seen += 1;
+    request.resume();
+    response.writeHead(status, type ? { "content-type": type } : {}).end(body);
+  });
+  await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
+  try {
+    await use(`http://127.0.0.1:${server.address().port}`, () => seen);
+  } finally {
+    server.closeAllConnections();
+    server.close();
+  }
+}
+
+check("only the server's own word means that there is nothing, and other answers are said to be others'", async () => {
+  const none = '{"detail":"Checkpoint latest not found."}';
+  await answering(404, none, "application/json", async (url) => equal(await new HttpSaver(url).getTuple(at("t")), undefined));
+  const others = [
+    [404, "<html>nope</html>", "text/html"], [404, '{"detail":"Not Found"}', "application/json"], [404, none, undefined],
+    [200, "<html>hello</html>", "text/html"], [200, "{}", "application/json"], [200, "", undefined],
+    [200, "[", "application/vnd.session-store.frame"], [301, "", undefined],
+  ];
+  for (const [status, body, type] of others) {
+    await answering(status, body, type, async (url, seen) => {
+      const saver = new HttpSaver(url);
+      const asks = [
+        () => saver.getTuple(at("t")), () => collect(saver.list(at("t"))), () => saver.putWrites(at("t", "1"), [["a", 1]], "task"),
+        () => saver.put(at("t"), said("1", {}, {}), {}, {}), () => new HttpStore(url).search(["a"]),
+      ];
+      if (status === 404) asks.push(() => saver.deleteThread("t"));
+      for (const ask of asks) {
+        await assert.rejects(ask, (error) => {
+          const says = error.message.includes("not an answer of a session-store server") && error.message.includes(url);
+          return error instanceof SessionStoreError && error.status === status && (says || error.detail === JSON.parse(body).detail);
+        });
+      }
+      equal(seen(), asks.length, "nothing was tried again");
+    });
+  }
+});
+
+check("mistakes are told at once", async () => {
+  const urls = ["", "127.0.0.1:8123", "localhost:8123", "ftp://127.0.0.1", "http://", "http://h:99999", "http://h:x", "http://h:0",
+    "http://h/?a=b", "http://a b", "http://h\r\nx: y", "http://user:word@h", null, 5];
+  const keys = ["a\r\nx: y", "a\n", "a\0", "é", 5];
+  for (const Kind of [HttpSaver, HttpStore]) {
+    for (const url of urls) assert.throws(() => new Kind(url), /^Error: url: /, String(url));
+    for (const key of keys) {
+      assert.throws(() => new Kind(BASE, { apiKey: key }), /^Error: apiKey: /);
+      assert.throws(() => new Kind(BASE, { headers: { "X-Trace": key } }), /^Error: headers: .*X-Trace/);
+    }
+    for (const name of ["a b", "", "x:y", "é", "Content-Length"]) {
+      assert.throws(() => new Kind(BASE, { headers: { [name]: "v" } }), /^Error: headers: /);
+    }
+  }
+  const saver = new HttpSaver(BASE);
+  for (const threadId of [undefined, null, "", ".."]) {
+    await assert.rejects(saver.put(at(threadId), said("1", {}, {}), {}, {}), /thread_id/);
+    await assert.rejects(saver.putWrites(at(threadId, "1"), [["a", 1]], "task"), /thread_id/);
+    await assert.rejects(saver.deleteThread(threadId), /thread_id/);
+  }
+  equal([await saver.getTuple({}), await saver.getTuple(at(null))], [undefined, undefined]);
+  await assert.rejects(collect(saver.list(at(null))), /thread_id/);
 });
 
 check("refusals name the field, and an absent server is told apart", async () => {

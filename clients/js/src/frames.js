@@ -36,8 +36,10 @@ export class Writer {
 export class Reader {
   #bytes;
 
+  /** Throws when it is none. */
   constructor(frame) {
     const end = 4 + new DataView(frame.buffer, frame.byteOffset).getUint32(0, true);
+    if (end > frame.length) throw new RangeError("not a frame");
     this.document = JSON.parse(new TextDecoder().decode(frame.subarray(4, end)));
     this.#bytes = frame.subarray(end);
   }

@@ -30,9 +30,16 @@ export interface HttpSaverOptions extends HttpOptions {
  * could not be reached for `retryFor` seconds.
  */
 export class HttpSaver extends BaseCheckpointSaver {
-  /** @param url The address of the server; `http://127.0.0.1:8123` if not given. */
+  /**
+   * @param url The address of the server; `http://127.0.0.1:8123` if not given.
+   * @throws Error at once for what cannot be an address, a key or a header.
+   */
   constructor(url?: string, options?: HttpSaverOptions);
   getTuple(config: Config): Promise<CheckpointTuple | undefined>;
+  /**
+   * Without a thread, everything that there is: what this saver's serializer cannot read, as of graphs in Python, is left
+   * out. A thread that is named is read, or an error says what cannot be.
+   */
   list(config: Config, options?: CheckpointListOptions): AsyncGenerator<CheckpointTuple>;
   put(config: Config, checkpoint: Checkpoint, metadata: CheckpointMetadata, newVersions: ChannelVersions): Promise<Config>;
   putWrites(config: Config, writes: PendingWrite[], taskId: string, taskPath?: string): Promise<void>;
@@ -42,7 +49,10 @@ export class HttpSaver extends BaseCheckpointSaver {
 
 /** Keeps items that threads share in a session-store server; they are the ones its own graphs and SDKs see. */
 export class HttpStore extends BaseStore {
-  /** @param url The address of the server; `http://127.0.0.1:8123` if not given. */
+  /**
+   * @param url The address of the server; `http://127.0.0.1:8123` if not given.
+   * @throws Error at once for what cannot be an address, a key or a header.
+   */
   constructor(url?: string, options?: HttpOptions);
   batch<Op extends Operation[]>(operations: Op): Promise<OperationResults<Op>>;
 }

@@ -70,10 +70,14 @@ export class HttpSaver extends BaseCheckpointSaver {
     for (const [channel, value] of Object.entries(values)) {
       const version = checkpoint.channel_versions[channel];
       if (version === undefined) continue;
-      if (newVersions[channel] === undefined) {
+      if (newVersions?.[channel] === undefined) {
         // Not written since: what the parent has, if it has it.
-        if (before[channel]?.version === version) after[channel] = before[channel];
-        continue;
+        if (before[channel]?.version === version) {
+          after[channel] = before[channel];
+          continue;
+        }
+        // Where nothing came before, LangGraph's savers keep what is new and nothing else.
+        if (parent === undefined) continue;
       }
       const [type, data] = await this.serde.dumpsTyped(value);
       made[channel] = { type, data };
@@ -125,7 +129,8 @@ export class HttpSaver extends BaseCheckpointSaver {
         return await this.#store(threadId, operation);
       } catch (error) {
         // The thread's first checkpoint may be on its way: LangGraph does not wait for it.
-        if (!(error instanceof SessionStoreError) || error.status !== 404 || Date.now() > deadline) throw error;
+        const isEarly = error instanceof SessionStoreError && error.status === 404 && error.detail.startsWith("Thread ");
+        if (!isEarly || Date.now() > deadline) throw error;
       }
       await new Promise((resolve) => setTimeout(resolve, 20));
     }
@@ -136,8 +141,9 @@ export class HttpSaver extends BaseCheckpointSaver {
       const writer = new Writer();
       const operations = [await operation(writer, whole)];
       const body = writer.frame({ threads: [{ thread_id: threadId, operations }] });
-      const { results } = await this.#http.send("POST", "/checkpoints/batch", body);
-      const { status, detail, missing_hashes: missing } = results[0];
+      const answer = await this.#http.send("POST", "/checkpoints/batch", body);
+      if (answer?.results?.length !== 1) throw this.#http.unexpected(answer);
+      const { status, detail, missing_hashes: missing } = answer.results[0];
       if (status < 300) return;
       if (whole || !missing) throw new SessionStoreError(status, detail);
     }
@@ -164,7 +170,7 @@ export class HttpSaver extends BaseCheckpointSaver {
 
   async getTuple(config) {
     // Of no thread there is none.
-    if (config.configurable?.thread_id === undefined) return undefined;
+    if ((config?.configurable?.thread_id ?? undefined) === undefined) return undefined;
     const { threadId, ns } = placeOf(config);
     const id = getCheckpointId(config) || "latest";
     const path = checkpoints(threadId, `/${encodeURIComponent(id)}${ns && `?ns=${encodeURIComponent(ns)}`}`);
@@ -173,9 +179,11 @@ export class HttpSaver extends BaseCheckpointSaver {
   }
 
   async *list(config, { limit, before, filter } = {}) {
-    const { thread_id: only, checkpoint_ns, checkpoint_id } = config.configurable ?? {};
+    const { thread_id: only, checkpoint_ns, checkpoint_id } = config?.configurable ?? {};
+    // Whoever asks for a session, and has none, must not be given all of them.
+    const threads = only === undefined ? this.#threads() : [placeOf(config).threadId];
     let left = limit ?? Infinity;
-    for await (const threadId of only === undefined ? this.#threads() : [only]) {
+    for await (const threadId of threads) {
       const query = {
         checkpoint_ns,
         checkpoint_id,
@@ -186,8 +194,16 @@ export class HttpSaver extends BaseCheckpointSaver {
         const page = Math.min(left, PAGE);
         const path = checkpoints(threadId, "/search");
         const reader = await this.#http.send("POST", path, { ...query, limit: page }, { frame: true });
-        for (const found of reader.document) yield this.#tuple(reader, found);
-        left -= reader.document.length;
+        for (const found of reader.document) {
+          const tuple = await this.#tuple(reader, found).catch((error) => {
+            // Threads that nobody asked for by name may be of graphs in another language.
+            if (only === undefined && error instanceof Unreadable) return undefined;
+            throw error;
+          });
+          if (!tuple) continue;
+          yield tuple;
+          left -= 1;
+        }
         if (reader.document.length < page) break;
         const last = reader.document.at(-1);
         query.after = { checkpoint_ns: last.checkpoint_ns, checkpoint_id: last.checkpoint_id };
@@ -200,7 +216,7 @@ export class HttpSaver extends BaseCheckpointSaver {
     const { threadId, ns } = placeOf(config);
     const body = { checkpoint_ns: ns, checkpoint_id: getCheckpointId(config) || undefined, channels };
     const reader = await this.#http.send("POST", checkpoints(threadId, "/deltas"), body, { frame: true });
-    const load = (value) => this.serde.loadsTyped(value.type, reader.data(value));
+    const load = (value) => this.#load(value.type, reader.data(value), `thread ${threadId}`);
     const history = {};
     for (const [channel, { writes, seed }] of Object.entries(reader.document.channels)) {
       const loaded = writes.map(async (write) => [write.task_id, channel, await load(write)]);
@@ -208,6 +224,21 @@ export class HttpSaver extends BaseCheckpointSaver {
       if (seed !== undefined) history[channel].seed = await load(seed);
     }
     return history;
+  }
+
+  /** A value. Throws `Unreadable` for one that another writer's serializer made. */
+  async #load(type, data, where) {
+    try {
+      return await this.serde.loadsTyped(type, data);
+    } catch (error) {
+      const [own] = await this.serde.dumpsTyped({});
+      if (type === own) throw error;
+      throw new Unreadable(
+        `${where}: a value is written as "${type}", which this saver's serializer cannot read (${error.message}): ` +
+          "graphs in another language, or with another serializer, keep their state there",
+        { cause: error },
+      );
+    }
   }
 
   async *#threads() {
@@ -227,19 +258,21 @@ export class HttpSaver extends BaseCheckpointSaver {
     for (const [channel, value] of Object.entries(found.values)) {
       const data = reader.data(value);
       has[channel] = await known(versions[channel], value.type, data, value.hash);
-      values[channel] = await this.serde.loadsTyped(value.type, data);
+      values[channel] = await this.#load(value.type, data, `thread ${threadId}, channel ${channel}`);
     }
     this.#remembered.set(threadId, ns, id, has);
-    const pending = found.pending_writes.map(async (write) => [
-      write.task_id,
-      write.channel,
-      await this.serde.loadsTyped(write.type, reader.data(write)),
-    ]);
+    const pendingWrites = await Promise.all(
+      found.pending_writes.map(async (write) => [
+        write.task_id,
+        write.channel,
+        await this.#load(write.type, reader.data(write), `thread ${threadId}, channel ${write.channel}`),
+      ]),
+    );
     const tuple = {
       config: configurable(threadId, ns, id),
       checkpoint: { ...(await this.#revived(found.checkpoint)), channel_values: values },
       metadata: await this.#revived(found.metadata),
-      pendingWrites: await Promise.all(pending),
+      pendingWrites,
     };
     if (parent) tuple.parentConfig = configurable(threadId, ns, parent);
     if (parent && tuple.checkpoint.v < 4) await this.#moveSends(tuple);
@@ -257,13 +290,28 @@ export class HttpSaver extends BaseCheckpointSaver {
   // ---- whole threads --------------------------------------------------------------------------------------------
 
   async deleteThread(threadId) {
-    await this.#http.send("DELETE", thread(threadId), undefined, { missingOk: true });
+    await this.#http.send("DELETE", thread(checkedThread(threadId)), undefined, { missingOk: true });
   }
 }
 
 /** Where a config points to. */
 function placeOf(config) {
-  const { thread_id: threadId, checkpoint_ns: ns, checkpoint_id: id } = config.configurable ?? {};
-  if (threadId === undefined) throw new Error("config.configurable.thread_id is missing: it names the session");
-  return { threadId: String(threadId), ns: ns ?? "", id: id || undefined };
+  const { thread_id: threadId, checkpoint_ns: ns, checkpoint_id: id } = config?.configurable ?? {};
+  return { threadId: checkedThread(threadId), ns: ns ?? "", id: id || undefined };
+}
+
+function checkedThread(threadId) {
+  if (threadId === undefined || threadId === null) {
+    throw new Error("config.configurable.thread_id is missing: it names the session");
+  }
+  // These would be steps in a path.
+  if (["", ".", ".."].includes(String(threadId))) {
+    throw new Error(`config.configurable.thread_id: ${JSON.stringify(threadId)} cannot name a session`);
+  }
+  return String(threadId);
+}
+
+/** A value of another writer. */
+class Unreadable extends Error {
+  name = "Unreadable";
 }

@@ -4,6 +4,9 @@ import { BaseStore } from "@langchain/langgraph-checkpoint";
 
 import { Http } from "./http.js";
 
+/** The most that the server gives at once. */
+const MAX_PAGE = 1000;
+
 export class HttpStore extends BaseStore {
   #http;
 
@@ -38,20 +41,33 @@ export class HttpStore extends BaseStore {
       return undefined;
     }
     if ("namespacePrefix" in operation) {
-      const { namespacePrefix: namespace_prefix, filter, limit = 10, offset = 0, query } = operation;
-      const body = { namespace_prefix, filter, limit, offset, query };
-      const { items } = await this.#http.send("POST", "/store/items/search", body);
+      const { namespacePrefix: namespace_prefix, filter, query, limit, offset } = operation;
+      const body = { namespace_prefix, filter, query };
+      const items = await this.#pages("/store/items/search", "items", body, limit ?? 10, offset ?? 0);
       return items.map((found) => ({ ...item(found), score: found.score ?? undefined }));
     }
     if ("key" in operation) {
       const query = new URLSearchParams({ namespace: operation.namespace.join("."), key: operation.key });
-      const found = await this.#http.send("GET", `/store/items?${query}`, undefined, { missingOk: true });
+      const found = await this.#http.send("GET", `/store/items?${query}`);
       return found ? item(found) : null;
     }
     const { matchConditions = [], maxDepth: max_depth, limit, offset } = operation;
     const conditions = Object.fromEntries(matchConditions.map(({ matchType, path }) => [matchType, path]));
-    const { namespaces } = await this.#http.send("POST", "/store/namespaces", { ...conditions, max_depth, limit, offset });
-    return namespaces;
+    return this.#pages("/store/namespaces", "namespaces", { ...conditions, max_depth }, limit ?? Infinity, offset ?? 0);
+  }
+
+  /** A list that may be longer than what the server gives at once. */
+  async #pages(path, member, query, limit, offset) {
+    const listed = [];
+    while (listed.length < limit) {
+      const asked = Math.min(limit - listed.length, MAX_PAGE);
+      const answer = await this.#http.send("POST", path, { ...query, limit: asked, offset: offset + listed.length });
+      const page = answer?.[member];
+      if (!Array.isArray(page)) throw this.#http.unexpected(answer);
+      listed.push(...page);
+      if (page.length < asked) break;
+    }
+    return listed;
   }
 }
 
