@@ -22,12 +22,17 @@ fn python(server: &str, script: &str, arguments: &[&str]) -> Option<Output> {
     Some(command.output().expect("Python runs"))
 }
 
+/// It says how many checks passed.
+fn passed(script: &str, backend: &str, done: &Output) {
+    let (out, err) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    assert!(done.status.success(), "{script} on {backend}:\n{out}\n{err}");
+    assert!(out.lines().any(|line| line.ends_with("checks passed")), "{out}");
+}
+
 fn drive(server: &Server, backend: &str) {
     for script in ["saver_conformance.py", "saver_programs.py", "saver_client.py", "saver_edges.py", "saver_agent.py"] {
         let Some(done) = python(&server.url, script, &[]) else { return };
-        let (out, err) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
-        assert!(done.status.success(), "{script} on {backend}:\n{out}\n{err}");
-        assert!(out.lines().any(|line| line.ends_with("checks passed")), "{out}");
+        passed(script, backend, &done);
     }
 }
 
@@ -75,4 +80,10 @@ fn python_graphs_survive_kills_on_sqlite() {
 async fn python_graphs_survive_kills_on_postgres() {
     let Some(database) = Database::create("saver").await else { return };
     survive(&database.url);
+}
+
+#[test]
+fn pip_installs_the_python_client_from_its_folder() {
+    let Some(done) = python("", "saver_installed.py", &[]) else { return };
+    passed("saver_installed.py", "no server", &done);
 }
