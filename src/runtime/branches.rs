@@ -42,6 +42,7 @@ impl Runtime {
     ) -> Result<MovedHead, RuntimeError> {
         for _ in 0..ATTEMPTS {
             let thread = self.thread(scope, id).await?;
+            self.check_native(scope, &thread).await?;
             let other = expected.is_some_and(|expected| Some(expected) != thread.head.as_ref());
             if other {
                 return Err(RuntimeError::Conflict(format!(
@@ -101,10 +102,23 @@ impl Runtime {
         }
     }
 
+    /// Refuses a thread whose checkpoints come from elsewhere.
+    pub async fn check_native(&self, scope: &Scope, thread: &Thread) -> Result<(), RuntimeError> {
+        match thread.head.is_none() && self.storage().is_foreign(scope, thread.key).await? {
+            true => Err(RuntimeError::ThreadForeign(thread.id.to_string())),
+            false => Ok(()),
+        }
+    }
+
     /// The checkpoint that a word stands for: `head`, the name of a branch, or a checkpoint's id.
     pub async fn place(&self, scope: &Scope, thread: &Thread, word: &str) -> Result<CheckpointId, RuntimeError> {
         if word == HEAD {
-            return thread.head.clone().ok_or_else(|| {
+            let latest = match &thread.head {
+                Some(head) => Some(head.clone()),
+                // Of a thread whose checkpoints come from elsewhere.
+                None => self.storage().load_foreign(scope, thread.key, "", None).await?.map(|stored| stored.row.id),
+            };
+            return latest.ok_or_else(|| {
                 RuntimeError::BadRequest(format!("Thread {} has no checkpoint yet: run something on it", thread.id))
             });
         }

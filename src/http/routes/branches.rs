@@ -15,7 +15,7 @@ use crate::http::extract::{Body, PathIds};
 use crate::http::object::check_text;
 use crate::http::page::{self, DEFAULT_LIMIT, LIMITS, X_PAGINATION_NEXT};
 use crate::http::query::Query;
-use crate::model::{CheckpointId, CheckpointRef, Fields, Json, Thread, ThreadState};
+use crate::model::{CheckpointId, CheckpointRef, Fields, Json, Thread, ThreadId, ThreadState};
 use crate::runtime::{Change, ChannelDiff, HEAD, HeadTarget, ItemDiff, RuntimeError, checkpoint_id, diff};
 use crate::storage::{Branch, BranchPut, MAX_BRANCHES, Page, Tip};
 
@@ -91,7 +91,7 @@ pub(super) async fn put(
         BranchPut::ThreadClosed => Err(state.runtime.why_closed(&caller.scope, &id).await?.into()),
         BranchPut::CheckpointMissing => Err(match wanted {
             Some(wanted) => RuntimeError::CheckpointNotFound(wanted).into(),
-            None => ApiError::BadRequest(format!("Thread {id} has no checkpoint yet: run something on it")),
+            None => no_checkpoint(&state, &caller, &id).await?,
         }),
         BranchPut::IsCurrent => Err(ApiError::Conflict(format!(
             "Thread {id} is on branch '{name}', which follows its head: move that with POST /threads/{id}/head"
@@ -100,6 +100,16 @@ pub(super) async fn put(
             Err(ApiError::Conflict(format!("Thread {id} has {MAX_BRANCHES} branches: delete one first")))
         }
     }
+}
+
+/// Why a thread has no head.
+pub(super) async fn no_checkpoint(state: &AppState, caller: &Caller, id: &ThreadId) -> ApiResult<ApiError> {
+    let thread = state.runtime.storage().find_thread(&caller.scope, id).await?;
+    let thread = thread.ok_or_else(|| ApiError::thread_not_found(id.as_str()))?;
+    Ok(match state.runtime.check_native(&caller.scope, &thread).await {
+        Ok(()) => ApiError::BadRequest(format!("Thread {id} has no checkpoint yet: run something on it")),
+        Err(refused) => refused.into(),
+    })
 }
 
 /// `DELETE /threads/{thread_id}/branches/{name}`: the name; its checkpoints stay.
@@ -162,8 +172,8 @@ pub(super) async fn compare(State(state): State<AppState>, caller: Caller, path:
             None => None,
         },
     };
-    let old = before.as_ref().and_then(|before| before.values.fields()).unwrap_or_default();
-    let (mut channels, unchanged) = diff(&old, &after.values.fields().unwrap_or_default());
+    let old = before.as_ref().map(channels_of).unwrap_or_default();
+    let (mut channels, unchanged) = diff(&old, &channels_of(&after));
     if let Some(only) = only {
         channels.retain(|channel| only.contains(&channel.channel));
     }
@@ -181,6 +191,12 @@ pub(super) async fn compare(State(state): State<AppState>, caller: Caller, path:
         out.insert("more_channels".to_owned(), document::json(&more)?);
     }
     Ok(Reply(out).into_response())
+}
+
+/// Values by channel; one value that is all of the state, as that of a function is, goes by what `/state` calls it.
+fn channels_of(state: &ThreadState) -> Fields {
+    let whole = || Fields::from_iter((!state.values.is_null()).then(|| ("values".to_owned(), state.values.clone())));
+    state.values.fields().unwrap_or_else(whole)
 }
 
 /// The state at the checkpoint that a word stands for.

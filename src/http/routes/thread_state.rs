@@ -5,6 +5,7 @@ use axum::extract::State;
 use axum::response::IntoResponse;
 use serde_json::json;
 
+use super::branches::no_checkpoint;
 use crate::http::auth::Caller;
 use crate::http::cursor;
 use crate::http::document;
@@ -115,8 +116,7 @@ pub(super) async fn patch(
             None => ApiError::thread_not_found(thread.as_str()),
         });
     };
-    let id =
-        id.ok_or_else(|| ApiError::BadRequest(format!("Thread {thread} has no checkpoint yet: run something on it")))?;
+    let Some(id) = id else { return Err(no_checkpoint(&state, &caller, &thread).await?) };
     let cursor = Cursor { thread_id: thread, at: CheckpointRef { id: Some(id), ..CheckpointRef::default() } };
     Ok(Reply(json!({"checkpoint": cursor, "configurable": cursor, "checkpoint_id": cursor.at.id})).into_response())
 }

@@ -130,6 +130,10 @@ pub(super) async fn copy(State(state): State<AppState>, caller: Caller, path: Pa
     let copied = state.runtime.storage().copy_thread(&caller.scope, &from, &to).await?;
     let copied =
         copied.ok_or_else(|| ApiError::Conflict(format!("Thread with ID {from} not found: nothing to copy")))?;
+    let key = copied.key;
+    if copied.head.is_none() && state.runtime.storage().is_foreign(&caller.scope, key).await? {
+        return Ok(Reply(document::one_thread(&state.runtime, &caller, copied).await?).into_response());
+    }
     // The answer describes the new thread alone, as the contract says: idle, no values read yet.
     Ok(Reply(document::fresh_thread(&copied)?).into_response())
 }
