@@ -43,13 +43,8 @@ impl PathIds {
         parse_uuid("assistant ID", self.text("assistant_id")?)
     }
 
-    /// A checkpoint id in the path: a UUID, in its usual spelling.
+    /// A checkpoint id in the path, which may come from elsewhere: any text, a UUID in its usual spelling.
     pub(crate) fn checkpoint(&self) -> ApiResult<String> {
-        parse_uuid("checkpoint ID", self.text("checkpoint_id")?).map(|id| id.hyphenated().to_string())
-    }
-
-    /// A checkpoint id that may come from elsewhere: any short text.
-    pub(crate) fn foreign_checkpoint(&self) -> ApiResult<String> {
         let text = self.text("checkpoint_id")?;
         check_text("checkpoint_id", text)?;
         Ok(Uuid::try_parse(text).map_or_else(|_| text.to_owned(), |id| id.hyphenated().to_string()))

@@ -32,7 +32,8 @@ impl Serialize for Cursor {
 /// A task of a snapshot.
 #[derive(Debug, Clone)]
 pub struct TaskState {
-    pub id: String,
+    /// `None`: of a graph that runs elsewhere, and not known here.
+    pub id: Option<String>,
     pub name: String,
     pub path: TaskPath,
     /// Python's `repr` of the failure.

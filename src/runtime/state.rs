@@ -56,9 +56,13 @@ impl Runtime {
         at: &CheckpointRef,
         subgraphs: bool,
     ) -> Result<ThreadState, RuntimeError> {
-        let thread = self.thread(scope, thread).await?;
+        let thread = match self.thread(scope, thread).await {
+            // What is no UUID is refused as that, unless the thread is known to take it.
+            Err(missing @ RuntimeError::ThreadNotFound(_)) => return check_ids("checkpoint", at).and(Err(missing)),
+            found => found?,
+        };
         if thread.head.is_none() && self.storage().is_foreign(scope, thread.key).await? {
-            return self.foreign_state(scope, &thread, at).await;
+            return self.foreign_state(scope, &thread, at, subgraphs).await;
         }
         check_ids("checkpoint", at)?;
         self.state(*scope, thread, at.clone(), subgraphs).await
@@ -183,7 +187,7 @@ impl Runtime {
                 }
             }
             tasks.push(TaskState {
-                id: task.id,
+                id: Some(task.id),
                 name: task.name,
                 path: task.path,
                 error: task.error,

@@ -30,7 +30,14 @@ fn passed(script: &str, backend: &str, done: &Output) {
 }
 
 fn drive(server: &Server, backend: &str) {
-    for script in ["saver_conformance.py", "saver_programs.py", "saver_client.py", "saver_edges.py", "saver_agent.py"] {
+    for script in [
+        "saver_conformance.py",
+        "saver_programs.py",
+        "saver_client.py",
+        "saver_edges.py",
+        "saver_agent.py",
+        "saver_views.py",
+    ] {
         let Some(done) = python(&server.url, script, &[]) else { return };
         passed(script, backend, &done);
     }

@@ -7,7 +7,9 @@ import { randomUUID } from "node:crypto";
 import { createServer } from "node:http";
 import { promisify } from "node:util";
 
-import { Annotation, Command, END, InMemoryStore, MemorySaver, START, StateGraph, interrupt } from "@langchain/langgraph";
+import {
+  Annotation, Command, END, InMemoryStore, MemorySaver, START, Send, StateGraph, entrypoint, interrupt, task,
+} from "@langchain/langgraph";
 import { startVitest } from "vitest/node";
 
 import { BASE, check, client, collect, equal, ok, refused } from "./checks.mjs";
@@ -97,6 +99,42 @@ check("a graph does the same with HttpSaver as with LangGraph's memory", async (
   equal(state.values.said, want.told.at(-3).values.said);
   await new HttpSaver(BASE).deleteThread(got.threadId);
   await refused(404, client.threads.get(got.threadId));
+});
+
+/** A state, as a graph and as the server tell it; without values, which in a graph have what finished tasks wrote. */
+function told({ next, tasks }) {
+  return {
+    next,
+    tasks: tasks.map(({ id, name, interrupts, result, state }) => (
+      { id, name, interrupts, result: result ?? null, state: state?.values ? told(state) : null })),
+  };
+}
+
+check("the server shows a graph as it shows itself", async () => {
+  const saver = new HttpSaver(BASE);
+  const State = Annotation.Root({ a: Annotation({ reducer: (left, right) => [...left, ...right], default: () => [] }) });
+  const asks = (what) => ({ a: [interrupt(what)] });
+  const inner = new StateGraph(State)
+    .addNode("x", () => ({ a: ["x"] })).addNode("y", () => asks("y?")).addEdge(START, "x").addEdge("x", "y").compile();
+  const nested = new StateGraph(State)
+    .addNode("m", inner).addNode("o", () => ({ a: ["o"] })).addEdge(START, "m").addEdge(START, "o");
+  const sends = new StateGraph(State)
+    .addNode("s", () => ({})).addNode("p", asks).addNode("q", (n) => ({ a: [n] })).addEdge(START, "s")
+    .addConditionalEdges("s", () => [new Send("p", 1), new Send("q", 2), new Send("p", 3)]);
+  const double = task("double", async (n) => n * 2);
+  const work = entrypoint({ name: "work", checkpointer: saver }, async (n) => {
+    const doubled = await double(n);
+    return n === 3 ? doubled + interrupt("sure?") : doubled;
+  });
+  const compile = (builder) => builder.compile({ checkpointer: saver });
+  for (const [graph, input] of [[compile(nested), { a: [0] }], [compile(sends), { a: [0] }], [work, 1], [work, 3]]) {
+    const config = { configurable: { thread_id: `js-${randomUUID()}` } };
+    await graph.invoke(input, config);
+    const want = await graph.getState(config, { subgraphs: true });
+    const got = await client.threads.getState(config.configurable.thread_id, undefined, { subgraphs: true });
+    equal(told(got), told(want));
+    if (input === 1) equal([got.values, want.values], [2, 2]);
+  }
 });
 
 check("HttpStore is LangGraph's store", async () => {

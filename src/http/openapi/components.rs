@@ -150,7 +150,7 @@ fn cursor() -> Shape {
 
 fn task() -> Shape {
     shape()
-        .required("id", string())
+        .required("id", string().nullable().about("Null where the graph runs elsewhere and has not told it"))
         .required("name", string())
         .required("path", array(any()))
         .required("error", string().nullable())

@@ -62,7 +62,7 @@ pub(super) async fn find(
     query: Query,
     wanted: Wanted,
 ) -> ApiResult {
-    let id = path.foreign_checkpoint()?;
+    let id = path.checkpoint()?;
     let ns = query.one("ns")?.unwrap_or_default().to_owned();
     let subgraphs = query.bool("subgraphs")?.unwrap_or(false);
     // As it came: ids of others are not folded.

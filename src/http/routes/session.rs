@@ -13,7 +13,8 @@ use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::PathIds;
 use crate::http::query::Query;
 use crate::model::{
-    CheckpointRef, Fields, InterruptRecord, InterruptStatus, Json, Thread, ThreadState, ThreadStatus, ThreadTtl,
+    CheckpointRef, Fields, InterruptRecord, InterruptStatus, Json, TaskState, Thread, ThreadId, ThreadState,
+    ThreadStatus, ThreadTtl,
 };
 use crate::runtime::{RuntimeError, written_by};
 use crate::storage::{InterruptFilter, Session, StoredCheckpoint};
@@ -46,7 +47,7 @@ pub(super) async fn find(State(state): State<AppState>, caller: Caller, path: Pa
     let shown = query.choice("values", &["short", "full", "none"], values)?.unwrap_or(Values::Short);
     let storage = state.runtime.storage();
     let found = storage.find_session(&caller.scope, &id).await?;
-    let found = found.ok_or_else(|| ApiError::thread_not_found(id.as_str()))?;
+    let mut found = found.ok_or_else(|| ApiError::thread_not_found(id.as_str()))?;
     let at = CheckpointRef::default();
     let keys = [found.thread.key];
     let filter = InterruptFilter { thread: Some(id.clone()), ..InterruptFilter::default() };
@@ -65,6 +66,21 @@ pub(super) async fn find(State(state): State<AppState>, caller: Caller, path: Pa
         Err(error) => return Err(error.into()),
     };
     let limit = if shown == Values::Full { usize::MAX } else { SHOWN_BYTES };
+    let is_foreign = found.thread.head.is_none() && storage.is_foreign(&caller.scope, found.thread.key).await?;
+    let (position, interrupts) = match (is_foreign, &state_at_head) {
+        (true, Some(latest)) => {
+            let sizes = storage.thread_sizes(&caller.scope, &id).await?.unwrap_or_default();
+            let pending = foreign_questions(&id, latest)?;
+            found.counts.checkpoints = sizes.checkpoints.count;
+            found.counts.bytes = sizes.checkpoints.bytes + sizes.task_writes.bytes + sizes.payloads.bytes;
+            found.counts.interrupts = pending.len() as i64;
+            (foreign_position(latest)?, lists([pending, Vec::new()], 0, limit)?)
+        }
+        _ => (
+            position(&found, head.as_ref(), state_at_head.as_ref())?,
+            interrupts(&questions, found.counts.interrupts, limit)?,
+        ),
+    };
     let thread = &found.thread;
     let mut out = Fields::from_iter([
         ("session_id".to_owned(), json(&thread.id)?),
@@ -73,17 +89,24 @@ pub(super) async fn find(State(state): State<AppState>, caller: Caller, path: Pa
         ("closed".to_owned(), json(&thread.closed)?),
         ("error".to_owned(), json(&thread.error)?),
         ("graph".to_owned(), graph(thread, head.as_ref())?),
-        ("position".to_owned(), position(&found, head.as_ref(), state_at_head.as_ref())?),
-        ("interrupts".to_owned(), interrupts(&questions, found.counts.interrupts, limit)?),
+        ("position".to_owned(), position),
+        ("interrupts".to_owned(), interrupts),
         ("active_runs".to_owned(), active_runs(&found)?),
     ]);
     if let Some(refused) = refused {
         out.insert("state_error".to_owned(), Json::from(refused));
     }
     if shown != Values::None {
-        let all = state_at_head.as_ref().and_then(|state| state.values.fields()).unwrap_or_default();
-        let (values, omitted) = bounded(all, limit)?;
-        out.insert("values".to_owned(), Json::from(&values));
+        let all = state_at_head.map_or_else(Json::object, |state| state.values);
+        let (values, omitted) = match all.fields() {
+            Some(fields) => bounded(fields, limit).map(|(shown, omitted)| (Json::from(&shown), omitted))?,
+            // One value that is all of the state, as that of a function is.
+            None => {
+                let (mut shown, omitted) = bounded(Fields::from_iter([("values".to_owned(), all)]), limit)?;
+                (shown.shift_remove("values").unwrap_or_default(), omitted)
+            }
+        };
+        out.insert("values".to_owned(), values);
         if !omitted.is_empty() {
             out.insert("omitted_values".to_owned(), Json::from(&omitted));
         }
@@ -91,7 +114,7 @@ pub(super) async fn find(State(state): State<AppState>, caller: Caller, path: Pa
     out.insert("counts".to_owned(), counts(&found)?);
     out.insert("usage".to_owned(), thread.usage.to_json());
     out.insert("ttl".to_owned(), found.ttl.as_ref().map(ttl).transpose()?.unwrap_or_default());
-    out.insert("permissions".to_owned(), permissions(&caller, thread, &questions)?);
+    out.insert("permissions".to_owned(), permissions(&caller, thread, &questions, is_foreign)?);
     for (key, at) in [
         ("created_at", thread.created_at),
         ("updated_at", thread.updated_at),
@@ -119,17 +142,6 @@ fn graph(thread: &Thread, head: Option<&StoredCheckpoint>) -> ApiResult<Json> {
 /// Where it is: the checkpoint, what runs next, the tasks of the superstep that is open.
 fn position(found: &Session, head: Option<&StoredCheckpoint>, state: Option<&ThreadState>) -> ApiResult<Json> {
     let row = head.map(|head| &head.row);
-    let mut tasks = Vec::new();
-    for task in state.map(|state| state.tasks.as_slice()).unwrap_or_default() {
-        let ids: Vec<&str> = task.interrupts.iter().map(|interrupt| interrupt.id.as_str()).collect();
-        tasks.push(Json::from_fields([
-            ("id", &Json::from(task.id.as_str())),
-            ("name", &Json::from(task.name.as_str())),
-            ("error", &json(&task.error)?),
-            ("interrupt_ids", &json(&ids)?),
-            ("is_finished", &Json::from(task.result.is_some())),
-        ]));
-    }
     let next = match (state, row) {
         (Some(state), _) => json(&state.next)?,
         (None, row) => json(&row.map(|row| &row.next))?,
@@ -142,23 +154,94 @@ fn position(found: &Session, head: Option<&StoredCheckpoint>, state: Option<&Thr
         ("created_at", &json(&row.map(|row| row.at))?),
         ("run_id", &json(&row.and_then(|row| row.run_id))?),
         ("next", &next),
-        ("tasks", &tasks.into_iter().collect()),
+        ("tasks", &tasks(state.map(|state| state.tasks.as_slice()).unwrap_or_default())?),
     ]))
+}
+
+/// Of a thread whose checkpoints come from elsewhere: what its latest one tells.
+fn foreign_position(latest: &ThreadState) -> ApiResult<Json> {
+    let metadata = |key: &str| latest.metadata.as_ref().and_then(|metadata| metadata.get(key)).unwrap_or_default();
+    Ok(Json::from_fields([
+        ("checkpoint_id", &json(&latest.checkpoint.as_ref().and_then(|cursor| cursor.at.id.as_ref()))?),
+        ("branch", &Json::default()),
+        ("step", &metadata("step")),
+        ("source", &metadata("source")),
+        ("created_at", &json(&latest.created_at)?),
+        ("run_id", &metadata("run_id")),
+        ("next", &json(&latest.next)?),
+        ("tasks", &tasks(&latest.tasks)?),
+    ]))
+}
+
+fn tasks(of_state: &[TaskState]) -> ApiResult<Json> {
+    let mut tasks = Vec::new();
+    for task in of_state {
+        let ids: Vec<&str> = task.interrupts.iter().map(|interrupt| interrupt.id.as_str()).collect();
+        tasks.push(Json::from_fields([
+            ("id", &json(&task.id)?),
+            ("name", &Json::from(task.name.as_str())),
+            ("error", &json(&task.error)?),
+            ("interrupt_ids", &json(&ids)?),
+            ("is_finished", &Json::from(task.result.is_some())),
+        ]));
+    }
+    Ok(tasks.into_iter().collect())
+}
+
+/// Of a thread whose checkpoints come from elsewhere: what its latest one waits for, in the form of other questions. Who
+/// asked when is not told by checkpoints.
+fn foreign_questions(thread: &ThreadId, latest: &ThreadState) -> ApiResult<Vec<Json>> {
+    let at = latest.checkpoint.as_ref().map(|cursor| &cursor.at);
+    let run = latest.metadata.as_ref().and_then(|metadata| metadata.get("run_id")).unwrap_or_default();
+    let mut questions = Vec::new();
+    for task in &latest.tasks {
+        for interrupt in &task.interrupts {
+            questions.push(Json::from_fields([
+                ("interrupt_id", &json(&interrupt.id)?),
+                ("thread_id", &json(thread)?),
+                ("status", &json(&InterruptStatus::Pending)?),
+                ("graph_id", &Json::default()),
+                ("assistant_id", &Json::default()),
+                ("node", &json(&task.name)?),
+                ("task_id", &json(&task.id)?),
+                ("checkpoint_ns", &json(&at.map(|at| &at.ns))?),
+                ("checkpoint_id", &json(&at.and_then(|at| at.id.as_ref()))?),
+                ("run_id", &run),
+                ("value", &interrupt.value),
+                ("response_schema", &json(&interrupt.response_schema)?),
+                ("asked_at", &Json::default()),
+                ("answer", &Json::default()),
+                ("answered_at", &Json::default()),
+                ("answered_by", &Json::default()),
+                ("answered_run_id", &Json::default()),
+            ]));
+        }
+    }
+    Ok(questions)
 }
 
 /// The newest questions: those that wait, and those that do not, with their answers.
 fn interrupts(questions: &[InterruptRecord], count: i64, limit: usize) -> ApiResult<Json> {
-    let mut lists: [Vec<Json>; 2] = Default::default();
+    let mut rendered: [Vec<Json>; 2] = Default::default();
     for question in questions {
-        let (fields, omitted) = bounded(json(question)?.fields().unwrap_or_default(), limit)?;
-        let mut fields = fields;
-        if !omitted.is_empty() {
-            fields.insert("omitted_values".to_owned(), Json::from(&omitted));
+        rendered[usize::from(question.status != InterruptStatus::Pending)].push(json(question)?);
+    }
+    lists(rendered, count.saturating_sub(questions.len() as i64).max(0), limit)
+}
+
+/// Those that wait and those that do not, and how many more there are.
+fn lists(questions: [Vec<Json>; 2], more: i64, limit: usize) -> ApiResult<Json> {
+    let mut lists: [Vec<Json>; 2] = Default::default();
+    for (list, questions) in lists.iter_mut().zip(questions) {
+        for question in questions {
+            let (mut fields, omitted) = bounded(question.fields().unwrap_or_default(), limit)?;
+            if !omitted.is_empty() {
+                fields.insert("omitted_values".to_owned(), Json::from(&omitted));
+            }
+            list.push(Json::from(&fields));
         }
-        lists[usize::from(question.status != InterruptStatus::Pending)].push(Json::from(&fields));
     }
     let [pending, past] = lists.map(|list| list.into_iter().collect::<Json>());
-    let more = count.saturating_sub(questions.len() as i64).max(0);
     Ok(Json::from_fields([("pending", &pending), ("past", &past), ("more", &Json::from(more))]))
 }
 
@@ -190,12 +273,15 @@ fn ttl(ttl: &ThreadTtl) -> ApiResult<Json> {
     ]))
 }
 
-/// Who asks, and what would be accepted now. Whoever may ask may do all of it: the server has keys, not roles.
-fn permissions(caller: &Caller, thread: &Thread, questions: &[InterruptRecord]) -> ApiResult<Json> {
+/// Who asks, and what would be accepted now. Whoever may ask may do all of it: the server has keys, not roles. Where a
+/// graph runs elsewhere, so does what changes its state.
+fn permissions(caller: &Caller, thread: &Thread, questions: &[InterruptRecord], is_foreign: bool) -> ApiResult<Json> {
     let is_busy = thread.status == ThreadStatus::Busy;
     let mut may = vec!["read", "label", "copy", "delete"];
     if thread.closed.is_some() {
         may.push("reopen");
+    } else if is_foreign {
+        may.extend(["end", "archive"]);
     } else {
         may.extend(["run", "end", "archive"]);
         may.push(if is_busy { "cancel" } else { "edit_state" });
@@ -206,7 +292,12 @@ fn permissions(caller: &Caller, thread: &Thread, questions: &[InterruptRecord]) 
             may.push("answer");
         }
     }
-    Ok(Json::from_fields([("actor", &json(&caller.actor)?), ("may", &json(&may)?)]))
+    let mut out = Fields::from_iter([("actor".to_owned(), json(&caller.actor)?), ("may".to_owned(), json(&may)?)]);
+    if is_foreign {
+        let why = RuntimeError::ThreadForeign(thread.id.to_string()).to_string();
+        out.insert("note".to_owned(), Json::from(why));
+    }
+    Ok(Json::from(&out))
 }
 
 /// Splits what is short enough to be shown from the sizes of what is not.

@@ -132,7 +132,7 @@ async fn what_is_malformed_is_refused_before_anything_is_asked() {
         ("GET", "/threads/a%00b", "", "Invalid thread ID"),
         ("GET", "/threads/%ff", "", "Invalid path"),
         ("GET", "/threads/t/runs/nope", "", "Invalid run ID: must be a UUID"),
-        ("GET", "/threads/t/state/nope", "", "Invalid checkpoint ID: must be a UUID"),
+        ("GET", "/threads/t/state/a%00b", "", "checkpoint_id"),
         ("GET", "/assistants/nope", "", "Invalid assistant ID: must be a UUID"),
         ("GET", "/threads/t/runs?limit=0", "", "limit: must be between 1 and 1000, got 0"),
         ("GET", "/threads/t/runs?limit=x", "", "limit: expected an integer"),

@@ -7,27 +7,27 @@ use session_store::runtime::foreign::{hash_of, hex};
 
 use crate::support::server::{Answer, TestServer};
 
-fn value(bytes: &[u8]) -> Value {
+pub(super) fn value(bytes: &[u8]) -> Value {
     json!({"type": "msgpack", "base64": STANDARD.encode(bytes)})
 }
 
-fn document(id: &str, versions: Value) -> Value {
+pub(super) fn document(id: &str, versions: Value) -> Value {
     json!({"v": 4, "id": id, "ts": "2026-01-01T00:00:00+00:00", "channel_versions": versions, "versions_seen": {},
            "updated_channels": ["a"], "unknown": {"kept": [1, 1.0, "x\u{0}"]}})
 }
 
 /// A checkpoint with a value in channel `a`.
-fn put(id: &str, parent: Option<&str>, a: &Value) -> Value {
+pub(super) fn put(id: &str, parent: Option<&str>, a: &Value) -> Value {
     json!({"checkpoint": document(id, json!({"a": 1})), "parent_checkpoint_id": parent,
            "metadata": {"source": "loop", "step": 1, "parents": {}}, "values": {"a": a}})
 }
 
-async fn stored(server: &TestServer, thread: &str, body: Value) -> Value {
+pub(super) async fn stored(server: &TestServer, thread: &str, body: Value) -> Value {
     server.post(&format!("/threads/{thread}/checkpoints"), body).await.ok()
 }
 
 #[track_caller]
-fn refused(answer: &Answer, status: u16, detail: &str) {
+pub(super) fn refused(answer: &Answer, status: u16, detail: &str) {
     assert_eq!(answer.status, status, "{answer:?}");
     let told = answer.json()["detail"].as_str().expect("a detail").to_owned();
     assert!(told.contains(detail), "{told:?} lacks {detail:?}");
@@ -441,7 +441,7 @@ async fn bad_checkpoints_are_refused_by_field() {
 }
 
 /// What LangGraph puts for a run that waits for a human: two messages, a value that is no JSON, one that cannot be read.
-async fn waiting(server: &TestServer, thread: &str) {
+pub(super) async fn waiting(server: &TestServer, thread: &str) {
     let message = b"\x91\xc7\x3a\x05\x94\xbdlangchain_core.messages.human\xacHumanMessage\x81\xa7content\xa2Hi\xa1x";
     let versions =
         json!({"messages": 2, "branch:to:approve": 3, "branch:to:agent": 2, "raw": 1, "secret": 1, "__start__": 2});

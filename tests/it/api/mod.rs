@@ -8,6 +8,7 @@ mod chain_events;
 mod commands;
 mod crons;
 mod foreign;
+mod foreign_views;
 mod gaps;
 mod health;
 mod idempotency;

@@ -55,7 +55,10 @@ pub(in crate::http) fn put(id: &'static str) -> Operation {
         .ok(component("Branch"), "The branch")
         .refuses(400, "There is no checkpoint yet")
         .refuses(404, "There is no such thread or checkpoint")
-        .refuses(409, "The thread is on this branch, is closed, or has too many")
+        .refuses(
+            409,
+            "The thread is on this branch, is closed, has too many, or belongs to a graph that runs elsewhere",
+        )
 }
 
 pub(in crate::http) fn delete() -> Operation {
@@ -81,7 +84,10 @@ pub(in crate::http) fn move_head() -> Operation {
         .ok(moved.schema(), "Where the head is")
         .refuses(400, "It cannot be moved there")
         .refuses(404, "There is no such thread, checkpoint or branch")
-        .refuses(409, "A run is active, the thread is closed, or its head is elsewhere")
+        .refuses(
+            409,
+            "A run is active, the thread is closed or of a graph that runs elsewhere, or its head is elsewhere",
+        )
 }
 
 pub(in crate::http) fn compare() -> Operation {

@@ -10,7 +10,10 @@ const STATUSES: [&str; 4] = ["idle", "busy", "interrupted", "error"];
 pub(in crate::http) fn find() -> Operation {
     let interrupts =
         shape().required("pending", array(record())).required("past", array(record())).required("more", whole());
-    let may = shape().required("actor", string().nullable()).required("may", array(string()));
+    let may = shape().required("actor", string().nullable()).required("may", array(string())).sometimes(
+        "note",
+        string().about("Why some things are missing, where a graph that runs elsewhere keeps its state"),
+    );
     let session = shape()
         .required("session_id", component("ThreadId"))
         .required("owner", any())
@@ -22,7 +25,7 @@ pub(in crate::http) fn find() -> Operation {
         .required("interrupts", interrupts.schema())
         .required("active_runs", array(component("RunDetail")))
         .sometimes("state_error", string().about("Why the graph refuses to show the state"))
-        .sometimes("values", record())
+        .sometimes("values", any().about("Usually an object"))
         .sometimes("omitted_values", record().about("Sizes of values that are too long to be shown"))
         .required("counts", map(whole()))
         .required("usage", record())

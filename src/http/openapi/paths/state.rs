@@ -80,7 +80,7 @@ pub(in crate::http) fn patch() -> Operation {
         .ok(component("StateUpdated"), "The checkpoint")
         .refuses(400, "There is no checkpoint yet")
         .refuses(404, "There is no such thread")
-        .refuses(409, "The thread is closed")
+        .refuses(409, "The thread is closed, or of a graph that runs elsewhere")
 }
 
 pub(in crate::http) fn recent_history() -> Operation {
