@@ -11,10 +11,13 @@ from typing import Any
 
 FRAME = "application/vnd.session-store.frame"
 
+# Made once: `json.dumps` makes one for each call when it is told how.
+_ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
 
 def dumps(document: Any) -> bytes:
     """JSON without white space. Refuses what JSON cannot say."""
-    return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return _ENCODE(document).encode()
 
 
 class Writer:
