@@ -183,20 +183,6 @@ impl Runtime {
     }
 }
 
-/// A document as it came.
-fn named(document: Json, id: &str) -> Json {
-    match document.get("id").and_then(|id| id.as_str().map(str::is_empty)) {
-        Some(true) => with_id(&document, id).unwrap_or(document),
-        _ => document,
-    }
-}
-
-fn with_id(document: &Json, id: &str) -> Option<Json> {
-    let mut fields = document.fields()?;
-    *fields.get_mut("id")? = Json::from(id);
-    Some(Json::from(&fields))
-}
-
 fn name(stored: &StoredForeign) -> String {
     format!("{}/{}", stored.row.ns, stored.row.id)
 }
@@ -279,7 +265,7 @@ impl Opened {
         }
         let row = self.stored.row;
         Ok(Checkpoint {
-            checkpoint: named(self.body.checkpoint, &row.id),
+            checkpoint: self.body.checkpoint,
             ns: row.ns,
             id: row.id,
             parent: row.parent,

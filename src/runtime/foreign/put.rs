@@ -4,8 +4,8 @@ use std::cmp::Ordering;
 use std::collections::HashSet;
 
 use super::body::{CheckpointBody, INLINE, Packer, WHOLE, WriteBody, hash_of, hex};
-use super::{Operation, PutCheckpoint, PutWrites, Sent, known, with_id};
-use crate::model::{CheckpointId, Json, Scope, ThreadId, ThreadKey, ThreadStatus};
+use super::{Operation, PutCheckpoint, PutWrites, Sent, known};
+use crate::model::{CheckpointId, Scope, ThreadId, ThreadKey, ThreadStatus};
 use crate::runtime::{Runtime, RuntimeError};
 use crate::storage::{
     ForeignBatch, ForeignCheckpoint, ForeignOutcome, ForeignStatus, ForeignWrites, PayloadHash, StorageError,
@@ -129,7 +129,7 @@ fn pack_checkpoint(batch: &mut ForeignBatch, packer: &mut Packer, put: &PutCheck
     let inline = |channel: &str| if channel == "__start__" { WHOLE } else { INLINE };
     let places = put.values.iter().map(|(channel, sent)| (channel.clone(), packer.place(sent, inline(channel))));
     let values = places.collect();
-    let body = CheckpointBody { checkpoint: unnamed(&put.checkpoint), metadata: put.metadata.clone(), values };
+    let body = CheckpointBody { checkpoint: put.checkpoint.clone(), metadata: put.metadata.clone(), values };
     let (body, bytes) = packer.finish(&body)?;
     let key = |id: &CheckpointId| (put.ns.clone(), id.clone());
     if let Some(parent) = put.parent.as_ref().filter(|_| !put.allow_missing_parent)
@@ -205,9 +205,4 @@ fn settle(batch: &mut ForeignBatch, status: ThreadStatus, on: &CheckpointId) {
     if is_more {
         batch.status = Some(ForeignStatus { status, on: on.clone() });
     }
-}
-
-/// A document as it is stored: its id is in the row, in a column of its own, and no id is empty.
-fn unnamed(document: &Json) -> Json {
-    with_id(document, "").unwrap_or_else(|| document.clone())
 }
