@@ -20,6 +20,35 @@ use crate::storage::{
     ForeignPayload, ForeignWrites, PayloadHash, Pruned, Result, StorageError, StoredForeign,
 };
 
+/// What a thread rests at once a batch is stored ([`crate::storage::ForeignStatus`]); null: as before. In SQL, of the key of
+/// the thread, the checkpoint, and the status of the batch.
+macro_rules! rests_at {
+    ($key:literal, $on:literal, $status:literal) => {
+        concat!(
+            "CASE WHEN ",
+            $status,
+            " = 'idle' THEN COALESCE(
+                 (SELECT CASE w.slot WHEN '-1' THEN 'error' ELSE 'interrupted' END FROM foreign_writes w
+                  WHERE w.thread_key = ",
+            $key,
+            " AND w.ns = '' AND w.checkpoint_id = ",
+            $on,
+            " AND w.slot IN ('-1', '-3')
+                  ORDER BY w.slot LIMIT 1), 'idle')
+             WHEN EXISTS (SELECT 1 FROM foreign_checkpoints c
+                          WHERE c.thread_key = ",
+            $key,
+            " AND c.ns = '' AND c.checkpoint_id > ",
+            $on,
+            ") THEN NULL
+             ELSE ",
+            $status,
+            " END AS status"
+        )
+    };
+}
+pub(super) use rests_at;
+
 /// Checks and stores a batch. Nothing is stored unless the thread is as the snapshot shows it: whoever removes something from
 /// a thread raises its revision.
 const PUT: &str = concat!(
@@ -103,13 +132,9 @@ const PUT: &str = concat!(
         UPDATE threads x SET rest_status = COALESCE(rest.status, x.rest_status), updated_at = going.now,
                              state_updated_at = going.now
         FROM going, (
-            SELECT CASE WHEN $9 = 'idle' THEN COALESCE(
-                            (SELECT CASE w.slot WHEN '-1' THEN 'error' ELSE 'interrupted' END FROM foreign_writes w
-                             WHERE w.thread_key = $1 AND w.ns = '' AND w.checkpoint_id = $30 AND w.slot IN ('-1', '-3')
-                             ORDER BY w.slot LIMIT 1), 'idle')
-                        WHEN EXISTS (SELECT 1 FROM foreign_checkpoints c
-                                     WHERE c.thread_key = $1 AND c.ns = '' AND c.checkpoint_id > $30) THEN NULL
-                        ELSE $9 END AS status
+            SELECT ",
+    rests_at!("$1", "$30", "$9"),
+    "
         ) AS rest
         WHERE x.thread_key = $1
           AND (x.rest_status <> rest.status OR x.updated_at < going.now - 1000000 OR x.pruned_at >= x.updated_at)

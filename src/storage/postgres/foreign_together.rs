@@ -9,6 +9,7 @@ use sqlx::Row as _;
 use sqlx::postgres::PgConnection;
 use uuid::Uuid;
 
+use super::foreign::rests_at;
 use super::now;
 use crate::model::ThreadKey;
 use crate::storage::ForeignBatch;
@@ -101,15 +102,9 @@ const PUT: &str = concat!(
         UPDATE threads x SET rest_status = COALESCE(b.status, x.rest_status), updated_at = clock.now,
                              state_updated_at = clock.now
         FROM clock, (
-            SELECT b.key, CASE
-                WHEN b.status = 'idle' THEN COALESCE(
-                    (SELECT CASE w.slot WHEN '-1' THEN 'error' ELSE 'interrupted' END FROM foreign_writes w
-                     WHERE w.thread_key = b.key AND w.ns = '' AND w.checkpoint_id = b.status_on AND w.slot IN ('-1', '-3')
-                     ORDER BY w.slot LIMIT 1), 'idle')
-                WHEN EXISTS (SELECT 1 FROM foreign_checkpoints c
-                             WHERE c.thread_key = b.key AND c.ns = '' AND c.checkpoint_id > b.status_on) THEN NULL
-                ELSE b.status END AS status
-            FROM batch b
+            SELECT b.key, ",
+    rests_at!("b.key", "b.status_on", "b.status"),
+    " FROM batch b
         ) AS b
         WHERE x.thread_key = b.key AND b.key IN (SELECT going.key FROM going)
           AND (x.rest_status <> b.status OR x.updated_at < clock.now - 1000000 OR x.pruned_at >= x.updated_at)
